@@ -1,0 +1,1 @@
+"""Fine-tune a language model with QLoRA and learn whether it was worth it."""

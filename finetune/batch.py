@@ -1,0 +1,166 @@
+"""How is a batch computed with nothing computed twice and nothing for nothing?
+
+The rows of a batch usually begin alike: the same system prompt, the same instruction. Such a prefix is laid out once,
+followed by each row's own remainder, in one flat sequence without padding:
+
+    prefix | rest of row 0 | rest of row 1 | ...
+
+All linear layers see just these tokens. Attention lets each remainder see the prefix and itself, and the language
+model's head is applied only where a token carries loss. Loss and gradients equal those of the padded batch up to
+rounding; what changes is that padding, repeated prefixes and unused logits cost nothing.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+# The name under which transformers finds `attend`.
+ATTENTION = "shared_prefix"
+IGNORE = -100
+# Model families whose layers pass tokens to each other through attention alone; a test holds each to the padded batch.
+FAMILIES = frozenset({"gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3"})
+
+
+class SharedPrefixCollator:
+    """Rows of `input_ids` and `labels` -> one flat sequence whose common prefix appears once.
+
+    Yields `input_ids`, `position_ids` and `shift_labels` (each 1 x tokens; the label is that of the *next* token),
+    `row_tokens` (rows x longest remainder: where in the flat sequence a row's tokens lie, 0 for padding),
+    `flat_tokens` (the inverse: where in the flattened `row_tokens` a token of a remainder lies), `prefix_length`, and
+    a causal `attention_mask` (1 x 1 x longest remainder x prefix and longest remainder). `real_tokens` counts the
+    tokens of the rows as they were, prefix included in each.
+    """
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = [example["input_ids"] for example in examples]
+        targets = [[*example["labels"][1:], IGNORE] for example in examples]
+        prefix = _prefix_length(rows, targets)
+        rest = [len(row) - prefix for row in rows]
+        flat = rows[0][:prefix] + [token for row in rows for token in row[prefix:]]
+        positions = [*range(prefix), *(prefix + i for length in rest for i in range(length))]
+        labels = [IGNORE] * prefix + [label for target in targets for label in target[prefix:]]
+        inside = torch.arange(max(rest)) < torch.tensor(rest)[:, None]
+        row_tokens = torch.zeros(inside.shape, dtype=torch.long)
+        row_tokens[inside] = torch.arange(prefix, len(flat))
+        return {
+            "input_ids": torch.tensor([flat]),
+            "position_ids": torch.tensor([positions]),
+            "shift_labels": torch.tensor([labels]),
+            "attention_mask": causal_mask(prefix, max(rest)),
+            "row_tokens": row_tokens,
+            "flat_tokens": inside.flatten().nonzero().flatten(),
+            "prefix_length": prefix,
+            "real_tokens": sum(map(len, rows)),
+        }
+
+
+def _prefix_length(rows: list[list[int]], targets: list[list[int]]) -> int:
+    """How many leading tokens all rows share, ending before the first token that predicts a label."""
+    bounds = [next((i for i, label in enumerate(target) if label != IGNORE), len(target) - 1) for target in targets]
+    length = 0
+    while length < min(bounds) and all(row[length] == rows[0][length] for row in rows):
+        length += 1
+    return length
+
+
+def causal_mask(prefix: int, rest: int, window: int | None = None) -> torch.Tensor:
+    """1 x 1 x rest x (prefix + rest), True where a remainder's query may look at a key (within `window` back)."""
+    query = torch.arange(prefix, prefix + rest)[:, None]
+    key = torch.arange(prefix + rest)[None]
+    visible = key <= query
+    if window is not None:
+        visible &= query - key < window
+    return visible[None, None]
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    row_tokens: torch.Tensor | None = None,
+    flat_tokens: torch.Tensor | None = None,
+    prefix_length: int = 0,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention over a flat batch of SharedPrefixCollator; any other batch goes to transformers' own `sdpa`.
+
+    `query`, `key` and `value` are 1 x heads x tokens x size; the result is 1 x tokens x heads x size.
+    """
+    if row_tokens is None or flat_tokens is None or attention_mask is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, sliding_window=sliding_window, **kwargs
+        )
+    dtype = query.dtype
+    if query.device.type == "cpu":
+        query, key, value = query.float(), key.float(), value.float()  # the CPU's backward is twice as fast in float32
+    rows, longest = row_tokens.shape
+    if sliding_window is not None and sliding_window < prefix_length + longest:
+        attention_mask = causal_mask(prefix_length, longest, sliding_window).to(query.device)
+
+    def prefix_of(states: torch.Tensor) -> torch.Tensor:
+        return states[:, :, :prefix_length]
+
+    def rows_of(states: torch.Tensor) -> torch.Tensor:
+        return states[0].index_select(1, row_tokens.flatten()).unflatten(1, (rows, longest)).transpose(0, 1)
+
+    def with_prefix(states: torch.Tensor) -> torch.Tensor:
+        return torch.cat([prefix_of(states).expand(rows, -1, -1, -1), rows_of(states)], dim=2)
+
+    groups = getattr(module, "num_key_value_groups", 1)
+    remainders = _dot_product(
+        rows_of(query), with_prefix(key), with_prefix(value), attention_mask, groups, dropout, scaling
+    )
+    flat = remainders.transpose(1, 2).flatten(0, 1).index_select(0, flat_tokens)
+    if prefix_length:
+        mask = causal_mask(0, prefix_length, sliding_window).to(query.device)
+        prefix = _dot_product(prefix_of(query), prefix_of(key), prefix_of(value), mask, groups, dropout, scaling)
+        flat = torch.cat([prefix[0].transpose(0, 1), flat])
+    return flat[None].to(dtype), None
+
+
+def _dot_product(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor,
+    groups: int,
+    dropout: float,
+    scaling: float | None,
+) -> torch.Tensor:
+    grouped = groups > 1 and query.device.type == "cpu"
+    if groups > 1 and not grouped:
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)  # with a mask, CUDA's fast kernels know no groups
+    return functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+    )
+
+
+def shares_prefixes(config: PretrainedConfig) -> bool:
+    """Whether a model with this configuration may be given flat batches."""
+    text = config.get_text_config()
+    return text.model_type in FAMILIES and text._attn_implementation == ATTENTION
+
+
+def negative_log_likelihood(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The summed negative log-likelihood (nats) of a flat batch's labels, and how many labels there are."""
+    given = {key: value for key, value in inputs.items() if key not in ("shift_labels", "real_tokens")}
+    labels = inputs["shift_labels"][0]
+    where = (labels != IGNORE).nonzero().flatten()
+    if labels.device.type == "cuda":  # TRL's Triton kernel keeps no logits
+        output = model(**given, shift_labels=labels[None], fused_lm_head=True, use_cache=False)
+        return -output.log_probs.sum(), torch.tensor(len(where))
+    logits = model(**given, logits_to_keep=where, use_cache=False).logits[0]
+    return functional.cross_entropy(logits.float(), labels[where], reduction="sum"), torch.tensor(len(where))
+
+
+AttentionInterface.register(ATTENTION, attend)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,0 +1,80 @@
+"""Which run is this, and what of it survives a crash?"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from finetune import data
+from finetune.schema import Config, Source
+
+# Settings that change where a run's numbers go, but not the numbers.
+OUTSIDE_IDENTITY = ("tracking", "name", "output_dir", "stage")
+OUTSIDE_TRAINER_IDENTITY = (
+    "report_to",
+    "disable_tqdm",
+    "log_level",
+    "log_level_replica",
+    "logging_dir",
+    "logging_first_step",
+    "logging_steps",
+    "logging_strategy",
+    "save_total_limit",
+    "dataloader_num_workers",
+    "dataset_num_proc",
+)
+
+
+def folder(config: Config) -> Path:
+    """The folder of the run: the same for every process and every retry, another for every other setting."""
+    return Path(config.output_dir) / (config.name or f"{config.model.name}-{data_name(config)}-{identity(config)}")
+
+
+def data_name(config: Config) -> str:
+    """The data set's short name; a local file lends its own."""
+    return Path(config.data.path).stem if config.data.source is Source.local else config.data.name
+
+
+def identity(config: Config) -> str:
+    """Eight hexadecimal digits of a hash over everything that changes the result, local data files included."""
+    settings = {key: value for key, value in plain(config).items() if key not in OUTSIDE_IDENTITY}
+    settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in OUTSIDE_TRAINER_IDENTITY}
+    settings["digest"] = data.digest(config.data)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """The configuration as plain dictionaries, lists and scalars."""
+    return {key: _plain(value) for key, value in asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+def newest(run: Path) -> Path | None:
+    """The newest checkpoint of a run that was written to its end (the trainer's state is the last file of one)."""
+    complete = [path.parent for path in run.glob("checkpoints/checkpoint-*/trainer_state.json")]
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def result(run: Path) -> dict[str, Any] | None:
+    """The result of a run that is complete, else None."""
+    file = run / "result.json"
+    content = json.loads(file.read_text()) if file.exists() else {}
+    return content if content.get("status") == "complete" else None
+
+
+def write(file: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)

@@ -1,0 +1,92 @@
+"""On what does a run compute, in which precision, and why?"""
+
+import ctypes
+import os
+import platform
+import resource
+from dataclasses import dataclass
+
+import torch
+from accelerate import PartialState
+
+from finetune.schema import Adapter, Dtype, Model, Quantization
+
+
+@dataclass(frozen=True)
+class Device:
+    """The machine's device and the floating-point types of a run, each with its reason."""
+
+    kind: str
+    name: str
+    # Matrix products and activations.
+    compute_dtype: torch.dtype
+    # Weights that are not quantised.
+    weight_dtype: torch.dtype
+    why: str
+    processes: int
+    is_main_process: bool
+
+    @property
+    def mixed_precision(self) -> str:
+        """`bf16`, `fp16` or `no`: what Accelerate calls the activations' type."""
+        return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(self.compute_dtype, "no")
+
+
+def choose(model: Model, quantization: Quantization, adapter: Adapter) -> Device:
+    """The device of this process and the types that `auto` settings become on it; joins the other processes if any."""
+    kind = "cuda" if torch.cuda.is_available() else "cpu"
+    state = PartialState(cpu=kind == "cpu")
+    compute, why = _fastest_dtype(kind)
+    if quantization.load_in_4bit and quantization.bnb_4bit_compute_dtype is not Dtype.auto:
+        compute, why = _torch_dtype(quantization.bnb_4bit_compute_dtype), "set by quantization.bnb_4bit_compute_dtype"
+    elif model.dtype is not Dtype.auto:
+        compute, why = _torch_dtype(model.dtype), "set by model.dtype"
+    if model.dtype is not Dtype.auto:
+        weight = _torch_dtype(model.dtype)
+    elif adapter.enabled:
+        weight = compute
+    else:
+        weight = torch.float32
+        why += "; all weights are trained, so they are kept in float32"
+    return Device(kind, _name(kind), compute, weight, why, state.num_processes, state.is_main_process)
+
+
+def _torch_dtype(dtype: Dtype) -> torch.dtype:
+    return {Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16, Dtype.float32: torch.float32}[dtype]
+
+
+def _fastest_dtype(kind: str) -> tuple[torch.dtype, str]:
+    if kind == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "this GPU multiplies bfloat16 natively"
+        return torch.float16, "this GPU has no native bfloat16"
+    if torch.cpu.get_capabilities().get("amx_bf16", False):
+        return torch.bfloat16, "this CPU multiplies bfloat16 in hardware (AMX)"
+    return torch.float32, "this CPU multiplies float32 faster than bfloat16"
+
+
+def _name(kind: str) -> str:
+    if kind == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+
+
+def keep_freed_memory() -> None:
+    """Tell glibc to keep freed memory: on a CPU, page faults are a fifth of a training step.
+
+    Nothing happens where the C library is not glibc. The parameters are those of mallopt(3).
+    """
+    if platform.libc_ver()[0] != "glibc" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
+        return
+    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
+    libc = ctypes.CDLL("libc.so.6")
+    libc.mallopt(m_mmap_threshold, 1 << 30)
+    libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+    libc.mallopt(m_top_pad, 64 << 20)
+
+
+def peak_memory_bytes() -> int:
+    """The largest memory that this process has held: on the GPU where there is one, else resident in RAM."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

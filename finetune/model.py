@@ -1,0 +1,172 @@
+"""What exactly is trained? The tokenizer, the (quantised) base model and the adapter on it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from finetune import batch, fetch
+from finetune.device import Device
+from finetune.schema import Adapter, Attention, Model, Quantization, Source, UserError
+
+# Weights on the CPU, by name.
+Weights = dict[str, torch.Tensor]
+
+
+def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
+    """The tokenizer of the base model; a missing padding token becomes the end token (padding never carries loss)."""
+    tokenizer = AutoTokenizer.from_pretrained(_place(model), **_hub_options(model))
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"model.path={model.path}: its tokenizer has no end token, so a model could not learn to stop. "
+            "Choose a model whose tokenizer_config.json names an eos_token."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(model: Model, quantization: Quantization, device: Device) -> PreTrainedModel:
+    """The base model on the run's device, quantised as configured."""
+    base = AutoModelForCausalLM.from_pretrained(
+        _place(model),
+        dtype=device.weight_dtype,
+        quantization_config=_bitsandbytes_config(quantization, device),
+        attn_implementation=batch.ATTENTION if model.attn_implementation is Attention.sdpa else model.attn_implementation.value,
+        device_map={"": torch.cuda.current_device()} if device.kind == "cuda" else None,
+        **_hub_options(model),
+    )
+    keep_gradients(base)
+    return base
+
+
+def keep_gradients(model: torch.nn.Module) -> None:
+    """Stop bitsandbytes from repacking 4-bit weights on the first evaluation.
+
+    On a CPU with AVX512-BF16, a `Linear4bit` that is evaluated repacks its weight for a kernel without autograd, and
+    every later training step loses the gradient that flows through it (bitsandbytes 0.50).
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def add_adapter(base: PreTrainedModel, adapter: Adapter, seed: int) -> PreTrainedModel | PeftModel:
+    """The base with a fresh adapter in float32, or the base itself where all weights are trained.
+
+    Raises UserError where `adapter.target_modules` names no module of the model.
+    """
+    if not adapter.enabled:
+        return base
+    targets = adapter.target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        bias=adapter.bias.value,
+        use_dora=adapter.use_dora,
+        use_rslora=adapter.use_rslora,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        modules_to_save=adapter.modules_to_save,
+        layers_to_transform=adapter.layers_to_transform,
+    )
+    torch.manual_seed(seed)
+    try:
+        model = get_peft_model(base, config)
+    except ValueError as error:
+        raise UserError(f"adapter.target_modules={targets}: {error}. Linear layers here: {_linear_names(base)}.") from error
+    keep_gradients(model)
+    return model
+
+
+def trained_base_weights(model: torch.nn.Module) -> Weights:
+    """A copy of those weights of the base that training will change: biases (`adapter.bias`) or all of them."""
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and "lora_" not in name and "modules_to_save" not in name
+    }
+
+
+@contextmanager
+def untouched(model: PreTrainedModel | PeftModel, originals: Weights) -> Iterator[None]:
+    """Within the block the model is the base as it was loaded: adapter off, and `originals` in their places.
+
+    PEFT's `disable_adapter` alone leaves trained biases in the base.
+    """
+    tuned = trained_base_weights(model) if originals else {}
+    _copy_into(model, originals)
+    try:
+        if isinstance(model, PeftModel):
+            with model.disable_adapter():
+                yield
+        else:
+            yield
+    finally:
+        _copy_into(model, tuned)
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """All parameters and the trainable ones; a 4-bit weight counts as the numbers that it holds, not its bytes."""
+    sizes = [(_elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
+
+
+def provenance(model: Model) -> dict[str, Any]:
+    """Where the weights came from, for result.json."""
+    where: dict[str, Any] = {"source": model.source.value, "path": model.path}
+    if model.source is Source.embedded:
+        return where | fetch.provenance(model.path)
+    if model.source is Source.hub:
+        return where | {"revision": model.revision}
+    return where | {"files": {f.name: f.stat().st_size for f in sorted(Path(model.path).glob("*.safetensors"))}}
+
+
+def _place(model: Model) -> str:
+    return str(fetch.model(model.path)) if model.source is Source.embedded else model.path
+
+
+def _hub_options(model: Model) -> dict[str, Any]:
+    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
+    return options | ({"revision": model.revision} if model.source is Source.hub and model.revision else {})
+
+
+def _bitsandbytes_config(quantization: Quantization, device: Device) -> BitsAndBytesConfig | None:
+    if quantization.load_in_4bit:
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quantization.bnb_4bit_quant_type.value,
+            bnb_4bit_compute_dtype=device.compute_dtype,
+            bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+        )
+    if quantization.load_in_8bit:
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=quantization.llm_int8_threshold)
+    return None
+
+
+def _linear_names(model: torch.nn.Module) -> str:
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    return ", ".join(sorted(names))
+
+
+def _copy_into(model: torch.nn.Module, weights: Weights) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+
+
+def _elements(parameter: torch.nn.Parameter) -> int:
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return int(torch.Size(shape).numel()) if shape is not None else parameter.numel()

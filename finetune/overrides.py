@@ -1,0 +1,233 @@
+"""Which settings on the command line are wrong, and what should be written instead?
+
+Asked before Hydra composes anything, because Hydra stops at the first mistake and does not say what was meant.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, is_dataclass
+from enum import Enum
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Transformer, ValueType
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from finetune import check_trainer
+from finetune.problem import complain, did_you_mean
+from finetune.schema import Config
+from finetune.sft_fields import WORDS, sft_fields
+
+CONF = Path(__file__).parent.parent / "conf"
+SECRET = re.compile(r"(^|[._])(token|secret|password|api_key)$")
+# Groups of which no option need be chosen.
+OPTIONAL = ("experiment", "sweep")
+# What people call a setting elsewhere.
+RENAMED = {"alpha": "adapter.lora_alpha", "dropout": "adapter.lora_dropout", "rank": "adapter.r", "lora_r": "adapter.r"}
+RENAMED |= check_trainer.RENAMED
+# A sweep over these is for the sweeper to read.
+UNLISTED = (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP)
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """What may be written on the command line: groups with their options, and settings with their types."""
+
+    options: dict[str, list[str]]
+    types: dict[str, Any]
+    multirun: bool
+
+
+def check_overrides(arguments: list[str]) -> None:
+    """Raise one UserError that names every wrong override among the command line's `arguments`."""
+    flags = get_args_parser().parse_args(arguments)
+    if flags.config_path or flags.config_name or flags.shell_completion:
+        return  # not our configuration
+    commands = [f"--{name}" for name in ("run", "multirun", "cfg", "info") if getattr(flags, name)]
+    problems = [f"{' and '.join(commands)}: only one is possible at a time."] if len(commands) > 1 else []
+    overrides: list[Override] = []
+    for text in flags.overrides:
+        try:
+            overrides.append(OverridesParser.create().parse_override(text))
+        except HydraException as error:
+            problems.append(_unreadable(text, error))
+    folders = [CONF, *([Path(flags.config_dir)] if flags.config_dir else []), *_search_path(overrides)]
+    multirun = flags.multirun or any(override.key_or_group in ("sweep", "hydra.mode") for override in overrides)
+    grammar = Grammar(_options(folders), _types(Config), multirun)
+    for override in overrides:
+        if not override.is_hydra_override() and override.package is None:
+            problems.extend(_problems(override, grammar))
+    complain(problems)
+
+
+def _unreadable(text: str, error: HydraException) -> str:
+    if "=" not in text:
+        return f"{text}: a setting is written key=value."
+    key = text.partition("=")[0]
+    shown_text = f"{key}=***" if SECRET.search(key) else text
+    reason = str(error).splitlines()[0]
+    return f"{shown_text}: it cannot be read ({reason}). Put quotes around special characters: '{key}=\"VALUE\"'."
+
+
+def _search_path(overrides: list[Override]) -> Iterator[Path]:
+    for override in overrides:
+        folders = override.value() if override.key_or_group == "hydra.searchpath" else None
+        for folder in folders if isinstance(folders, list) else []:
+            yield Path(str(folder).removeprefix("file://"))
+
+
+def _options(folders: list[Path]) -> dict[str, list[str]]:
+    options: dict[str, list[str]] = {}
+    for file in sorted(file for folder in folders for file in folder.glob("*/*.yaml")):
+        options.setdefault(file.parent.name, []).append(file.stem)
+    return options
+
+
+def _types(section: type, prefix: str = "") -> dict[str, Any]:
+    """The settings below a dataclass with their types, `adapter.r` -> int."""
+    types: dict[str, Any] = {}
+    for name, kind in get_type_hints(section).items():
+        if is_dataclass(kind):
+            types |= _types(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+        elif name != "trainer":
+            types[prefix + name] = kind
+    return types
+
+
+def _problems(override: Override, grammar: Grammar) -> Iterator[str]:
+    key = override.key_or_group
+    if override.is_delete():
+        yield from _deletion(key, grammar)
+        return
+    values = [] if override.value_type in UNLISTED else _values(override)
+    if len(values) > 1 and not grammar.multirun:
+        text = ",".join(text for text, _ in values)
+        as_list = f", or write {key}=[{text}] for one list" if _takes_list(key, grammar) else ""
+        yield f"{key}={text}: several values make a sweep. Add -m{as_list}."
+        return
+    text = values[0][0] if values else "..."
+    setting = f"{key}={'***' if SECRET.search(key) else text}"
+    if (unknown := _unknown(key, grammar)) is not None:
+        yield f"{setting}: {unknown}"
+    elif override.is_add() and not _is_open(key):
+        yield f"+{setting}: it exists already. Write it without the plus."
+    else:
+        yield from filter(None, (_value_problem(key, text, value, grammar) for text, value in values))
+
+
+def _values(override: Override) -> list[tuple[str, Any]]:
+    """Each value of an override, as it was written and as what YAML would make of it."""
+    if not override.is_sweep_override():
+        return [((override.input_line or "").partition("=")[2], override.value())]
+    return [(str(Transformer.str(value)), Override._convert_value(value)) for value in override.sweep_iterator()]
+
+
+def _takes_list(key: str, grammar: Grammar) -> bool:
+    kind = grammar.types.get(key)
+    return any(get_origin(member) is list for member in (kind, *get_args(kind))) or kind is Any
+
+
+def _is_open(key: str) -> bool:
+    return key.startswith(("trainer.", "data.columns."))
+
+
+def _deletion(key: str, grammar: Grammar) -> Iterator[str]:
+    unknown = _unknown(key, grammar)
+    if unknown is not None:
+        yield f"~{key}: {unknown}"
+    elif key in grammar.options:
+        yield f"~{key}: a part cannot be left out. Choose {key}={'|'.join(grammar.options[key])}."
+    elif not _is_open(key):
+        yield f"~{key}: a setting cannot be left out. Give it a value: {key}=VALUE."
+
+
+def _unknown(key: str, grammar: Grammar) -> str | None:
+    """Why there is no such key, and the one that was probably meant."""
+    if key in grammar.options or key in grammar.types or key.startswith("data.columns."):
+        return None
+    if SECRET.search(key) and key != "trainer.hub_token":
+        return "a secret does not belong in a configuration. Set WANDB_API_KEY or HF_TOKEN in the environment."
+    if key.startswith("trainer."):
+        name, _, below = key.removeprefix("trainer.").partition(".")
+        if name not in sft_fields():
+            return check_trainer.unknown(name)
+        if below and "dict" not in sft_fields()[name].types:
+            return f"trainer.{name} has no parts."
+        return None
+    if (suggestion := meant(key)) is not None:
+        return f"there is no such setting. Did you mean {suggestion}?"
+    section = key.partition(".")[0] + "."
+    beside = [name.removeprefix(section) for name in grammar.types if name.startswith(section)]
+    known = beside or [*grammar.options, "seed", "name"]
+    return f"there is no such setting. There are {', '.join(known)}."
+
+
+def meant(key: str) -> str | None:
+    """The setting or group that an unknown `key` was probably meant to be."""
+    types = _types(Config)
+    known = [*_options([CONF]), *types, *(f"trainer.{name}" for name in sft_fields())]
+    section, _, last = key.rpartition(".")
+    if last in RENAMED:
+        return RENAMED[last]
+    same = [name for name in known if name.rpartition(".")[2] == last]
+    beside = [name for name in known if section and name.startswith(f"{section}.")]
+    return _closest(key, same, 0) or _closest(last, beside, 0.6) or (None if beside else _closest(key, known, 0.6))
+
+
+def _closest(word: str, keys: list[str], cutoff: float) -> str | None:
+    """The key that is spelt most like `word`, its sections left out where `word` has none."""
+    spelling = {key if "." in word else key.rpartition(".")[2]: key for key in keys}
+    close = difflib.get_close_matches(word, spelling, n=1, cutoff=cutoff)
+    return spelling[close[0]] if close else None
+
+
+def _value_problem(key: str, text: str, value: Any, grammar: Grammar) -> str | None:
+    if key in grammar.options:
+        return _option_problem(key, text, value, grammar.options[key])
+    if isinstance(value, str) and "${" in value:
+        return None  # known only once it is composed
+    if key.startswith("trainer."):
+        name = key.removeprefix("trainer.")
+        return check_trainer.field_problem(name, value) if "." not in name else None
+    if key.startswith("data.columns."):
+        return None if isinstance(value, str) else f"{key}={text}: expected the name of a column."
+    return _type_problem(key, text, value, grammar.types[key])
+
+
+def _option_problem(group: str, text: str, value: Any, options: list[str]) -> str | None:
+    if value in options or (value is None and group in OPTIONAL):
+        return None
+    there_are = f"There are {', '.join(options)}."
+    if value is None:
+        return f"{group}=null: a part cannot be left out. {there_are}"
+    return f"{group}={text}: there is no such option.{did_you_mean(str(value), options, f'{group}=')} {there_are}"
+
+
+def _type_problem(key: str, text: str, value: Any, kind: Any) -> str | None:
+    try:
+        OmegaConf.update(OmegaConf.structured(Config), key, value)
+    except OmegaConfBaseException:
+        default = OmegaConf.select(OmegaConf.structured(Config), key)
+        example = f", such as {default}" if isinstance(default, int | float) and not isinstance(default, bool) else ""
+        hint = did_you_mean(str(value), _members(kind), f"{key}=")
+        return f"{key}={text}: expected {_expected(kind)}{example}.{hint}"
+    return None
+
+
+def _expected(kind: Any) -> str:
+    """What a type takes, in words: `int | None` -> `an integer or null`."""
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(_expected(member) for member in get_args(kind))
+    if _members(kind):
+        return f"one of {', '.join(_members(kind))}"
+    return WORDS.get((get_origin(kind) or kind).__name__, "a value")
+
+
+def _members(kind: Any) -> list[str]:
+    return [member.name for member in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []

@@ -1,0 +1,37 @@
+"""How is a user told what is wrong?"""
+
+import difflib
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any
+
+from finetune.schema import UserError
+
+
+def complain(problems: list[str]) -> None:
+    """Raise one UserError with all `problems`, if there are any."""
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError("\n".join([f"{len(problems)} problems", *(f"  {problem}" for problem in problems)]))
+
+
+def did_you_mean(word: str, options: Iterable[str], prefix: str = "") -> str:
+    """` Did you mean <prefix>X?` of the option X nearest to `word`, or nothing where none is like it."""
+    close = difflib.get_close_matches(word, list(options), n=1)
+    return f" Did you mean {prefix}{close[0]}?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{shown(item)}' for key, item in value.items())}}}"
+    return str(value)

@@ -1,0 +1,97 @@
+"""What happened? The run's result.json, predictions.jsonl and config.yaml."""
+
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune import checkpoint, model
+from finetune.data import Splits
+from finetune.evaluate import Arm, Prompts
+from finetune.progress import Watch
+from finetune.schema import Config
+from finetune.tracking import without_secrets
+from finetune.train import Trainer
+
+LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "hydra-core")
+
+
+class Clock:
+    """Seconds spent in each phase of this process."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        """Add the block's time to the phase."""
+        started = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
+
+
+def collect(
+    config: Config, trainer: Trainer, watch: Watch, splits: Splits, prompts: Prompts, arms: dict[str, Arm], clock: Clock
+) -> dict[str, Any]:
+    """Everything that result.json holds."""
+    parameters, trainable = model.count_parameters(trainer.model)
+    return {
+        "name": checkpoint.folder(config).name,
+        "status": "complete",
+        "seed": config.seed,
+        "config": without_secrets(checkpoint.plain(config)),
+        "data": {
+            "fingerprint": splits.fingerprint,
+            "counts": splits.counts,
+            "splits": {name: asdict(size) for name, size in trainer.sizes.items()},
+        },
+        "model": {**model.provenance(config.model), "parameters": parameters, "trainable_parameters": trainable},
+        "training": watch.outcome(),
+        "evaluation": _evaluation(prompts, arms),
+        "seconds": {phase: round(seconds, 2) for phase, seconds in clock.seconds.items()},
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+    }
+
+
+def write(folder: Path, result: dict[str, Any], predictions: list[dict[str, Any]]) -> None:
+    """Write the run's files; result.json is the last, its presence says that the run is complete."""
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
+    checkpoint.write(folder / "predictions.jsonl", "".join(lines))
+    checkpoint.write(folder / "config.yaml", yaml.safe_dump(result["config"], sort_keys=False, allow_unicode=True))
+    checkpoint.write(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+
+
+def predictions(prompts: Prompts, arms: dict[str, Arm]) -> list[dict[str, Any]]:
+    """One row for each held-out prompt: the prompt, its reference, and each arm's answer with its scores."""
+    rows = []
+    for i, example in enumerate(prompts.examples):
+        row: dict[str, Any] = {"place": example.place, "prompt": example.prompt, "reference": example.completion}
+        for name, arm in arms.items():
+            answer = {"answer": arm.answers[i].text, "finished": arm.answers[i].finished} if arm.answers else {}
+            row[name] = {**answer, "scores": arm.scores[i]}
+        rows.append(row)
+    return rows
+
+
+def _evaluation(prompts: Prompts, arms: dict[str, Arm]) -> dict[str, Any]:
+    return {
+        "split": "test",
+        "prompts": len(prompts.examples),
+        "metric": prompts.metrics[0],
+        "max_new_tokens": prompts.max_new_tokens,
+        "arms": {
+            name: {
+                **{metric: {"mean": mean} for metric, mean in arm.summary.items()},
+                "unfinished_answers": sum(not answer.finished for answer in arm.answers),
+                "seconds": round(arm.seconds, 2),
+            }
+            for name, arm in arms.items()
+        },
+    }

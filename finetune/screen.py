@@ -1,0 +1,137 @@
+"""What does the user see while a run goes on, and at its end?"""
+
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:  # a finished run is shown without torch
+    from finetune.data import Message, Splits
+    from finetune.device import Device
+    from finetune.train import Trainer
+
+EXAMPLES_SHOWN = 3
+
+
+class Screen:
+    """The terminal and the run's log.txt; both silent in every process but the first."""
+
+    def __init__(self, folder: Path, speaks: bool) -> None:
+        self.terminal = Console(quiet=not speaks, highlight=False)
+        self.folder = folder
+        self.log: Console | None = None
+        if speaks:
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
+            self.log = Console(file=file, width=140, highlight=False)
+
+    def say(self, what: RenderableType, style: str = "") -> None:
+        """Print on the terminal and into the log."""
+        for console in filter(None, (self.terminal, self.log)):
+            console.print(what, style=style, markup=False)
+
+    def show_start(self, machine: "Device", checkpoint: Path | None) -> None:
+        """The run's folder, whether it continues, and what was chosen for this machine."""
+        self.say(str(self.folder), style="bold")
+        if checkpoint:
+            self.say(f"  continues from {checkpoint.name}")
+        processes = f"{machine.processes} processes, each on " if machine.processes > 1 else ""
+        computes = str(machine.compute_dtype).removeprefix("torch.")
+        weights = str(machine.weight_dtype).removeprefix("torch.")
+        self.say(f"  device: {processes}{machine.name}")
+        self.say(f"  precision: {computes}, unquantised weights {weights} ({machine.why})")
+
+    def show_data(self, splits: "Splits", trainer: "Trainer") -> None:
+        """What was read and what became of it, by split; how it is batched and why."""
+        counts = [f"{value:,} {name}" for name, value in splits.counts.items() if value]
+        self.say("  data: " + " · ".join(counts))
+        for name, size in trainer.sizes.items():
+            self.say(f"  {name}: {size.rows:,} rows, {size.tokens:,} tokens, {size.loss_tokens:,} with loss")
+            if size.truncated:
+                self.say(f"  {name}: {size.truncated:,} rows are cut at trainer.max_length", style="yellow")
+        self.say(f"  attention: {trainer.layout}")
+
+    def show_result(self, result: dict[str, Any]) -> None:
+        """The table of base against tuned, example answers, the run's cost, and what to do next."""
+        self.say(score_table(result["evaluation"]))
+        for row in _read_examples(self.folder):
+            self.say(_example_table(row))
+        training = result["training"]
+        self.say(
+            f"Trained {training['steps']} steps, {training['tokens']:,} tokens at "
+            f"{training['tokens_per_second']:,.0f} tokens/s; {sum(result['seconds'].values()):.0f} s in all; "
+            f"peak memory {training['peak_memory_bytes'] / 2**30:.1f} GiB."
+        )
+        saved = "adapter" if result["config"]["adapter"]["enabled"] else "model"
+        self.say(f"In {self.folder}: {saved}/, predictions.jsonl, result.json, config.yaml, log.txt")
+        self.say("Next: change a setting (adapter.r=32), try several (-m adapter.r=8,32), or see --help.")
+
+
+def hush_libraries() -> None:
+    """Silence what the libraries say that a user can do nothing about; called before they are imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when the data loader forks
+    for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' own deprecations of each other
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def show_complete(result: dict[str, Any], folder: Path) -> None:
+    """Show a run that was finished earlier."""
+    screen = Screen(folder, speaks=True)
+    screen.log = None
+    screen.say(f"{folder} is complete: nothing to do.", style="bold")
+    screen.show_result(result)
+
+
+def score_table(outcome: dict[str, Any]) -> Table:
+    """Each metric's mean by arm, the headline in bold, and how far the tuned model is from the base."""
+    table = Table(title=f"{outcome['prompts']} held-out {outcome['split']} prompts", title_justify="left")
+    table.add_column("metric")
+    for name in outcome["arms"]:
+        table.add_column(name.replace("_", " "), justify="right")
+    table.add_column("difference", justify="right")
+    base, tuned = outcome["arms"]["zero_shot"], outcome["arms"]["tuned"]
+    for metric in (key for key, value in base.items() if isinstance(value, dict)):
+        means = [f"{arm[metric]['mean']:.3f}" for arm in outcome["arms"].values()]
+        difference = f"{tuned[metric]['mean'] - base[metric]['mean']:+.3f}"
+        table.add_row(metric, *means, difference, style="bold" if metric == outcome["metric"] else "")
+    return table
+
+
+def _read_examples(folder: Path) -> list[dict[str, Any]]:
+    with (folder / "predictions.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line, _ in zip(file, range(EXAMPLES_SHOWN), strict=False)]
+    return [row for row in rows if "answer" in row["tuned"]]
+
+
+def _example_table(row: dict[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", justify="right")
+    table.add_column(overflow="fold")
+    lines = {"prompt": _last_message(row["prompt"]), "reference": row["reference"]}
+    lines |= {name.replace("_", " "): row[name]["answer"] for name in ("zero_shot", "tuned")}
+    for name, text in lines.items():
+        table.add_row(name, Text(_shorten(text)))
+    table.add_row("", "")
+    return table
+
+
+def _last_message(prompt: "list[Message]") -> str:
+    return prompt[-1]["content"] if prompt else ""
+
+
+def _shorten(text: str, limit: int = 240) -> str:
+    return text if len(text) <= limit else text[:limit] + " ..."

@@ -1,0 +1,161 @@
+"""How is it trained? TRL's SFTTrainer with the library's own settings, and a loss that computes nothing for nothing."""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from finetune import batch, device
+from finetune.chat import training_row
+from finetune.data import Example, Splits
+from finetune.model import count_parameters
+
+# From this many parameters on, activations are recomputed rather than kept, unless the user says otherwise.
+CHECKPOINTING_FROM = 1_000_000_000
+
+
+@dataclass
+class Size:
+    """What a split holds before truncation and packing; `truncated` counts the rows longer than `max_length`."""
+
+    rows: int
+    tokens: int
+    loss_tokens: int
+    truncated: int
+    longest_answer: int
+
+
+def sft_config(chosen: dict[str, Any], machine: device.Device, folder: Path, seed: int, model: Any) -> SFTConfig:
+    """TRL's settings: `chosen` (the user's, by SFTConfig's names) over what follows from the machine and the run."""
+    ours = {
+        "output_dir": str(folder / "checkpoints"),
+        "seed": seed,
+        "use_cpu": machine.kind == "cpu",
+        "bf16": machine.mixed_precision == "bf16",
+        "fp16": machine.mixed_precision == "fp16",
+        "gradient_checkpointing": count_parameters(model)[0] >= CHECKPOINTING_FROM,
+        "dataloader_pin_memory": machine.kind == "cuda",
+        "logging_nan_inf_filter": False,  # a NaN loss must be seen, not averaged away
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    return SFTConfig(**(ours | chosen))
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer on flat batches (see batch.py) where the model and the settings allow, with its own token counts."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        args: SFTConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        splits: Splits,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self.sizes: dict[str, Size] = {}
+        self.tokens = self.loss_tokens = 0
+        self.flat, self.layout = _layout(model, args)
+        precise = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=_dataset(splits.train, tokenizer, args),
+            eval_dataset=_dataset(splits.validation, tokenizer, args),
+            processing_class=tokenizer,
+            data_collator=batch.SharedPrefixCollator() if self.flat else None,
+            callbacks=callbacks,
+        )
+        _restore(model, precise)
+
+    def _prepare_dataset(
+        self, dataset: Dataset, processing_class: Any, args: SFTConfig, packing: bool, formatting_func: Any, name: str
+    ) -> Dataset:
+        untruncated = copy.copy(args)
+        untruncated.max_length = None
+        tokenized = super()._prepare_dataset(dataset, processing_class, untruncated, False, formatting_func, name)
+        self.sizes[name] = _size(tokenized, args.max_length)
+        return super()._prepare_dataset(tokenized, processing_class, args, packing, formatting_func, name)
+
+    def prepare(self, examples: list[Example], name: str) -> Dataset:
+        """Tokenise further examples just as the training rows were, and count them under `name`."""
+        rows = _dataset(examples, self.processing_class, self.args)
+        return self._prepare_dataset(rows, self.processing_class, self.args, False, None, name)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if self.model.training:
+            labels = inputs["shift_labels"] if self.flat else inputs["labels"][:, 1:]
+            self.tokens += inputs["real_tokens"] if self.flat else _real_tokens(inputs)
+            self.loss_tokens += (labels != batch.IGNORE).sum()
+        if not self.flat:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        nll, count = batch.negative_log_likelihood(model, inputs)
+        if num_items_in_batch is None:
+            return nll / count
+        # the count is of all processes, whose gradients are averaged
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return nll * processes / num_items_in_batch
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        counts = torch.tensor([int(self.tokens), int(self.loss_tokens)], device=self.args.device)
+        total = self.accelerator.reduce(counts, reduction="sum").tolist()
+        super().log(logs | {"tokens": total[0], "loss_tokens": total[1]}, start_time)
+
+
+def train(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train, from `checkpoint` on where there is one."""
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+
+
+def save(trainer: Trainer, folder: Path) -> None:
+    """Write what was trained: `adapter/` in PEFT's format, or `model/` where all weights were trained."""
+    if trainer.is_world_process_zero():
+        target = folder / ("adapter" if isinstance(trainer.model, PeftModel) else "model")
+        trainer.model.save_pretrained(target)
+        trainer.processing_class.save_pretrained(target)
+
+
+def _layout(model: PreTrainedModel | PeftModel, args: SFTConfig) -> tuple[bool, str]:
+    """Whether training runs on flat batches, and in words how a batch is laid out and why."""
+    if args.packing or args.padding_free:
+        return False, "rows are laid end to end by TRL (trainer.packing or trainer.padding_free)"
+    if args.loss_type != "nll" or args.label_smoothing_factor:
+        return False, f"padded batches: TRL computes this loss ({args.loss_type}) itself"
+    if not batch.shares_prefixes(model.config):
+        text = model.config.get_text_config()
+        return False, f"padded batches: {text.model_type} with {text._attn_implementation} has no flat form here"
+    return True, "flat batches: no padding, and what all rows of a batch begin with is computed once"
+
+
+def _dataset(examples: list[Example], tokenizer: Any, args: SFTConfig) -> Dataset:
+    return Dataset.from_list([training_row(example, tokenizer, args.assistant_only_loss) for example in examples])
+
+
+def _size(tokenized: Dataset, max_length: int | None) -> Size:
+    lengths = [len(row) for row in tokenized["input_ids"]]
+    answers = [sum(label != batch.IGNORE for label in row[1:]) for row in tokenized["labels"]]
+    truncated = sum(length > max_length for length in lengths) if max_length else 0
+    return Size(len(lengths), sum(lengths), sum(answers), truncated, max(answers, default=0))
+
+
+def _real_tokens(inputs: dict[str, Any]) -> torch.Tensor | int:
+    return inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+
+
+def _restore(model: torch.nn.Module, precise: dict[str, torch.Tensor]) -> None:
+    """Undo SFTTrainer's cast of the trained weights to bfloat16 under QLoRA: AdamW loses small updates in it."""
+    for name, parameter in model.named_parameters():
+        if name in precise:
+            parameter.data = precise[name].to(parameter.device)

@@ -1,0 +1,71 @@
+"""Fine-tune a language model and learn whether it was worth it: `python run.py --help`."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from finetune import checkpoint, command, schema
+from finetune.schema import Config
+from finetune.screen import Screen, hush_libraries, show_complete
+
+schema.register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> None:
+    """One run; Hydra composes its configuration and calls this, once for each run of a sweep."""
+    command.run_job(run, config)
+
+
+def run(config: Config) -> None:
+    """Train and judge; a run that is complete is only shown."""
+    folder = checkpoint.folder(config)
+    if result := checkpoint.result(folder):
+        show_complete(result, folder)
+    else:
+        train_and_judge(config, folder)
+
+
+def train_and_judge(config: Config, folder: Path) -> None:
+    """Data, model, training, answers to held-out prompts, report."""
+    hush_libraries()
+    from finetune import data, device, evaluate, model, progress, report, tracking, train
+
+    clock = report.Clock()
+    machine = device.choose(config.model, config.quantization, config.adapter)
+    screen = Screen(folder, speaks=machine.is_main_process)
+    screen.show_start(machine, checkpoint.newest(folder))
+
+    with clock.measure("load"):
+        splits = data.load(config.data, config.seed)
+        tokenizer = model.load_tokenizer(config.model)
+        base = model.load_base(config.model, config.quantization, machine)
+        tuned = model.add_adapter(base, config.adapter, config.seed)
+        originals = model.trained_base_weights(tuned)
+
+    with tracking.start(config, folder, machine.is_main_process) as tracker:
+        with clock.measure("prepare"):
+            watch = progress.Watch(screen, tracker)
+            settings = train.sft_config(config.trainer, machine, folder, config.seed, tuned)
+            trainer = train.Trainer(tuned, settings, tokenizer, splits, [watch])
+            prompts = evaluate.choose_prompts(config, splits.test, trainer)
+            screen.show_data(splits, trainer)
+
+        with clock.measure("train"):
+            train.train(trainer, checkpoint.newest(folder))
+            train.save(trainer, folder)
+
+        with clock.measure("evaluate"), progress.bar(screen) as bar:
+            counter = progress.counter(bar, len(prompts.examples))
+            arms = evaluate.compare(tuned, tokenizer, prompts, originals, counter)
+
+        if machine.is_main_process:
+            result = report.collect(config, trainer, watch, splits, prompts, arms, clock)
+            report.write(folder, result, report.predictions(prompts, arms))
+            tracker.finish(result, folder)
+            screen.show_result(result)
+
+
+if __name__ == "__main__":
+    command.start(main)

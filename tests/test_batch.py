@@ -1,0 +1,69 @@
+import pytest
+import tiny
+import torch
+
+from finetune import batch
+
+PREFIX = [5, 6, 7, 8, 9, 10, 11, 12]
+ROWS = [
+    {"input_ids": [*PREFIX, 20, 21, 22, 23], "labels": [-100] * 9 + [21, 22, 23]},
+    {"input_ids": [*PREFIX, 30, 31], "labels": [-100] * 9 + [31]},
+    {"input_ids": [*PREFIX, 20, 41, 42, 43, 44, 45, 46, 47], "labels": [-100] * 10 + [42, -100, 44, 45, 46, 47]},
+]
+UNLIKE = [{"input_ids": [3, 4, 5], "labels": [3, 4, 5]}, {"input_ids": [6, 7, 8, 9], "labels": [-100, 7, 8, 9]}]
+
+
+def padded_loss(model, rows):
+    """Transformers' own loss of the padded batch."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    pad = lambda row, key, value: row[key] + [value] * (longest - len(row[key]))  # noqa: E731
+    return model(
+        input_ids=torch.tensor([pad(row, "input_ids", 0) for row in rows]),
+        labels=torch.tensor([pad(row, "labels", -100) for row in rows]),
+        attention_mask=torch.tensor([[1] * len(r["input_ids"]) + [0] * (longest - len(r["input_ids"])) for r in rows]),
+    ).loss
+
+
+def flat_loss(model, rows):
+    nll, count = batch.negative_log_likelihood(model, batch.SharedPrefixCollator()(rows))
+    return nll / count
+
+
+def loss_and_gradients(model, loss):
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", sorted(batch.FAMILIES))
+@pytest.mark.parametrize("rows", [ROWS, ROWS[:1], UNLIKE], ids=["shared prefix", "one row", "no shared prefix"])
+def test_a_flat_batch_has_the_loss_and_gradients_of_the_padded_one(family, rows):
+    flat, padded = tiny.model(family), tiny.model(family, attention="eager")
+    flat_value, flat_gradients = loss_and_gradients(flat, flat_loss(flat, rows))
+    padded_value, padded_gradients = loss_and_gradients(padded, padded_loss(padded, rows))
+    assert flat_value == pytest.approx(padded_value, rel=1e-5)
+    assert flat_gradients.keys() == padded_gradients.keys()
+    for name, gradient in flat_gradients.items():
+        torch.testing.assert_close(gradient, padded_gradients[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_flat_batch_holds_the_shared_prefix_once_and_no_padding():
+    flat = batch.SharedPrefixCollator()(ROWS)
+    assert flat["prefix_length"] == len(PREFIX)
+    assert flat["input_ids"].numel() == len(PREFIX) + sum(len(row["input_ids"]) - len(PREFIX) for row in ROWS)
+    assert flat["real_tokens"] == sum(len(row["input_ids"]) for row in ROWS)
+
+
+def test_the_prefix_ends_before_the_first_token_that_predicts_a_label():
+    same = [{"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}] * 2
+    assert batch.SharedPrefixCollator()(same)["prefix_length"] == 1
+
+
+@pytest.mark.parametrize("family", sorted(batch.FAMILIES))
+def test_other_batches_go_through_transformers_own_attention(family):
+    ids = torch.randint(5, 60, (2, 12), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[0, :4] = 0
+    ours, eager = (tiny.model(family, attention=name).eval() for name in (batch.ATTENTION, "eager"))
+    with torch.no_grad():
+        expected, actual = (m(input_ids=ids, attention_mask=mask).logits[mask.bool()] for m in (eager, ours))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
