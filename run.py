@@ -32,6 +32,7 @@ def train_and_judge(config: Config, folder: Path) -> None:
     hush_libraries()
     from finetune import data, device, evaluate, model, progress, report, tracking, train
 
+    device.keep_freed_memory()
     clock = report.Clock()
     machine = device.choose(config.model, config.quantization, config.adapter)
     screen = Screen(folder, speaks=machine.is_main_process)
@@ -44,7 +45,13 @@ def train_and_judge(config: Config, folder: Path) -> None:
         tuned = model.add_adapter(base, config.adapter, config.seed)
         originals = model.trained_base_weights(tuned)
 
-    with tracking.start(config, folder, machine.is_main_process) as tracker:
+    with tracking.start(
+        config.tracking,
+        **checkpoint.labels(config),
+        folder=folder,
+        is_main_process=machine.is_main_process,
+        say=screen.say,
+    ) as tracker:
         with clock.measure("prepare"):
             watch = progress.Watch(screen, tracker)
             settings = train.sft_config(config.trainer, machine, folder, config.seed, tuned)
@@ -54,14 +61,15 @@ def train_and_judge(config: Config, folder: Path) -> None:
 
         with clock.measure("train"):
             train.train(trainer, checkpoint.newest(folder))
-            train.save(trainer, folder)
+            if machine.is_main_process:
+                train.save(tuned, tokenizer, folder)
 
         with clock.measure("evaluate"), progress.bar(screen) as bar:
             counter = progress.counter(bar, len(prompts.examples))
             arms = evaluate.compare(tuned, tokenizer, prompts, originals, counter)
 
         if machine.is_main_process:
-            result = report.collect(config, trainer, watch, splits, prompts, arms, clock)
+            result = report.collect(config, tuned, trainer.sizes, watch, splits, prompts, arms, clock)
             report.write(folder, result, report.predictions(prompts, arms))
             tracker.finish(result, folder)
             screen.show_result(result)

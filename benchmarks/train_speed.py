@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+FIGURES = ("tokens_per_second", "peak_bytes")
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = ("run.py nf4", "run.py", "TRL", "bare loop", "TRL nf4", "bare loop nf4")
 RATIOS = (
@@ -62,11 +63,12 @@ def in_own_process(side: str, options: argparse.Namespace) -> dict[str, float]:
 def show(rounds: list[dict[str, dict[str, float]]]) -> None:
     """Print medians by side, then the ratios with their targets."""
     for side in SIDES:
-        speed, memory = (statistics.median(r[side][key] for r in rounds) for key in ("tokens_per_second", "peak_bytes"))
+        speed, memory = (statistics.median(r[side][key] for r in rounds) for key in FIGURES)
         print(f"{side:14} {speed:7.0f} tokens/s  {memory / 2**30:5.2f} GiB peak")
     for ours, other, target in RATIOS:
         speed, memory = (
-            statistics.median(r[ours][key] / r[other][key] for r in rounds) for key in ("tokens_per_second", "peak_bytes")
+            statistics.median(r[ours][key] / r[other][key] for r in rounds)
+            for key in ("tokens_per_second", "peak_bytes")
         )
         aim = f" (target {target})" if target else ""
         print(f"{ours} / {other}: {speed:.2f} times the speed{aim}, {memory:.2f} times the memory")
@@ -74,7 +76,7 @@ def show(rounds: list[dict[str, dict[str, float]]]) -> None:
 
 def measure(side: str, steps: int, batch: int) -> dict[str, float]:
     """The figures of one side, measured in this process."""
-    name, _, quantization = side.rpartition(" nf4")[0] or side, None, "nf4" if side.endswith("nf4") else "none"
+    name, quantization = side.removesuffix(" nf4"), "nf4" if side.endswith("nf4") else "none"
     if name == "run.py":
         return measure_run(quantization, steps, batch)
     measured = measure_trl if name == "TRL" else measure_bare
@@ -133,7 +135,9 @@ def measure_trl(quantization: str, steps: int, batch: int) -> dict[str, float]:
             report_to="none",
             save_strategy="no",
         )
-        trainer = SFTTrainer(base, args, train_dataset=rows, processing_class=tokenizer, peft_config=lora(), callbacks=[stopwatch])
+        trainer = SFTTrainer(
+            base, args, train_dataset=rows, processing_class=tokenizer, peft_config=lora(), callbacks=[stopwatch]
+        )
         trainer.train()
     return {"tokens_per_second": trainer.state.log_history[-1]["num_tokens"] / stopwatch.seconds}
 
@@ -175,10 +179,8 @@ def load(quantization: str) -> tuple[Any, Any, Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, logging
 
-    sys.path.insert(0, str(ROOT))
-    from run import compose
-
     from finetune import data, device, fetch, model
+    from finetune.command import compose
 
     logging.set_verbosity_error()
     config = compose([f"quantization={quantization}"])

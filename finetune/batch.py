@@ -139,9 +139,10 @@ def _dot_product(
     grouped = groups > 1 and query.device.type == "cpu"
     if groups > 1 and not grouped:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)  # with a mask, CUDA's fast kernels know no groups
-    return functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped
-    )
+    with torch.autocast(query.device.type, enabled=False):  # it would cast to bfloat16 again
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, enable_gqa=grouped
+        )
 
 
 def shares_prefixes(config: PretrainedConfig) -> bool:

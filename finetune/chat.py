@@ -25,7 +25,7 @@ def training_row(example: Example, tokenizer: PreTrainedTokenizerBase, assistant
 def prompt_tokens(prompt: list[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that the model is given before it answers."""
     if tokenizer.chat_template:
-        rendered = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+        rendered: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
         return list(rendered["input_ids"])
     return list(tokenizer(plain_prompt(prompt))["input_ids"])
 

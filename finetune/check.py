@@ -13,11 +13,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune import check_trainer, hydra_error
+from finetune.metrics import NAMES as METRICS
 from finetune.problem import complain, did_you_mean, shown
 from finetune.schema import Adapter, Config, Data, Eval, Model, Quantization, Source, UserError, to_dataclass
 
 RECIPES = Path(__file__).parent.parent / "data_recipes"
-METRICS = ("exact_match", "valid_json", "field_f1", "accuracy", "macro_f1", "chrf", "rouge_l", "perplexity")
 # What a data set or model needs besides its group file, and how to give it.
 PLACES = {Source.local: "FILE", Source.hub: "OWNER/NAME", Source.embedded: "NAME"}
 

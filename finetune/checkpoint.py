@@ -46,6 +46,22 @@ def identity(config: Config) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
+def labels(config: Config) -> dict[str, Any]:
+    """What the run is called beside others: `name`, `group`, `tags`, and its whole `config`."""
+    quantization, adapter = config.quantization, config.adapter
+    if quantization.load_in_4bit:
+        stored = quantization.bnb_4bit_quant_type.value
+    else:
+        stored = "int8" if quantization.load_in_8bit else "unquantised"
+    trained = "dora" if adapter.use_dora else "rslora" if adapter.use_rslora else "lora"
+    return {
+        "name": folder(config).name,
+        "group": f"{config.model.name}-{data_name(config)}",
+        "tags": [config.model.name, data_name(config), stored, trained if adapter.enabled else "full"],
+        "config": plain(config),
+    }
+
+
 def plain(config: Config) -> dict[str, Any]:
     """The configuration as plain dictionaries, lists and scalars."""
     return {key: _plain(value) for key, value in asdict(config).items()}

@@ -5,13 +5,15 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from finetune import check, hydra_error, overrides
-from finetune.schema import Config, UserError
+from finetune.schema import Config, UserError, register
 
 # What a wrong configuration raises while it is composed.
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)
@@ -42,6 +44,16 @@ def run_job(run: Callable[[Config], None], config: DictConfig) -> None:
         stop(error)  # here and not in `start`, because Hydra would add a line of its own
     except MISTAKES as error:
         raise RuntimeError("the run failed") from error  # not while composing, so it is no mistake of the user's
+
+
+def compose(arguments: list[str]) -> Config:
+    """The checked configuration of `python run.py ARGUMENTS`, for a program or a test that has no command line."""
+    overrides.check_overrides(arguments)
+    register()
+    with initialize_config_dir(str(overrides.CONF), version_base="1.3"):
+        settings = check.read(hydra_compose("config", overrides=arguments))
+    check.validate(settings)
+    return settings
 
 
 def stop(error: Exception) -> NoReturn:

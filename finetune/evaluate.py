@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ def compare(
     arms = {}
     for name, context in contexts.items():
         with context():
-            arms[name] = _judge(model, tokenizer, prompts, lambda done, name=name: advance(name, done))
+            arms[name] = _judge(model, tokenizer, prompts, partial(advance, name))
     return arms
 
 

@@ -41,11 +41,14 @@ def answer(
     answers: dict[int, Answer] = {}
     torch.manual_seed(seed)
     model.eval()
+    # A slice of the hidden states that is not contiguous makes PyTorch copy the head's weight once for every row.
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     for start in range(0, len(order), decoding.batch_size):
         chosen = order[start : start + decoding.batch_size]
         batch = _answer_batch(model, tokenizer, [tokens[i] for i in chosen], config)
         answers.update(zip(chosen, batch, strict=True))
         advance(len(chosen))
+    hook.remove()
     return [answers[i] for i in range(len(prompts))]
 
 
@@ -83,7 +86,7 @@ def _answer_batch(
     longest = max(map(len, prompts))
     rows = [prompt[:prefix] + [config.pad_token_id] * (longest - len(prompt)) + prompt[prefix:] for prompt in prompts]
     masks = [[1] * prefix + [0] * (longest - len(prompt)) + [1] * (len(prompt) - prefix) for prompt in prompts]
-    output = model.generate(
+    output: torch.Tensor = model.generate(  # type: ignore[operator]
         input_ids=torch.tensor(rows, device=model.device),
         attention_mask=torch.tensor(masks, device=model.device),
         past_key_values=_prefix_cache(model, prompts[0][:prefix], len(prompts)) if prefix else None,
@@ -109,12 +112,14 @@ def _shared_prefix(model: PreTrainedModel | PeftModel, prompts: list[list[int]],
 def _prefix_cache(model: PreTrainedModel | PeftModel, prefix: list[int], rows: int) -> DynamicCache:
     """The keys and values of the prefix, once for each row."""
     cache = DynamicCache(config=model.config)
-    model(input_ids=torch.tensor([prefix], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(
+        input_ids=torch.tensor([prefix], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
+    )
     cache.batch_repeat_interleave(rows)
     return cache
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: list[int]) -> Answer:
     length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    text = tokenizer.decode(tokens[:length], skip_special_tokens=True)
+    text = str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
     return Answer(text, length, finished=length < len(tokens))

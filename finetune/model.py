@@ -38,11 +38,14 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
 
 def load_base(model: Model, quantization: Quantization, device: Device) -> PreTrainedModel:
     """The base model on the run's device, quantised as configured."""
-    base = AutoModelForCausalLM.from_pretrained(
+    attention = batch.ATTENTION if model.attn_implementation is Attention.sdpa else model.attn_implementation.value
+    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         _place(model),
         dtype=device.weight_dtype,
         quantization_config=_bitsandbytes_config(quantization, device),
-        attn_implementation=batch.ATTENTION if model.attn_implementation is Attention.sdpa else model.attn_implementation.value,
+        attn_implementation=batch.ATTENTION
+        if model.attn_implementation is Attention.sdpa
+        else model.attn_implementation.value,
         device_map={"": torch.cuda.current_device()} if device.kind == "cuda" else None,
         **_hub_options(model),
     )
@@ -58,7 +61,7 @@ def keep_gradients(model: torch.nn.Module) -> None:
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def add_adapter(base: PreTrainedModel, adapter: Adapter, seed: int) -> PreTrainedModel | PeftModel:
@@ -85,7 +88,9 @@ def add_adapter(base: PreTrainedModel, adapter: Adapter, seed: int) -> PreTraine
     try:
         model = get_peft_model(base, config)
     except ValueError as error:
-        raise UserError(f"adapter.target_modules={targets}: {error}. Linear layers here: {_linear_names(base)}.") from error
+        raise UserError(
+            f"adapter.target_modules={targets}: {error}. Linear layers here: {_linear_names(base)}."
+        ) from error
     keep_gradients(model)
     return model
 

@@ -64,7 +64,7 @@ class Watch(TrainerCallback):
         self.last: dict[str, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        earlier = [entry for entry in state.log_history if "train_seconds" in entry]
+        earlier: list[dict[str, Any]] = [entry for entry in state.log_history if "train_seconds" in entry]
         self.resumed_from_step = state.global_step
         if earlier:
             self.seconds = earlier[-1]["train_seconds"]
@@ -82,10 +82,8 @@ class Watch(TrainerCallback):
         self.seconds += time.perf_counter() - self.started
         self.bar.update(self.task, completed=state.global_step)
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **_: Any
-    ) -> None:
-        entry = state.log_history[-1]
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        entry: dict[str, Any] = state.log_history[-1]
         entry["tokens"] += self.tokens_before
         entry["loss_tokens"] += self.loss_tokens_before
         entry["train_seconds"] = self.seconds

@@ -18,7 +18,7 @@ from finetune.evaluate import Arm, Prompts
 from finetune.progress import Watch
 from finetune.schema import Config
 from finetune.tracking import without_secrets
-from finetune.train import Trainer
+from finetune.train import Size
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "hydra-core")
 
@@ -38,10 +38,17 @@ class Clock:
 
 
 def collect(
-    config: Config, trainer: Trainer, watch: Watch, splits: Splits, prompts: Prompts, arms: dict[str, Arm], clock: Clock
+    config: Config,
+    trained: Any,
+    sizes: dict[str, Size],
+    watch: Watch,
+    splits: Splits,
+    prompts: Prompts,
+    arms: dict[str, Arm],
+    clock: Clock,
 ) -> dict[str, Any]:
     """Everything that result.json holds."""
-    parameters, trainable = model.count_parameters(trainer.model)
+    parameters, trainable = model.count_parameters(trained)
     return {
         "name": checkpoint.folder(config).name,
         "status": "complete",
@@ -50,7 +57,7 @@ def collect(
         "data": {
             "fingerprint": splits.fingerprint,
             "counts": splits.counts,
-            "splits": {name: asdict(size) for name, size in trainer.sizes.items()},
+            "splits": {name: asdict(size) for name, size in sizes.items()},
         },
         "model": {**model.provenance(config.model), "parameters": parameters, "trainable_parameters": trainable},
         "training": watch.outcome(),

@@ -209,6 +209,7 @@ def register() -> None:
     """Make the schema known to Hydra as the option `schema`, the first entry of conf/config.yaml's defaults."""
     schema = OmegaConf.structured(Config)
     OmegaConf.set_struct(schema.trainer, False)  # any SFTConfig field may be set with no plus; check.py refuses others
+    OmegaConf.set_struct(schema.data.columns, False)  # likewise the columns of any recipe; data.py refuses others
     ConfigStore.instance().store(name="schema", node=schema)
 
 

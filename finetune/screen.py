@@ -34,7 +34,7 @@ class Screen:
     def say(self, what: RenderableType, style: str = "") -> None:
         """Print on the terminal and into the log."""
         for console in filter(None, (self.terminal, self.log)):
-            console.print(what, style=style, markup=False)
+            console.print(what, style=style, markup=False, soft_wrap=isinstance(what, str))
 
     def show_start(self, machine: "Device", checkpoint: Path | None) -> None:
         """The run's folder, whether it continues, and what was chosen for this machine."""

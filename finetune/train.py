@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from finetune import batch, device
@@ -33,7 +33,7 @@ class Size:
 
 def sft_config(chosen: dict[str, Any], machine: device.Device, folder: Path, seed: int, model: Any) -> SFTConfig:
     """TRL's settings: `chosen` (the user's, by SFTConfig's names) over what follows from the machine and the run."""
-    ours = {
+    ours: dict[str, Any] = {
         "output_dir": str(folder / "checkpoints"),
         "seed": seed,
         "use_cpu": machine.kind == "cpu",
@@ -60,7 +60,9 @@ class Trainer(SFTTrainer):
         callbacks: list[TrainerCallback],
     ) -> None:
         self.sizes: dict[str, Size] = {}
-        self.tokens = self.loss_tokens = 0
+        self.tokens: Any = 0
+        self.loss_tokens: Any = 0
+        self.tokenizer, self.settings = tokenizer, args
         self.flat, self.layout = _layout(model, args)
         precise = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(
@@ -72,11 +74,13 @@ class Trainer(SFTTrainer):
             data_collator=batch.SharedPrefixCollator() if self.flat else None,
             callbacks=callbacks,
         )
+        self.remove_callback(PrinterCallback)  # progress.Watch shows the same on one line
         _restore(model, precise)
 
     def _prepare_dataset(
         self, dataset: Dataset, processing_class: Any, args: SFTConfig, packing: bool, formatting_func: Any, name: str
     ) -> Dataset:
+        name = "validation" if name == "eval" else name
         untruncated = copy.copy(args)
         untruncated.max_length = None
         tokenized = super()._prepare_dataset(dataset, processing_class, untruncated, False, formatting_func, name)
@@ -85,8 +89,8 @@ class Trainer(SFTTrainer):
 
     def prepare(self, examples: list[Example], name: str) -> Dataset:
         """Tokenise further examples just as the training rows were, and count them under `name`."""
-        rows = _dataset(examples, self.processing_class, self.args)
-        return self._prepare_dataset(rows, self.processing_class, self.args, False, None, name)
+        rows = _dataset(examples, self.tokenizer, self.settings)
+        return self._prepare_dataset(rows, self.tokenizer, self.settings, False, None, name)
 
     def compute_loss(
         self,
@@ -95,7 +99,7 @@ class Trainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        if self.model.training:
+        if model.training:
             labels = inputs["shift_labels"] if self.flat else inputs["labels"][:, 1:]
             self.tokens += inputs["real_tokens"] if self.flat else _real_tokens(inputs)
             self.loss_tokens += (labels != batch.IGNORE).sum()
@@ -119,12 +123,11 @@ def train(trainer: Trainer, checkpoint: Path | None) -> None:
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
 
 
-def save(trainer: Trainer, folder: Path) -> None:
+def save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write what was trained: `adapter/` in PEFT's format, or `model/` where all weights were trained."""
-    if trainer.is_world_process_zero():
-        target = folder / ("adapter" if isinstance(trainer.model, PeftModel) else "model")
-        trainer.model.save_pretrained(target)
-        trainer.processing_class.save_pretrained(target)
+    target = folder / ("adapter" if isinstance(model, PeftModel) else "model")
+    model.save_pretrained(str(target))
+    tokenizer.save_pretrained(str(target))
 
 
 def _layout(model: PreTrainedModel | PeftModel, args: SFTConfig) -> tuple[bool, str]:

@@ -1,0 +1,142 @@
+"""How good is one answer? All scores but the perplexity lie between 0 and 1, and more is better.
+
+Nothing heavy is imported here before it is used: check.py reads the names from this file.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Any
+
+
+def exact_match(answer: str, reference: str) -> float:
+    """1 if the two are equal but for surrounding whitespace."""
+    return float(answer.strip() == reference.strip())
+
+
+def valid_json(answer: str, reference: str) -> float:
+    """1 if the whole answer is one JSON object; text or a fence around it, NaN and a repeated key make it invalid."""
+    return float(_read_object(answer) is not None)
+
+
+def field_f1(answer: str, reference: str) -> float:
+    """F1 over the (key, value) pairs of two JSON objects; 0 for an answer that is none.
+
+    Values are equal if their text is: 5 and " 5" are. Nested ones are compared as JSON with sorted keys.
+    Raises ValueError if the reference is no JSON object.
+    """
+    expected = _read_object(reference)
+    if expected is None:
+        raise ValueError(f"field_f1 needs references that are JSON objects; this one is not: {reference!r}")
+    given = _read_object(answer)
+    if given is None:
+        return 0.0
+    pairs, others = _pairs(given), _pairs(expected)
+    return 2 * len(pairs & others) / (len(pairs) + len(others)) if pairs or others else 1.0
+
+
+def accuracy(answer: str, reference: str) -> float:
+    """1 if the two are the same label, whatever their case, surrounding whitespace and final period."""
+    return float(_label(answer) == _label(reference))
+
+
+def chrf(answer: str, reference: str) -> float:
+    """Character n-gram F-score (chrF2 of sacrebleu, Popović 2015) divided by 100."""
+    from sacrebleu import sentence_chrf
+
+    if answer.strip() == reference.strip():
+        return 1.0  # sacrebleu scores two empty texts 0
+    return float(sentence_chrf(answer, [reference]).score) / 100
+
+
+def rouge_l(answer: str, reference: str) -> float:
+    """F-measure of the longest common subsequence of words (ROUGE-L of rouge_score, Lin 2004), words of any script."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    if answer.strip() == reference.strip():
+        return 1.0  # also where there is no word in either
+    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    return float(scorer.score(target=reference, prediction=answer)["rougeL"].fmeasure)
+
+
+def macro_f1(answers: Sequence[str], references: Sequence[str]) -> float:
+    """Mean over the labels in the references of each label's F1; labels are compared as in `accuracy`."""
+    from sklearn.metrics import f1_score
+
+    expected = [_label(text) for text in references]
+    given = [_label(text) for text in answers]
+    return float(f1_score(expected, given, labels=sorted(set(expected)), average="macro", zero_division=0))
+
+
+def perplexity(nll: float, tokens: int) -> float:
+    """The perplexity of `tokens` tokens whose negative log-likelihoods, in nats, add up to `nll`; less is better."""
+    return math.exp(nll / tokens)
+
+
+PER_PROMPT: dict[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "valid_json": valid_json,
+    "field_f1": field_f1,
+    "accuracy": accuracy,
+    "chrf": chrf,
+    "rouge_l": rouge_l,
+}
+# Defined for a whole test set only.
+CORPUS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {"macro_f1": macro_f1}
+# The model, not its answers, has a perplexity: evaluate.py computes it.
+NAMES = (*PER_PROMPT, *CORPUS, "perplexity")
+HIGHER_IS_BETTER = {name: name != "perplexity" for name in NAMES}
+
+
+def score(
+    names: Sequence[str], answers: Sequence[str], references: Sequence[str]
+) -> tuple[list[dict[str, float]], dict[str, float]]:
+    """Each answer's scores, and each metric's value over all of them: the mean, or that of the metric's own."""
+    each = [
+        {name: PER_PROMPT[name](answer, reference) for name in names if name in PER_PROMPT}
+        for answer, reference in zip(answers, references, strict=True)
+    ]
+    overall = {
+        name: CORPUS[name](answers, references) if name in CORPUS else fmean(scores[name] for scores in each)
+        for name in names
+    }
+    return each, overall
+
+
+class _Words:
+    """rouge_score's own tokenizer drops every letter outside a-z."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return re.findall(r"\w+", text.lower())
+
+
+def _label(text: str) -> str:
+    return text.strip().removesuffix(".").rstrip().casefold()
+
+
+def _read_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("repeated key")  # parsers disagree about which value counts (RFC 8259, section 4)
+    return dict(pairs)
+
+
+def _pairs(fields: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(key, _text(value)) for key, value in fields.items()}
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -1,0 +1,58 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A folder with a two-layer llama of random weights behind the embedded model's tokenizer and chat template."""
+    import tiny
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from finetune import fetch
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    tokenizer = AutoTokenizer.from_pretrained(fetch.model("smollm2_135m"))
+    shape = tiny.SHAPE | {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "tie_word_embeddings": True}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape, attention_bias=True)).save_pretrained(
+        folder
+    )
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_run(tiny_model, tmp_path):
+    """Overrides of a run of a few seconds on the tiny model and the embedded data, in float32."""
+    return [
+        "model=local",
+        f"model.path={tiny_model}",
+        "model.dtype=float32",
+        "quantization=none",
+        "tracking=none",
+        "trainer=smoke",
+        "data.max_train_rows=32",
+        "trainer.per_device_train_batch_size=4",
+        "eval.max_prompts=4",
+        "eval.max_new_tokens=8",
+        f"output_dir={tmp_path / 'outputs'}",
+    ]
+
+
+@pytest.fixture
+def program():
+    """`program(*arguments)` runs `python run.py` as a user would and returns the finished process."""
+
+    def call(*arguments, launcher=(sys.executable,), **options):
+        command = [*launcher, str(ROOT / "run.py"), *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, **options)
+
+    return call
