@@ -43,9 +43,7 @@ def load_base(model: Model, quantization: Quantization, device: Device) -> PreTr
         _place(model),
         dtype=device.weight_dtype,
         quantization_config=_bitsandbytes_config(quantization, device),
-        attn_implementation=batch.ATTENTION
-        if model.attn_implementation is Attention.sdpa
-        else model.attn_implementation.value,
+        attn_implementation=attention,
         device_map={"": torch.cuda.current_device()} if device.kind == "cuda" else None,
         **_hub_options(model),
     )

@@ -68,7 +68,7 @@ class Run:
             action(self.wandb_run)
         except (OSError, HandleAbandonedError) as error:  # a timeout, a full disk, or wandb's process was killed
             how = f"wandb sync {self.wandb_run.settings.sync_dir}"
-            self.say(f"W&B: not everything was sent ({error or type(error).__name__}). To send the rest: {how}")
+            self.say(f"W&B: not everything was sent ({str(error) or type(error).__name__}). To send the rest: {how}")
             self.wandb_run = None
             _tear_down()
 

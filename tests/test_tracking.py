@@ -1,7 +1,6 @@
 import http.server
 import json
 import os
-import signal
 import socket
 import struct
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -249,14 +249,37 @@ def test_a_service_that_goes_away_during_the_run_costs_a_moment_at_its_end(tmp_p
     assert "not everything was sent" in said[1] and f"wandb sync {tmp_path}/wandb/run-" in said[1]
 
 
-def test_the_run_goes_on_when_wandbs_own_process_is_killed(tmp_path, said):
-    with start(tmp_path, said) as run:
-        os.kill(int(os.environ["WANDB_SERVICE"].split("/wandb-")[-1].split("-")[1]), signal.SIGKILL)
-        for step in range(50):
-            run.log({"train/loss": 1.0}, step=step)
-            time.sleep(0.01)
-        run.summarise({"loss": 1.0})
-    assert len(said) == 2 and "not everything was sent" in said[1]
+def test_the_run_goes_on_when_wandbs_own_process_is_killed(tmp_path):
+    code = """
+import subprocess
+from pathlib import Path
+from finetune import tracking
+from finetune.schema import Tracking
+
+started = []
+popen = subprocess.Popen
+subprocess.Popen = lambda *args, **kwargs: started.append(popen(*args, **kwargs)) or started[-1]
+with tracking.start(Tracking(), name="n", folder=Path("run"), config={}, tags=[], group="g") as run:
+    [service] = [process for process in started if "wandb-core" in str(process.args)]
+    service.kill()
+    service.wait()
+    for step in range(50):
+        run.log({"loss": 1.0}, step=step)
+    run.summarise({"loss": 1.0})
+print("the run went on")
+"""
+    done = run_python(code, tmp_path)
+    first, second, last = done.stdout.splitlines()
+    assert "offline" in first and "not everything was sent" in second and last == "the run went on"
+    assert done.stderr == ""
+
+
+def run_python(code, folder):
+    root = Path(tracking.__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, cwd=folder, env=environment, capture_output=True, text=True
+    )
 
 
 class Refusing(http.server.BaseHTTPRequestHandler):
@@ -356,8 +379,7 @@ for enabled, main in ((False, True), (True, False)):
         run.finish({}, Path("nowhere"))
 assert "wandb" not in sys.modules and not Path("run").exists()
 """
-    root = os.path.dirname(os.path.dirname(tracking.__file__))  # noqa: PTH120
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env=os.environ | {"PYTHONPATH": root})
+    run_python(code, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a/b:c", "é", "x" * 200, "x" * 199 + "/", "two words"])
