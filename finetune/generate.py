@@ -2,15 +2,24 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from peft import PeftModel
+from torch.nn import functional
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from finetune.batch import shares_prefixes
 from finetune.chat import prompt_tokens
 from finetune.data import Message
 from finetune.schema import Eval
+
+# Tokens generated between two looks at which answers have ended.
+ROUND = 16
+# Without eval.batch_size: prompts answered at a time, fewer where their keys and values would need more memory.
+MOST_PROMPTS = 100
+CACHE_BYTES = 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -31,34 +40,43 @@ def answer(
     seed: int,
     advance: Callable[[int], None],
 ) -> list[Answer]:
-    """Answers in the order of the prompts; computed shortest prompt first, `decoding.batch_size` at a time.
+    """Answers in the order of the prompts; computed shortest prompt first, many at a time.
 
     `advance` is told how many more prompts are done.
     """
     tokens = [prompt_tokens(prompt, tokenizer) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(tokens[i]))
-    config = _generation_config(model, tokenizer, decoding, max_new_tokens)
+    config = _generation_config(model, tokenizer, decoding)
     answers: dict[int, Answer] = {}
     torch.manual_seed(seed)
     model.eval()
     # A slice of the hidden states that is not contiguous makes PyTorch copy the head's weight once for every row.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    for start in range(0, len(order), decoding.batch_size):
-        chosen = order[start : start + decoding.batch_size]
-        batch = _answer_batch(model, tokenizer, [tokens[i] for i in chosen], config)
+    batch_size = decoding.batch_size or _most_prompts(model, max(map(len, tokens), default=0) + max_new_tokens)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = _answer_batch(model, tokenizer, [tokens[i] for i in chosen], config, max_new_tokens)
         answers.update(zip(chosen, batch, strict=True))
         advance(len(chosen))
     hook.remove()
     return [answers[i] for i in range(len(prompts))]
 
 
+def _most_prompts(model: PreTrainedModel | PeftModel, tokens: int) -> int:
+    """How many rows of so many tokens are answered at a time; the same on every machine, as rounding depends on it."""
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    row = 2 * text.num_hidden_layers * heads * size * tokens * model.dtype.itemsize
+    return max(1, min(MOST_PROMPTS, CACHE_BYTES // row))
+
+
 def _generation_config(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, decoding: Eval, max_new_tokens: int
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, decoding: Eval
 ) -> GenerationConfig:
     sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
     greedy = decoding.temperature == 0
     return GenerationConfig(
-        max_new_tokens=max_new_tokens,
         do_sample=not greedy,
         **({} if greedy else sampling),
         eos_token_id=_end_tokens(model, tokenizer),
@@ -80,20 +98,35 @@ def _answer_batch(
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     config: GenerationConfig,
+    max_new_tokens: int,
 ) -> list[Answer]:
-    """Generate from `shared prefix | padding | rest of the prompt`, the prefix computed once for all rows."""
-    prefix = _shared_prefix(model, prompts, config.max_new_tokens)
+    """Generate from `shared prefix | padding | rest of the prompt`, the prefix computed once for all rows.
+
+    Every ROUND tokens, the answers that have ended leave the batch.
+    """
     longest = max(map(len, prompts))
+    limit = longest + max_new_tokens
+    prefix = _shared_prefix(model, prompts, max_new_tokens)
     rows = [prompt[:prefix] + [config.pad_token_id] * (longest - len(prompt)) + prompt[prefix:] for prompt in prompts]
     masks = [[1] * prefix + [0] * (longest - len(prompt)) + [1] * (len(prompt) - prefix) for prompt in prompts]
-    output: torch.Tensor = model.generate(  # type: ignore[operator]
-        input_ids=torch.tensor(rows, device=model.device),
-        attention_mask=torch.tensor(masks, device=model.device),
-        past_key_values=_prefix_cache(model, prompts[0][:prefix], len(prompts)) if prefix else None,
-        generation_config=config,
-    )
-    new = output[:, longest:].tolist()
-    return [_read(tokenizer, tokens, config.eos_token_id) for tokens in new]
+    tokens, mask = torch.tensor(rows, device=model.device), torch.tensor(masks, device=model.device)
+    cache = _prefix_cache(model, prompts[0][:prefix], len(prompts), limit) if prefix else None
+    ends = torch.tensor(config.eos_token_id, device=model.device)
+    going = torch.arange(len(prompts), device=model.device)
+    answers: dict[int, list[int]] = {}
+    while len(going):
+        config.max_new_tokens = min(ROUND if cache else max_new_tokens, limit - tokens.shape[1])
+        tokens = model.generate(  # type: ignore[operator]
+            input_ids=tokens, attention_mask=mask, past_key_values=cache, generation_config=config
+        )
+        mask = functional.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1)
+        new = tokens[:, longest:]
+        ended = torch.isin(new, ends).any(dim=1) | (tokens.shape[1] == limit or cache is None)
+        answers |= dict(zip(going[ended].tolist(), new[ended].tolist(), strict=True))
+        tokens, mask, going = tokens[~ended], mask[~ended], going[~ended]
+        if cache and len(going):
+            cache.batch_select_indices(~ended)
+    return [_read(tokenizer, answers[i], config.eos_token_id) for i in range(len(prompts))]
 
 
 def _shared_prefix(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int) -> int:
@@ -109,14 +142,51 @@ def _shared_prefix(model: PreTrainedModel | PeftModel, prompts: list[list[int]],
     return next((i for i, column in enumerate(alike) if len(set(column)) > 1), min(map(len, prompts)) - 1)
 
 
-def _prefix_cache(model: PreTrainedModel | PeftModel, prefix: list[int], rows: int) -> DynamicCache:
-    """The keys and values of the prefix, once for each row."""
+def _prefix_cache(model: PreTrainedModel | PeftModel, prefix: list[int], rows: int, capacity: int) -> DynamicCache:
+    """The keys and values of the prefix, once for each row, with room for `capacity` tokens."""
     cache = DynamicCache(config=model.config)
-    model(
-        input_ids=torch.tensor([prefix], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1
-    )
+    cache.layers = [_Roomy(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    ids = torch.tensor([prefix], device=model.device)
+    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(rows)
     return cache
+
+
+class _Roomy(DynamicLayer):
+    """A layer's keys and values (rows x heads x tokens x size) in buffers with room for `capacity` tokens.
+
+    DynamicLayer copies them all for each new token, which on a CPU takes half of the time of an answer.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.buffers: tuple[torch.Tensor, ...] = ()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the new keys and values; all of them are returned, as views."""
+        before, new = self.get_seq_length(), (key_states, value_states)
+        after = before + key_states.shape[-2]
+        if not self.buffers:
+            held = (self.keys, self.values) if before else ()
+            self.buffers = tuple(s.new_empty(*s.shape[:2], self.capacity, s.shape[-1]) for s in new)
+            for buffer, states in zip(self.buffers, held, strict=False):
+                buffer[:, :, :before] = states
+        for buffer, states in zip(self.buffers, new, strict=True):
+            buffer[:, :, before:after] = states
+        self.is_initialized = True
+        self.keys, self.values = [buffer[:, :, :after] for buffer in self.buffers]
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.buffers = ()
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.buffers = ()
 
 
 def _read(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: list[int]) -> Answer:

@@ -160,8 +160,8 @@ class Eval:
 
     # At most this many held-out test prompts. None: all of them.
     max_prompts: int | None = 100
-    # Prompts answered at a time.
-    batch_size: int = 50
+    # Prompts answered at a time. None: 100, or fewer where their keys and values would take more than 4 GiB.
+    batch_size: int | None = None
     # Longest answer, in tokens. None: a quarter more than the longest training answer.
     max_new_tokens: int | None = None
     # 0 is greedy decoding; above it, answers are sampled.
