@@ -39,12 +39,16 @@ def sft_config(chosen: dict[str, Any], machine: device.Device, folder: Path, see
         "use_cpu": machine.kind == "cpu",
         "bf16": machine.mixed_precision == "bf16",
         "fp16": machine.mixed_precision == "fp16",
-        "gradient_checkpointing": count_parameters(model)[0] >= CHECKPOINTING_FROM,
         "dataloader_pin_memory": machine.kind == "cuda",
         "logging_nan_inf_filter": False,  # a NaN loss must be seen, not averaged away
         "disable_tqdm": True,
         "report_to": "none",
     }
+    # TRL turns it on; transformers 5.23 gave it a new name, which wins over the old one
+    renamed = hasattr(SFTConfig, "activation_checkpointing")
+    if not {"activation_checkpointing", "gradient_checkpointing"} & chosen.keys():
+        large = count_parameters(model)[0] >= CHECKPOINTING_FROM
+        ours["activation_checkpointing" if renamed else "gradient_checkpointing"] = large
     return SFTConfig(**(ours | chosen))
 
 

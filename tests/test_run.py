@@ -1,0 +1,288 @@
+"""The program as a user runs it, on a tiny model with random weights."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import run
+import torch
+from safetensors.torch import load_file
+
+from finetune.command import compose
+from finetune.schema import UserError
+
+CONVERSATION = [("user", "Say {0}"), ("assistant", "{0}!"), ("user", "Again"), ("assistant", "{0}, {0}!")]
+
+
+def rows(recipe, count=20):
+    """Rows in the shape that the recipe reads."""
+
+    def chat(i, role, content, names):
+        return [{role: names.get(r, r), content: text.format(i)} for r, text in CONVERSATION]
+
+    shapes = {
+        "prompt_completion": lambda i: {"prompt": f"Say {i}", "completion": f"{i}!"},
+        "messages": lambda i: {"messages": chat(i, "role", "content", {})},
+        "alpaca": lambda i: {"instruction": "Say it", "input": f"{i}", "output": f"{i}!"},
+        "sharegpt": lambda i: {"conversations": chat(i, "from", "value", {"user": "human", "assistant": "gpt"})},
+        "text": lambda i: {"text": f"Once upon a time there were {i} little pigs."},
+    }
+    return [shapes[recipe](i) for i in range(count)]
+
+
+def in_this_process(*overrides):
+    """What `python run.py OVERRIDES` leaves: its result, its predictions and its folder."""
+    config = compose(list(overrides))
+    run.run(config)
+    folder = run.checkpoint.folder(config)
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    return json.loads((folder / "result.json").read_text()), [json.loads(line) for line in lines], folder
+
+
+def weights(folder):
+    return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same_weights(one, other):
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_a_run_leaves_its_files_and_started_again_it_only_shows_them(program, tiny_run, tmp_path):
+    first = program(*tiny_run, "quantization=nf4")
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    assert "difference" in first.stdout and "validation loss" in first.stdout
+    [folder] = (tmp_path / "outputs").iterdir()
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "adapter", "predictions.jsonl", "result.json", "log.txt"} <= names
+    result = json.loads((folder / "result.json").read_text())
+    assert result["name"] == folder.name and result["status"] == "complete" and result["seed"] == 42
+    assert set(result["training"]) >= {
+        "steps", "tokens", "loss_tokens", "seconds", "tokens_per_second", "train_loss", "validation_loss",
+        "peak_memory_bytes",
+    }  # fmt: skip
+    assert result["data"]["splits"]["train"].keys() >= {"rows", "tokens", "loss_tokens"}
+    assert result["model"]["trainable_parameters"] < result["model"]["parameters"]
+    assert result["evaluation"]["prompts"] == 4 and result["evaluation"]["split"] == "test"
+    assert set(result["evaluation"]["arms"]) == {"zero_shot", "tuned"}
+    assert result["seconds"].keys() == {"load", "prepare", "train", "evaluate"}
+    assert "wandb" not in names
+
+    started = time.perf_counter()
+    second = program(*tiny_run, "quantization=nf4")
+    assert second.returncode == 0 and second.stderr == ""
+    assert "is complete" in second.stdout and folder.name in second.stdout.replace("\n", "")
+    assert time.perf_counter() - started < 5
+    assert json.loads((folder / "result.json").read_text()) == result
+
+
+def test_the_scores_are_those_of_the_answers_in_predictions(tiny_run):
+    from finetune.metrics import PER_PROMPT
+
+    result, predictions, _ = in_this_process(*tiny_run, "data.metrics=[chrf,exact_match]")
+    for arm in ("zero_shot", "tuned"):
+        for name in ("chrf", "exact_match"):
+            scores = [PER_PROMPT[name](row[arm]["answer"], row["reference"]) for row in predictions]
+            assert [row[arm]["scores"][name] for row in predictions] == scores
+            assert result["evaluation"]["arms"][arm][name]["mean"] == pytest.approx(sum(scores) / len(scores))
+
+
+def test_a_plain_peft_script_gives_the_same_answers(tiny_run, tiny_model):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    settings = ["trainer.learning_rate=5e-2", "trainer.max_steps=6"]
+    _, predictions, folder = in_this_process(*tiny_run, *settings)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "adapter")
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    tuned = PeftModel.from_pretrained(base, folder / "adapter")
+    for row in predictions:
+        prompt = tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        output = tuned.generate(**prompt, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        answer = tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert answer == row["tuned"]["answer"]
+    assert any(row["tuned"]["answer"] != row["zero_shot"]["answer"] for row in predictions)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "dora", "rslora"])
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])
+def test_every_adapter_trains_on_every_quantization(tiny_run, quantization, adapter):
+    settings = ["adapter.r=4", "adapter.bias=lora_only", "trainer.learning_rate=1e-2"]
+    result, _, folder = in_this_process(*tiny_run, f"quantization={quantization}", f"adapter={adapter}", *settings)
+    assert result["training"]["steps"] == 3
+    learnt = [tensor for name, tensor in weights(folder).items() if "lora_B" in name]
+    assert len(learnt) == 2 * 7
+    assert all(tensor.abs().sum() > 0 and tensor.dtype == torch.float32 for tensor in learnt)
+
+
+def test_all_weights_can_be_trained(tiny_run, tiny_model):
+    result, predictions, folder = in_this_process(*tiny_run, "adapter=full", "trainer.learning_rate=5e-2")
+    assert result["model"]["trainable_parameters"] == result["model"]["parameters"]
+    before, after = load_file(tiny_model / "model.safetensors"), load_file(folder / "model" / "model.safetensors")
+    assert all(not torch.equal(before[name], after[name]) for name in before if "norm" not in name)
+    assert any(row["tuned"]["answer"] != row["zero_shot"]["answer"] for row in predictions)
+
+
+@pytest.mark.parametrize("recipe", ["prompt_completion", "messages", "alpaca", "sharegpt", "text"])
+def test_a_users_file_is_trained_on_in_each_shape(tiny_run, tmp_path, recipe):
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(recipe)))
+    result, predictions, folder = in_this_process(*tiny_run, "data=local", f"data.path={file}", f"data.recipe={recipe}")
+    assert folder.name.startswith("local-mine-")
+    assert result["data"]["counts"] | {"rows": 20, "train": 16, "validation": 2, "test": 2} == result["data"]["counts"]
+    assert set(result["evaluation"]["arms"]["tuned"]) & {"chrf", "perplexity"}
+    assert all(row["place"].startswith(f"{file}:") and row["tuned"]["scores"] for row in predictions)
+
+
+def test_csv_json_and_parquet_give_the_same_examples_as_jsonl(tmp_path):
+    from finetune import data
+
+    table = rows("prompt_completion")
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    (tmp_path / "mine.json").write_text(json.dumps(table))
+    (tmp_path / "mine.csv").write_text("prompt,completion\n" + "".join(",".join(row.values()) + "\n" for row in table))
+    pyarrow.parquet.write_table(pa.Table.from_pylist(table), tmp_path / "mine.parquet")
+    configs = [
+        compose(["data=local", f"data.path={tmp_path}/mine.{kind}"]) for kind in ("jsonl", "json", "csv", "parquet")
+    ]
+    fingerprints = {data.load(config.data, config.seed).fingerprint for config in configs}
+    assert len(fingerprints) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (
+            '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "answer": "b"}\n',
+            r"mine\.jsonl:2: .*completion.*answer",
+        ),
+        ('{"prompt": "a", "completion": "b"}\n{"prompt": \n', r"mine\.jsonl:2: not valid JSON"),
+        ("", r"mine\.jsonl holds no rows"),
+    ],
+)
+def test_a_wrong_file_is_an_error_with_file_and_line(tiny_run, tmp_path, content, found):
+    (tmp_path / "mine.jsonl").write_text(content)
+    with pytest.raises(UserError, match=found):
+        in_this_process(*tiny_run, "data=local", f"data.path={tmp_path}/mine.jsonl")
+
+
+def test_a_wrong_file_ends_the_program_with_code_2_and_one_paragraph(program, tiny_run, tmp_path):
+    (tmp_path / "mine.jsonl").write_text('{"prompt": "a"}\n')
+    done = program(*tiny_run, "data=local", f"data.path={tmp_path}/mine.jsonl")
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ") and "mine.jsonl:1" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_validation_during_training_changes_nothing_that_is_learnt(tiny_run, quantization):
+    settings = [*tiny_run, f"quantization={quantization}", "adapter.lora_dropout=0.1"]
+    with_it = in_this_process(*settings, "trainer.eval_steps=1", "name=with")
+    without = in_this_process(*settings, "trainer.eval_strategy=no", "name=without")
+    assert_same_weights(weights(with_it[2]), weights(without[2]))
+    assert with_it[0]["training"]["validation_loss"] and without[0]["training"]["validation_loss"] is None
+
+
+def test_the_best_checkpoint_can_be_kept(tiny_run):
+    settings = ["trainer.max_steps=6", "trainer.eval_steps=1", "trainer.save_steps=1", "trainer.learning_rate=5"]
+    diverging = [*tiny_run, *settings, "trainer.lr_scheduler_type=constant", "trainer.warmup_steps=0"]
+    last = in_this_process(*diverging, "name=last")
+    best = in_this_process(*diverging, "name=best", "trainer.load_best_model_at_end=true")
+    state = json.loads(next((best[2] / "checkpoints").glob("*/trainer_state.json")).read_text())
+    losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
+    assert losses[-1] > min(losses)
+    kept, final = weights(best[2]), weights(last[2])
+    assert any(not torch.equal(kept[name], final[name]) for name in kept)
+
+
+def test_a_killed_run_continues_to_the_result_that_it_would_have_had(tiny_run, tmp_path):
+    settings = [*tiny_run, "quantization=nf4", "trainer.max_steps=40", "trainer.save_steps=4", "trainer.eval_steps=8"]
+    settings += ["adapter.lora_dropout=0.1", "trainer.learning_rate=1e-2"]
+    killed = tmp_path / "outputs" / "killed"
+    process = subprocess.Popen([sys.executable, run.__file__, *settings, "name=killed"], stdout=subprocess.PIPE)
+    while not list(killed.glob("checkpoints/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "result.json").exists()
+
+    continued, predictions, _ = in_this_process(*settings, "name=killed")
+    assert 0 < continued["training"]["resumed_from_step"] < 40
+    whole, expected, folder = in_this_process(*settings, "name=whole")
+    assert_same_weights(weights(killed), weights(folder))
+    assert predictions == expected
+    for key in ("steps", "tokens", "loss_tokens", "train_loss", "validation_loss"):
+        assert continued["training"][key] == whole["training"][key], key
+
+
+def test_two_processes_give_one_folder_and_one_result(program, tiny_run, tmp_path):
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    done = program(*tiny_run, launcher=[*launcher, "--num_machines", "1", "--main_process_port", "0"])
+    assert done.returncode == 0, done.stderr
+    [folder] = (tmp_path / "outputs").iterdir()
+    result = json.loads((folder / "result.json").read_text())
+    assert done.stdout.count("2 processes") == 1
+    assert result["training"]["steps"] == 3
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == 4
+    alone, predictions, _ = in_this_process(*tiny_run, "trainer.per_device_train_batch_size=8", "name=alone")
+    # two processes with half of the batch each see the same tokens
+    assert result["training"]["tokens"] == alone["training"]["tokens"]
+    assert result["training"]["train_loss"] == pytest.approx(alone["training"]["train_loss"], rel=1e-4)
+
+
+def test_a_sweep_runs_one_job_after_the_other_each_in_its_folder(program, tiny_run, tmp_path):
+    done = program("-m", "adapter.r=4,8", *tiny_run)
+    assert done.returncode == 0, done.stderr
+    results = [json.loads(path.read_text()) for path in (tmp_path / "outputs").glob("*/result.json")]
+    assert sorted(result["config"]["adapter"]["r"] for result in results) == [4, 8]
+
+
+def test_a_run_goes_on_when_the_tracking_service_is_unreachable(tiny_run, monkeypatch, capsys):
+    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    result, _, folder = in_this_process(*tiny_run, "tracking=wandb", "tracking.mode=auto")
+    assert result["status"] == "complete"
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+    assert "W&B: offline (no connection" in capsys.readouterr().out
+
+
+def test_no_secret_is_in_any_file_of_a_run(tiny_run, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_API_KEY", secret := "c0ffee" * 7)
+    monkeypatch.setenv("HF_TOKEN", "hf_" + secret)
+    *_, folder = in_this_process(*tiny_run, "tracking=wandb")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes(), path
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run(tiny_run):
+    with pytest.raises(FloatingPointError, match="diverged"):
+        in_this_process(*tiny_run, "adapter=full", "trainer.learning_rate=1e30", "trainer.logging_steps=1")
+
+
+def test_ctrl_c_ends_with_code_130_and_no_stack(tiny_run, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, run.__file__, *tiny_run, "trainer.max_steps=1000", "name=stopped"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    while not list((tmp_path / "outputs").glob("stopped/checkpoints/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in error
