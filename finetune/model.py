@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bitsandbytes.nn import Linear8bitLt
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
@@ -90,7 +91,23 @@ def add_adapter(base: PreTrainedModel, adapter: Adapter, seed: int) -> PreTraine
             f"adapter.target_modules={targets}: {error}. Linear layers here: {_linear_names(base)}."
         ) from error
     keep_gradients(model)
+    keep_scales(model)
     return model
+
+
+def keep_scales(model: torch.nn.Module) -> None:
+    """Give int8 weights their scales back before each product.
+
+    On a CPU, DoRA replaces a weight by a copy without them after each product (PEFT 0.21 with bitsandbytes 0.50).
+    """
+
+    def restore(layer: Linear8bitLt, inputs: Any) -> None:
+        if layer.weight.SCB is None:
+            layer.weight.SCB = layer.state.SCB
+
+    for module in model.modules():
+        if isinstance(module, Linear8bitLt):
+            module.register_forward_pre_hook(restore)
 
 
 def trained_base_weights(model: torch.nn.Module) -> Weights:

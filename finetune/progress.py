@@ -81,6 +81,7 @@ class Watch(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.seconds += time.perf_counter() - self.started
         self.bar.update(self.task, completed=state.global_step)
+        control.should_log |= state.global_step == state.max_steps  # the last loss is part of the result
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         entry: dict[str, Any] = state.log_history[-1]

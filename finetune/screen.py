@@ -25,16 +25,15 @@ class Screen:
     def __init__(self, folder: Path, speaks: bool) -> None:
         self.terminal = Console(quiet=not speaks, highlight=False)
         self.folder = folder
-        self.log: Console | None = None
-        if speaks:
-            folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / "log.txt").open("a", encoding="utf-8", buffering=1)
-            self.log = Console(file=file, width=140, highlight=False)
+        self.logs = speaks
 
     def say(self, what: RenderableType, style: str = "") -> None:
         """Print on the terminal and into the log."""
-        for console in filter(None, (self.terminal, self.log)):
-            console.print(what, style=style, markup=False, soft_wrap=isinstance(what, str))
+        _print(self.terminal, what, style)
+        if self.logs:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
+                _print(Console(file=file, width=140, highlight=False), what, style)
 
     def show_start(self, machine: "Device", checkpoint: Path | None) -> None:
         """The run's folder, whether it continues, and what was chosen for this machine."""
@@ -91,7 +90,7 @@ def hush_libraries() -> None:
 def show_complete(result: dict[str, Any], folder: Path) -> None:
     """Show a run that was finished earlier."""
     screen = Screen(folder, speaks=True)
-    screen.log = None
+    screen.logs = False
     screen.say(f"{folder} is complete: nothing to do.", style="bold")
     screen.show_result(result)
 
@@ -134,4 +133,9 @@ def _last_message(prompt: "list[Message]") -> str:
 
 
 def _shorten(text: str, limit: int = 240) -> str:
+    text = " ".join(text.split())
     return text if len(text) <= limit else text[:limit] + " ..."
+
+
+def _print(console: Console, what: RenderableType, style: str) -> None:
+    console.print(what, style=style, markup=False, soft_wrap=isinstance(what, str))

@@ -116,6 +116,15 @@ class Trainer(SFTTrainer):
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return nll * processes / num_items_in_batch
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validate, and leave the random state as it was: a data loader draws from it, and dropout comes next."""
+        with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.log({})  # a run that continues counts on from here
+        super()._save_checkpoint(model, trial)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         counts = torch.tensor([int(self.tokens), int(self.loss_tokens)], device=self.args.device)
         total = self.accelerator.reduce(counts, reduction="sum").tolist()
