@@ -170,7 +170,7 @@ class _Roomy(DynamicLayer):
         before, new = self.get_seq_length(), (key_states, value_states)
         after = before + key_states.shape[-2]
         if not self.buffers:
-            held = (self.keys, self.values) if before else ()
+            held: tuple[Any, ...] = (self.keys, self.values) if before else ()
             self.buffers = tuple(s.new_empty(*s.shape[:2], self.capacity, s.shape[-1]) for s in new)
             for buffer, states in zip(self.buffers, held, strict=False):
                 buffer[:, :, :before] = states

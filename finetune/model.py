@@ -101,7 +101,7 @@ def keep_scales(model: torch.nn.Module) -> None:
     On a CPU, DoRA replaces a weight by a copy without them after each product (PEFT 0.21 with bitsandbytes 0.50).
     """
 
-    def restore(layer: Linear8bitLt, inputs: Any) -> None:
+    def restore(layer: Any, inputs: Any) -> None:
         if layer.weight.SCB is None:
             layer.weight.SCB = layer.state.SCB
 

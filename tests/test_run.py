@@ -197,7 +197,7 @@ def test_the_best_checkpoint_can_be_kept(tiny_run):
     diverging = [*tiny_run, *settings, "trainer.lr_scheduler_type=constant", "trainer.warmup_steps=0"]
     last = in_this_process(*diverging, "name=last")
     best = in_this_process(*diverging, "name=best", "trainer.load_best_model_at_end=true")
-    state = json.loads((best[2] / "checkpoints" / "checkpoint-3" / "trainer_state.json").read_text())
+    state = json.loads((last[2] / "checkpoints" / "checkpoint-3" / "trainer_state.json").read_text())
     losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
     assert losses[-1] > min(losses)
     kept, final = weights(best[2]), weights(last[2])
