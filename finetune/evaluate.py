@@ -18,7 +18,7 @@ from torch.nn import functional
 from finetune import generate, metrics
 from finetune.data import Example, find_recipe
 from finetune.model import Weights, untouched
-from finetune.schema import Config, Eval
+from finetune.schema import Config, Eval, UserError
 from finetune.train import Trainer
 
 
@@ -51,6 +51,7 @@ def choose_prompts(config: Config, examples: list[Example], trainer: Trainer) ->
     tokenized = trainer.prepare(chosen, "test")
     longest = math.ceil(1.25 * trainer.sizes["train"].longest_answer)
     names = config.data.metrics or find_recipe(config.data).METRICS
+    _require_scorable(names, chosen)
     return Prompts(chosen, tokenized, list(names), config.eval, config.eval.max_new_tokens or longest, config.seed)
 
 
@@ -70,6 +71,21 @@ def compare(
         with context():
             arms[name] = _judge(model, tokenizer, prompts, partial(advance, name))
     return arms
+
+
+def _require_scorable(names: list[str], examples: list[Example]) -> None:
+    """Raise UserError, before anything is trained, for a metric that cannot score one of the references."""
+    answered = [name for name in names if name != "perplexity"]
+    for example in examples if answered else []:
+        if not example.prompt:
+            raise UserError(
+                f"{example.place}: plain text has no prompt to answer, so {answered[0]} cannot score it. "
+                "Set data.metrics=[perplexity], or choose a recipe with prompts."
+            )
+        try:
+            metrics.score(answered, [example.completion], [example.completion])
+        except ValueError as error:
+            raise UserError(f"{example.place}: {error}. Choose others with data.metrics.") from error
 
 
 def _judge(model: Any, tokenizer: Any, prompts: Prompts, advance: Callable[[int], None]) -> Arm:

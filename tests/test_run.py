@@ -176,6 +176,22 @@ def test_a_wrong_file_is_an_error_with_file_and_line(tiny_run, tmp_path, content
         in_this_process(*tiny_run, "data=local", f"data.path={tmp_path}/mine.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "metric", "found"),
+    [
+        ("prompt_completion", "field_f1", r"mine\.jsonl:\d+: field_f1 needs .* JSON objects.*data\.metrics"),
+        ("text", "chrf", r"mine\.jsonl:\d+: plain text has no prompt.*data\.metrics=\[perplexity\]"),
+    ],
+)
+def test_a_metric_that_cannot_score_the_references_is_refused_before_training(
+    tiny_run, tmp_path, recipe, metric, found
+):
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(recipe)))
+    mine = ["data=local", f"data.path={tmp_path}/mine.jsonl", f"data.recipe={recipe}", f"data.metrics=[{metric}]"]
+    with pytest.raises(UserError, match=found):
+        in_this_process(*tiny_run, *mine)
+
+
 def test_a_wrong_file_ends_the_program_with_code_2_and_one_paragraph(program, tiny_run, tmp_path):
     (tmp_path / "mine.jsonl").write_text('{"prompt": "a"}\n')
     done = program(*tiny_run, "data=local", f"data.path={tmp_path}/mine.jsonl")

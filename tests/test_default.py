@@ -1,0 +1,28 @@
+"""The embedded model on the embedded data, as `make demo` runs them."""
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_default_run_beats_the_base_by_a_wide_margin(program, tmp_path):
+    done = program("tracking=none", "eval.max_prompts=40", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    [file] = tmp_path.glob("*/result.json")
+    result = json.loads(file.read_text())
+    arms = result["evaluation"]["arms"]
+    assert arms["tuned"]["field_f1"]["mean"] > arms["zero_shot"]["field_f1"]["mean"] + 0.2
+    assert arms["tuned"]["valid_json"]["mean"] > 0.6
+    assert result["training"]["validation_loss"] < 0.4
+
+
+def test_another_quantization_and_adapter_on_the_embedded_model(program, tmp_path):
+    settings = "quantization=fp4 adapter=dora adapter.r=4 adapter.bias=lora_only trainer.learning_rate=1e-4"
+    few = ["trainer.max_steps=3", "eval.max_prompts=4", "tracking=none", f"output_dir={tmp_path}"]
+    done = program(*settings.split(), *few)
+    assert done.returncode == 0, done.stderr
+    [file] = tmp_path.glob("*/result.json")
+    assert json.loads(file.read_text())["training"]["steps"] == 3

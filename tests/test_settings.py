@@ -1,0 +1,214 @@
+"""Every setting matters: changing it changes something that can be observed, so none is read by nothing."""
+
+import json
+from dataclasses import fields, is_dataclass
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from finetune import checkpoint, data, device, evaluate, generate, model, schema, tracking, train
+from finetune.command import compose
+from finetune.schema import Config
+
+LOCAL = ["data=local", "data.path=FOLDER/rows.jsonl"]
+HUB = ["data=hub", "data.path=owner/name"]
+HUB_MODEL = ["model=hub", "model.path=owner/name"]
+
+# Setting -> what it is changed to, and what it is changed beside.
+CHANGES = {
+    "data.name": ("other", []),
+    "data.source": ("local", []),
+    "data.path": ("FOLDER/others.jsonl", LOCAL),
+    "data.recipe": ("alpaca", LOCAL),
+    "data.columns": ("{prompt:other}", LOCAL),
+    "data.system": ("Be brief.", LOCAL),
+    "data.subset": ("main", HUB),
+    "data.revision": ("v2", HUB),
+    "data.train_split": ("all", HUB),
+    "data.validation": ("FOLDER/others.jsonl", LOCAL),
+    "data.test": ("FOLDER/others.jsonl", LOCAL),
+    "data.validation_fraction": ("0.3", LOCAL),
+    "data.test_fraction": ("0.3", LOCAL),
+    "data.group": ("kind", LOCAL),
+    "data.max_train_rows": ("5", LOCAL),
+    "data.metrics": ("[rouge_l]", LOCAL),
+    "model.name": ("other", []),
+    "model.source": ("hub", []),
+    "model.path": ("owner/other", HUB_MODEL),
+    "model.revision": ("v2", HUB_MODEL),
+    "model.dtype": ("float16", []),
+    "model.attn_implementation": ("eager", []),
+    "model.trust_remote_code": ("true", HUB_MODEL),
+    "quantization.load_in_4bit": ("true", ["quantization=none"]),
+    "quantization.load_in_8bit": ("true", ["quantization=none"]),
+    "quantization.bnb_4bit_quant_type": ("fp4", []),
+    "quantization.bnb_4bit_compute_dtype": ("float16", []),
+    "quantization.bnb_4bit_use_double_quant": ("false", []),
+    "quantization.llm_int8_threshold": ("3.0", ["quantization=int8"]),
+    "adapter.enabled": ("false", ["quantization=none"]),
+    "adapter.r": ("2", []),
+    "adapter.lora_alpha": ("2", []),
+    "adapter.lora_dropout": ("0.5", []),
+    "adapter.bias": ("all", []),
+    "adapter.use_dora": ("true", []),
+    "adapter.use_rslora": ("true", []),
+    "adapter.target_modules": ("[q_proj]", []),
+    "adapter.modules_to_save": ("[norm]", []),
+    "adapter.layers_to_transform": ("[0]", ["adapter.target_modules=[q_proj]"]),
+    "trainer": ("3e-5", []),
+    "eval.max_prompts": ("3", []),
+    "eval.batch_size": ("3", []),
+    "eval.max_new_tokens": ("3", []),
+    "eval.temperature": ("0.5", []),
+    "eval.top_p": ("0.5", ["eval.temperature=1"]),
+    "eval.top_k": ("3", ["eval.temperature=1"]),
+    "tracking.enabled": ("false", []),
+    "tracking.mode": ("offline", []),
+    "tracking.project": ("other", []),
+    "tracking.entity": ("other", []),
+    "tracking.group": ("other", []),
+    "tracking.tags": ("[other]", []),
+    "stage": ("train", []),
+    "seed": ("7", []),
+    "name": ("other", []),
+    "output_dir": ("elsewhere", []),
+}
+# Settings that go with the change.
+WITH = {
+    "data.source": ["data.path=FOLDER/rows.jsonl", "data.recipe=prompt_completion"],
+    "model.source": ["model.path=owner/name"],
+}
+
+
+def settings(kind=Config, prefix=""):
+    for field in fields(kind):
+        nested = getattr(schema, field.name.capitalize(), None)
+        if is_dataclass(nested):
+            yield from settings(nested, f"{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+class SeenError(Exception):
+    """Raised in place of work that would follow what is observed."""
+
+
+def test_the_table_names_every_setting():
+    assert set(CHANGES) == set(settings())
+
+
+@pytest.mark.parametrize("setting", sorted(CHANGES.keys() - {"stage"}))  # stage has one value
+def test_changing_it_changes_something(setting, tmp_path, monkeypatch, tiny_model):
+    table = [{"prompt": f"{i}", "other": f"o{i}", "completion": "c", "kind": i // 2} for i in range(30)]
+    alpaca = [{"instruction": f"Do {row['prompt']}", "output": "c"} for row in table]
+    lines = [json.dumps(row | other) + "\n" for row, other in zip(table, alpaca, strict=True)]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    (tmp_path / "others.jsonl").write_text("".join(line.replace('"c"', '"d"') for line in lines[:20]))
+    change, beside = CHANGES[setting]
+    key = "trainer.learning_rate" if setting == "trainer" else setting
+    more = WITH.get(setting, [])
+    observe = OBSERVERS[setting.partition(".")[0]]
+    before = observe(composed(tmp_path, beside), monkeypatch, tiny_model)
+    after = observe(composed(tmp_path, [*beside, f"{key}={change}", *more]), monkeypatch, tiny_model)
+    assert before != after
+
+
+def composed(folder, overrides):
+    return compose([text.replace("FOLDER", str(folder)) for text in overrides])
+
+
+def read_data(config, monkeypatch, _):
+    def load_dataset(*arguments, **options):
+        raise SeenError(arguments, options)
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    try:
+        splits = data.load(config.data, config.seed)
+    except SeenError as call:
+        return repr(call)
+    recipe = data.find_recipe(config.data)
+    return splits, checkpoint.data_name(config), config.data.metrics or recipe.METRICS
+
+
+def load_model(config, monkeypatch, tiny_model):
+    def from_pretrained(*arguments, **options):
+        raise SeenError(arguments, options)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    machine = device.choose(config.model, config.quantization, config.adapter)
+    with pytest.raises(SeenError) as call:
+        model.load_base(config.model, config.quantization, machine)
+    return repr(call.value), checkpoint.labels(config)["group"]
+
+
+def add_adapter(config, _, tiny_model):
+    config.model.source, config.model.path = schema.Source.local, str(tiny_model)
+    config.quantization = schema.Quantization()
+    machine = device.choose(config.model, config.quantization, config.adapter)
+    trained = model.add_adapter(
+        model.load_base(config.model, config.quantization, machine), config.adapter, config.seed
+    )
+    layer = (
+        trained.get_submodule("base_model.model.model.layers.0.self_attn.q_proj") if config.adapter.enabled else None
+    )
+    return (
+        [(name, p.shape) for name, p in trained.named_parameters() if p.requires_grad],
+        layer and (layer.scaling, str(layer.lora_dropout)),
+    )
+
+
+def build_trainer(config, _, tiny_model):
+    machine = device.choose(config.model, config.quantization, config.adapter)
+    return train.sft_config(config.trainer, machine, checkpoint.folder(config), config.seed, torch.nn.Linear(1, 1))
+
+
+def generation(config, monkeypatch, tiny_model):
+    """The calls that answering five prompts makes."""
+    calls = []
+
+    def answer_batch(model, tokenizer, prompts, config, max_new_tokens):
+        calls.append((prompts, config.to_dict(), max_new_tokens))
+        return [generate.Answer("", 0, True)] * len(prompts)
+
+    monkeypatch.setattr(generate, "_answer_batch", answer_batch)
+    config.model.source, config.model.path = schema.Source.local, str(tiny_model)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer = model.load_tokenizer(config.model)
+
+    class Prepared:
+        sizes = {"train": train.Size(1, 1, 1, 0, 40)}
+
+        def prepare(self, examples, name):
+            return examples
+
+    examples = [data.Example([{"role": "user", "content": str(i)}], "{}", "") for i in range(5)]
+    prompts = evaluate.choose_prompts(config, examples, Prepared())
+    evaluate.compare(base, tokenizer, prompts, {}, lambda arm, count: None)
+    return calls
+
+
+def track(config, monkeypatch, tiny_model):
+    calls = []
+    monkeypatch.setattr(tracking, "_init", lambda mode, identity, say: calls.append((mode, identity)))
+    labels = checkpoint.labels(config) | {"config": {}}
+    with tracking.start(config.tracking, **labels, folder=tiny_model.parent / "tracked"):
+        return calls
+
+
+def place(config, *_):
+    return checkpoint.folder(config), data.load(config.data, config.seed).fingerprint
+
+
+OBSERVERS = {
+    "data": read_data,
+    "model": load_model,
+    "quantization": load_model,
+    "adapter": add_adapter,
+    "trainer": build_trainer,
+    "eval": generation,
+    "tracking": track,
+    "seed": place,
+    "name": place,
+    "output_dir": place,
+}
