@@ -30,7 +30,7 @@ def run(config: Config) -> None:
 def train_and_judge(config: Config, folder: Path) -> None:
     """Data, model, training, answers to held-out prompts, report."""
     hush_libraries()
-    from finetune import data, device, evaluate, model, progress, report, tracking, train
+    from finetune import data, device, evaluate, model, prepare, progress, report, tracking, train
 
     device.keep_freed_memory()
     clock = report.Clock()
@@ -38,9 +38,16 @@ def train_and_judge(config: Config, folder: Path) -> None:
     screen = Screen(folder, speaks=machine.is_main_process)
     screen.show_start(machine, checkpoint.newest(folder))
 
-    with clock.measure("load"):
+    with clock.measure("prepare"):
         splits = data.load(config.data, config.seed)
         tokenizer = model.load_tokenizer(config.model)
+        outline = model.load_outline(config.model)
+        settings = train.sft_config(config.trainer, machine, folder, config.seed, outline.num_parameters())
+        rows = prepare.prepare(splits, tokenizer, settings)
+        prompts = evaluate.choose_prompts(config, splits.test, rows)
+        screen.show_data(splits, rows)
+
+    with clock.measure("load"):
         base = model.load_base(config.model, config.quantization, machine)
         tuned = model.add_adapter(base, config.adapter, config.seed)
         originals = model.trained_base_weights(tuned)
@@ -52,14 +59,10 @@ def train_and_judge(config: Config, folder: Path) -> None:
         is_main_process=machine.is_main_process,
         say=screen.say,
     ) as tracker:
-        with clock.measure("prepare"):
-            watch = progress.Watch(screen, tracker)
-            settings = train.sft_config(config.trainer, machine, folder, config.seed, tuned)
-            trainer = train.Trainer(tuned, settings, tokenizer, splits, [watch])
-            prompts = evaluate.choose_prompts(config, splits.test, trainer)
-            screen.show_data(splits, trainer)
-
         with clock.measure("train"):
+            watch = progress.Watch(screen, tracker)
+            trainer = train.Trainer(tuned, settings, tokenizer, rows, [watch])
+            screen.say(f"  attention: {trainer.layout}")
             train.train(trainer, checkpoint.newest(folder))
             if machine.is_main_process:
                 train.save(tuned, tokenizer, folder)
@@ -69,7 +72,7 @@ def train_and_judge(config: Config, folder: Path) -> None:
             arms = evaluate.compare(tuned, tokenizer, prompts, originals, counter)
 
         if machine.is_main_process:
-            result = report.collect(config, tuned, trainer.sizes, watch, splits, prompts, arms, clock)
+            result = report.collect(config, tuned, rows, watch, splits, prompts, arms, clock)
             report.write(folder, result, report.predictions(prompts, arms))
             tracker.finish(result, folder)
             screen.show_result(result)

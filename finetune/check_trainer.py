@@ -1,6 +1,7 @@
 """Which `trainer` settings are wrong, and what should be written instead?"""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from finetune.problem import did_you_mean, shown
@@ -96,6 +97,8 @@ def field_problem(name: str, value: Any) -> str | None:
         return f"{setting}: it is deprecated in TRL. {DEPRECATED[name][1]}."
     if name in RANGES and value is not None and not RANGES[name][1](value):
         return f"{setting}: it must be {RANGES[name][0]}."
+    if name == "chat_template_path" and value is not None and not Path(value).is_file():
+        return f"{setting}: there is no such file. It names a file with a Jinja chat template."
     if name == "report_to" and any(v in ("wandb", "all") for v in (value if isinstance(value, list) else [value])):
         return f"{setting}: {TRACKING}."
     return None

@@ -18,8 +18,8 @@ from torch.nn import functional
 from finetune import generate, metrics
 from finetune.data import Example, find_recipe
 from finetune.model import Weights, untouched
+from finetune.prepare import Rows
 from finetune.schema import Config, Eval, UserError
-from finetune.train import Trainer
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,15 @@ class Prompts:
     seed: int
 
 
-def choose_prompts(config: Config, examples: list[Example], trainer: Trainer) -> Prompts:
-    """The held-out prompts of a run: at most `eval.max_prompts`, chosen by the seed."""
+def choose_prompts(config: Config, examples: list[Example], rows: Rows) -> Prompts:
+    """The held-out prompts of a run: at most `eval.max_prompts`, chosen by the seed.
+
+    Raises UserError where a metric cannot score one of their references.
+    """
     limit = min(config.eval.max_prompts or len(examples), len(examples))
-    chosen = [examples[i] for i in sorted(random.Random(config.seed).sample(range(len(examples)), limit))]
-    tokenized = trainer.prepare(chosen, "test")
-    longest = math.ceil(1.25 * trainer.sizes["train"].longest_answer)
+    places = sorted(random.Random(config.seed).sample(range(len(examples)), limit))
+    chosen, tokenized = [examples[i] for i in places], rows.whole["test"].select(places)
+    longest = math.ceil(1.25 * rows.sizes["train"].longest_answer)
     names = config.data.metrics or find_recipe(config.data).METRICS
     _require_scorable(names, chosen)
     return Prompts(chosen, tokenized, list(names), config.eval, config.eval.max_new_tokens or longest, config.seed)

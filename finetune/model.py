@@ -9,6 +9,7 @@ import torch
 from bitsandbytes.nn import Linear8bitLt
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -35,6 +36,14 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_outline(model: Model) -> PreTrainedModel:
+    """The base model's shapes without its weights, on PyTorch's meta device."""
+    config = AutoConfig.from_pretrained(_place(model), **_hub_options(model))
+    with torch.device("meta"):
+        outline: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    return outline
 
 
 def load_base(model: Model, quantization: Quantization, device: Device) -> PreTrainedModel:

@@ -15,10 +15,10 @@ import yaml
 from finetune import checkpoint, model
 from finetune.data import Splits
 from finetune.evaluate import Arm, Prompts
+from finetune.prepare import Rows
 from finetune.progress import Watch
 from finetune.schema import Config
 from finetune.tracking import without_secrets
-from finetune.train import Size
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "hydra-core")
 
@@ -40,7 +40,7 @@ class Clock:
 def collect(
     config: Config,
     trained: Any,
-    sizes: dict[str, Size],
+    rows: Rows,
     watch: Watch,
     splits: Splits,
     prompts: Prompts,
@@ -57,7 +57,7 @@ def collect(
         "data": {
             "fingerprint": splits.fingerprint,
             "counts": splits.counts,
-            "splits": {name: asdict(size) for name, size in sizes.items()},
+            "splits": {name: asdict(size) for name, size in rows.sizes.items()},
         },
         "model": {**model.provenance(config.model), "parameters": parameters, "trainable_parameters": trainable},
         "training": watch.outcome(),

@@ -14,7 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:  # a finished run is shown without torch
     from finetune.data import Message, Splits
     from finetune.device import Device
-    from finetune.train import Trainer
+    from finetune.prepare import Rows
 
 EXAMPLES_SHOWN = 3
 
@@ -46,15 +46,14 @@ class Screen:
         self.say(f"  device: {processes}{machine.name}")
         self.say(f"  precision: {computes}, unquantised weights {weights} ({machine.why})")
 
-    def show_data(self, splits: "Splits", trainer: "Trainer") -> None:
-        """What was read and what became of it, by split; how it is batched and why."""
+    def show_data(self, splits: "Splits", rows: "Rows") -> None:
+        """What was read and what became of it, by split."""
         counts = [f"{value:,} {name}" for name, value in splits.counts.items() if value]
         self.say("  data: " + " · ".join(counts))
-        for name, size in trainer.sizes.items():
+        for name, size in rows.sizes.items():
             self.say(f"  {name}: {size.rows:,} rows, {size.tokens:,} tokens, {size.loss_tokens:,} with loss")
             if size.truncated:
                 self.say(f"  {name}: {size.truncated:,} rows are cut at trainer.max_length", style="yellow")
-        self.say(f"  attention: {trainer.layout}")
 
     def show_result(self, result: dict[str, Any]) -> None:
         """The table of base against tuned, example answers, the run's cost, and what to do next."""

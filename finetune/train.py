@@ -1,7 +1,6 @@
 """How is it trained? TRL's SFTTrainer with the library's own settings, and a loss that computes nothing for nothing."""
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallba
 from trl import SFTConfig, SFTTrainer
 
 from finetune import batch, device
-from finetune.chat import training_row
-from finetune.data import Example, Splits
-from finetune.model import count_parameters
+from finetune.prepare import Rows
 
 # From this many parameters on, activations are recomputed rather than kept, unless the user says otherwise.
 CHECKPOINTING_FROM = 1_000_000_000
 
 
-@dataclass
-class Size:
-    """What a split holds before truncation and packing; `truncated` counts the rows longer than `max_length`."""
+def sft_config(chosen: dict[str, Any], machine: device.Device, folder: Path, seed: int, parameters: int) -> SFTConfig:
+    """TRL's settings: `chosen` (the user's, by SFTConfig's names) over what follows from the machine and the run.
 
-    rows: int
-    tokens: int
-    loss_tokens: int
-    truncated: int
-    longest_answer: int
-
-
-def sft_config(chosen: dict[str, Any], machine: device.Device, folder: Path, seed: int, model: Any) -> SFTConfig:
-    """TRL's settings: `chosen` (the user's, by SFTConfig's names) over what follows from the machine and the run."""
+    `parameters` is the number of the base model's parameters.
+    """
     ours: dict[str, Any] = {
         "output_dir": str(folder / "checkpoints"),
         "seed": seed,
@@ -47,8 +36,8 @@ def sft_config(chosen: dict[str, Any], machine: device.Device, folder: Path, see
     # TRL turns it on; transformers 5.23 gave it a new name, which wins over the old one
     renamed = hasattr(SFTConfig, "activation_checkpointing")
     if not {"activation_checkpointing", "gradient_checkpointing"} & chosen.keys():
-        large = count_parameters(model)[0] >= CHECKPOINTING_FROM
-        ours["activation_checkpointing" if renamed else "gradient_checkpointing"] = large
+        name = "activation_checkpointing" if renamed else "gradient_checkpointing"
+        ours[name] = parameters >= CHECKPOINTING_FROM
     return SFTConfig(**(ours | chosen))
 
 
@@ -60,20 +49,20 @@ class Trainer(SFTTrainer):
         model: PreTrainedModel | PeftModel,
         args: SFTConfig,
         tokenizer: PreTrainedTokenizerBase,
-        splits: Splits,
+        rows: Rows,
         callbacks: list[TrainerCallback],
     ) -> None:
-        self.sizes: dict[str, Size] = {}
         self.tokens: Any = 0
         self.loss_tokens: Any = 0
-        self.tokenizer, self.settings = tokenizer, args
         self.flat, self.layout = _layout(model, args)
+        args = copy.copy(args)
+        args.assistant_only_loss = False  # the rows carry their labels already
         precise = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_dataset(splits.train, tokenizer, args),
-            eval_dataset=_dataset(splits.validation, tokenizer, args),
+            train_dataset=rows.train,
+            eval_dataset=rows.validation,
             processing_class=tokenizer,
             data_collator=batch.SharedPrefixCollator() if self.flat else None,
             callbacks=callbacks,
@@ -81,20 +70,8 @@ class Trainer(SFTTrainer):
         self.remove_callback(PrinterCallback)  # progress.Watch shows the same on one line
         _restore(model, precise)
 
-    def _prepare_dataset(
-        self, dataset: Dataset, processing_class: Any, args: SFTConfig, packing: bool, formatting_func: Any, name: str
-    ) -> Dataset:
-        name = "validation" if name == "eval" else name
-        untruncated = copy.copy(args)
-        untruncated.max_length = None
-        tokenized = super()._prepare_dataset(dataset, processing_class, untruncated, False, formatting_func, name)
-        self.sizes[name] = _size(tokenized, args.max_length)
-        return super()._prepare_dataset(tokenized, processing_class, args, packing, formatting_func, name)
-
-    def prepare(self, examples: list[Example], name: str) -> Dataset:
-        """Tokenise further examples just as the training rows were, and count them under `name`."""
-        rows = _dataset(examples, self.tokenizer, self.settings)
-        return self._prepare_dataset(rows, self.tokenizer, self.settings, False, None, name)
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset  # prepare.py has prepared it
 
     def compute_loss(
         self,
@@ -153,17 +130,6 @@ def _layout(model: PreTrainedModel | PeftModel, args: SFTConfig) -> tuple[bool, 
         text = model.config.get_text_config()
         return False, f"padded batches: {text.model_type} with {text._attn_implementation} has no flat form here"
     return True, "flat batches: no padding, and what all rows of a batch begin with is computed once"
-
-
-def _dataset(examples: list[Example], tokenizer: Any, args: SFTConfig) -> Dataset:
-    return Dataset.from_list([training_row(example, tokenizer, args.assistant_only_loss) for example in examples])
-
-
-def _size(tokenized: Dataset, max_length: int | None) -> Size:
-    lengths = [len(row) for row in tokenized["input_ids"]]
-    answers = [sum(label != batch.IGNORE for label in row[1:]) for row in tokenized["labels"]]
-    truncated = sum(length > max_length for length in lengths) if max_length else 0
-    return Size(len(lengths), sum(lengths), sum(answers), truncated, max(answers, default=0))
 
 
 def _real_tokens(inputs: dict[str, Any]) -> torch.Tensor | int:

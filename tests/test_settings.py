@@ -4,10 +4,10 @@ import json
 from dataclasses import fields, is_dataclass
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM
+from trl import SFTConfig
 
-from finetune import checkpoint, data, device, evaluate, generate, model, schema, tracking, train
+from finetune import checkpoint, data, device, evaluate, generate, model, prepare, schema, tracking, train
 from finetune.command import compose
 from finetune.schema import Config
 
@@ -160,7 +160,7 @@ def add_adapter(config, _, tiny_model):
 
 def build_trainer(config, _, tiny_model):
     machine = device.choose(config.model, config.quantization, config.adapter)
-    return train.sft_config(config.trainer, machine, checkpoint.folder(config), config.seed, torch.nn.Linear(1, 1))
+    return train.sft_config(config.trainer, machine, checkpoint.folder(config), config.seed, 10)
 
 
 def generation(config, monkeypatch, tiny_model):
@@ -176,14 +176,10 @@ def generation(config, monkeypatch, tiny_model):
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokenizer = model.load_tokenizer(config.model)
 
-    class Prepared:
-        sizes = {"train": train.Size(1, 1, 1, 0, 40)}
-
-        def prepare(self, examples, name):
-            return examples
-
     examples = [data.Example([{"role": "user", "content": str(i)}], "{}", "") for i in range(5)]
-    prompts = evaluate.choose_prompts(config, examples, Prepared())
+    splits = data.Splits(examples, examples, examples, {}, "")
+    rows = prepare.prepare(splits, tokenizer, SFTConfig(use_cpu=True, bf16=False, activation_checkpointing=False))
+    prompts = evaluate.choose_prompts(config, examples, rows)
     evaluate.compare(base, tokenizer, prompts, {}, lambda arm, count: None)
     return calls
 

@@ -14,7 +14,7 @@ LAYERS = (
     {"fetch", "sft_fields", "metrics"},
     {"check_trainer", "data"},
     {"overrides", "batch", "device", "chat", "checkpoint"},
-    {"hydra_error", "model", "generate", "screen"},
+    {"hydra_error", "model", "generate", "prepare", "screen"},
     {"check", "train", "tracking"},
     {"evaluate", "progress", "command"},
     {"report"},
