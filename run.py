@@ -6,7 +6,7 @@ import hydra
 from omegaconf import DictConfig
 
 from finetune import checkpoint, command, schema
-from finetune.schema import Config
+from finetune.schema import Config, Stage
 from finetune.screen import Screen, hush_libraries, show_complete
 
 schema.register()
@@ -19,18 +19,32 @@ def main(config: DictConfig) -> None:
 
 
 def run(config: Config) -> None:
-    """Train and judge; a run that is complete is only shown."""
+    """Preview, or train and judge; a run that is complete is only shown."""
     folder = checkpoint.folder(config)
-    if result := checkpoint.result(folder):
+    if config.stage is Stage.preview:
+        preview_rows(config, folder)
+    elif result := checkpoint.result(folder):
         show_complete(result, folder)
     else:
         train_and_judge(config, folder)
 
 
-def train_and_judge(config: Config, folder: Path) -> None:
-    """Data, model, training, answers to held-out prompts, report."""
+def preview_rows(config: Config, folder: Path) -> None:
+    """Data, tokens, checks, and a look at them; the model is not loaded."""
     hush_libraries()
-    from finetune import data, device, evaluate, model, prepare, progress, report, tracking, train
+    from finetune import device, prepare, preview
+
+    machine = device.choose(config.model, config.quantization, config.adapter)
+    screen = Screen(folder, speaks=machine.is_main_process)
+    prepared = prepare.prepare(config, machine, folder)
+    screen.show_data(prepared)
+    preview.show(prepared, screen)
+
+
+def train_and_judge(config: Config, folder: Path) -> None:
+    """Data, tokens, checks, model, training, answers to held-out prompts, report."""
+    hush_libraries()
+    from finetune import device, evaluate, model, prepare, progress, report, tracking, train
 
     device.keep_freed_memory()
     clock = report.Clock()
@@ -39,13 +53,9 @@ def train_and_judge(config: Config, folder: Path) -> None:
     screen.show_start(machine, checkpoint.newest(folder))
 
     with clock.measure("prepare"):
-        splits = data.load(config.data, config.seed)
-        tokenizer = model.load_tokenizer(config.model)
-        outline = model.load_outline(config.model)
-        settings = train.sft_config(config.trainer, machine, folder, config.seed, outline.num_parameters())
-        rows = prepare.prepare(splits, tokenizer, settings)
-        prompts = evaluate.choose_prompts(config, splits.test, rows)
-        screen.show_data(splits, rows)
+        prepared = prepare.prepare(config, machine, folder)
+        prompts = evaluate.choose_prompts(config, prepared)
+        screen.show_data(prepared)
 
     with clock.measure("load"):
         base = model.load_base(config.model, config.quantization, machine)
@@ -61,18 +71,18 @@ def train_and_judge(config: Config, folder: Path) -> None:
     ) as tracker:
         with clock.measure("train"):
             watch = progress.Watch(screen, tracker)
-            trainer = train.Trainer(tuned, settings, tokenizer, rows, [watch])
+            trainer = train.Trainer(tuned, prepared, [watch])
             screen.say(f"  attention: {trainer.layout}")
             train.train(trainer, checkpoint.newest(folder))
             if machine.is_main_process:
-                train.save(tuned, tokenizer, folder)
+                train.save(tuned, prepared.tokenizer, folder)
 
         with clock.measure("evaluate"), progress.bar(screen) as bar:
             counter = progress.counter(bar, len(prompts.examples))
-            arms = evaluate.compare(tuned, tokenizer, prompts, originals, counter)
+            arms = evaluate.compare(tuned, prepared.tokenizer, prompts, originals, counter)
 
         if machine.is_main_process:
-            result = report.collect(config, tuned, rows, watch, splits, prompts, arms, clock)
+            result = report.collect(config, tuned, prepared, watch, prompts, arms, clock)
             report.write(folder, result, report.predictions(prompts, arms))
             tracker.finish(result, folder)
             screen.show_result(result)

@@ -28,6 +28,7 @@ RANGES: tuple[Rule, ...] = (
     ("data.validation_fraction", "above 0 and below 1", lambda v: 0 < v < 1),
     ("data.test_fraction", "above 0 and below 1", lambda v: 0 < v < 1),
     ("data.max_train_rows", "at least 1", lambda v: v >= 1),
+    ("data.max_cut_share", "between 0 and 1", lambda v: 0 <= v <= 1),
     ("adapter.r", "at least 1", lambda v: v >= 1),
     ("adapter.lora_alpha", "at least 1", lambda v: v >= 1),
     ("adapter.lora_dropout", "at least 0 and below 1", lambda v: 0 <= v < 1),

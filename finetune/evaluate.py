@@ -18,7 +18,7 @@ from torch.nn import functional
 from finetune import generate, metrics
 from finetune.data import Example, find_recipe
 from finetune.model import Weights, untouched
-from finetune.prepare import Rows
+from finetune.prepare import Prepared
 from finetune.schema import Config, Eval, UserError
 
 
@@ -44,11 +44,12 @@ class Prompts:
     seed: int
 
 
-def choose_prompts(config: Config, examples: list[Example], rows: Rows) -> Prompts:
+def choose_prompts(config: Config, prepared: Prepared) -> Prompts:
     """The held-out prompts of a run: at most `eval.max_prompts`, chosen by the seed.
 
     Raises UserError where a metric cannot score one of their references.
     """
+    examples, rows = prepared.splits.test, prepared.rows
     limit = min(config.eval.max_prompts or len(examples), len(examples))
     places = sorted(random.Random(config.seed).sample(range(len(examples)), limit))
     chosen, tokenized = [examples[i] for i in places], rows.whole["test"].select(places)

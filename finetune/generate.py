@@ -79,13 +79,13 @@ def _generation_config(
     return GenerationConfig(
         do_sample=not greedy,
         **({} if greedy else sampling),
-        eos_token_id=_end_tokens(model, tokenizer),
+        eos_token_id=end_tokens(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
 
 
-def _end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokenizer's end token and those of the model: some models name their end of turn only there."""
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own]

@@ -1,7 +1,7 @@
 """What exactly is trained? The tokenizer, the (quantised) base model and the adapter on it."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -35,6 +36,8 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if model.plain_prompt:
+        tokenizer.chat_template = None
     return tokenizer
 
 
@@ -43,6 +46,8 @@ def load_outline(model: Model) -> PreTrainedModel:
     config = AutoConfig.from_pretrained(_place(model), **_hub_options(model))
     with torch.device("meta"):
         outline: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+    with suppress(OSError):  # not every model has one
+        outline.generation_config = GenerationConfig.from_pretrained(_place(model), **_hub_options(model))
     return outline
 
 

@@ -13,9 +13,8 @@ from typing import Any
 import yaml
 
 from finetune import checkpoint, model
-from finetune.data import Splits
 from finetune.evaluate import Arm, Prompts
-from finetune.prepare import Rows
+from finetune.prepare import Prepared
 from finetune.progress import Watch
 from finetune.schema import Config
 from finetune.tracking import without_secrets
@@ -40,9 +39,8 @@ class Clock:
 def collect(
     config: Config,
     trained: Any,
-    rows: Rows,
+    prepared: Prepared,
     watch: Watch,
-    splits: Splits,
     prompts: Prompts,
     arms: dict[str, Arm],
     clock: Clock,
@@ -55,9 +53,9 @@ def collect(
         "seed": config.seed,
         "config": without_secrets(checkpoint.plain(config)),
         "data": {
-            "fingerprint": splits.fingerprint,
-            "counts": splits.counts,
-            "splits": {name: asdict(size) for name, size in rows.sizes.items()},
+            "fingerprint": prepared.splits.fingerprint,
+            "counts": prepared.splits.counts,
+            "splits": {name: asdict(size) for name, size in prepared.rows.sizes.items()},
         },
         "model": {**model.provenance(config.model), "parameters": parameters, "trainable_parameters": trainable},
         "training": watch.outcome(),

@@ -19,6 +19,8 @@ class Stage(Enum):
     """What `run.py` does with the composed run."""
 
     train = "train"
+    # Show what would be trained on; the model is not loaded.
+    preview = "preview"
 
 
 class Source(Enum):
@@ -61,6 +63,16 @@ class Bias(Enum):
     lora_only = "lora_only"
 
 
+class ControlTokens(Enum):
+    """What becomes of a model's control tokens, such as <|im_end|>, inside the texts of rows."""
+
+    error = "error"
+    # They are read as text.
+    escape = "escape"
+    # They are read as control tokens.
+    allow = "allow"
+
+
 class Mode(Enum):
     """How W&B is reached; `auto` is online for a user who is logged in, else offline."""
 
@@ -98,6 +110,9 @@ class Data:
     group: str | None = None
     # Train on at most this many rows. None: all of them.
     max_train_rows: int | None = None
+    # Largest share of rows whose answer may be cut off at trainer.max_length.
+    max_cut_share: float = 0.01
+    control_tokens: ControlTokens = ControlTokens.error
     # How an answer is scored, names from finetune/metrics.py; the first is the headline. Empty: the recipe's own.
     metrics: list[str] = field(default_factory=list)
 
@@ -115,6 +130,8 @@ class Model:
     # Type of the weights that are not quantised.
     dtype: Dtype = Dtype.auto
     attn_implementation: Attention = Attention.sdpa
+    # Put the messages of a prompt one a line, without the chat template, which some base models do not have.
+    plain_prompt: bool = False
     # Runs Python code that comes with the model. Only for a source that you trust.
     trust_remote_code: bool = False
 

@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:  # a finished run is shown without torch
-    from finetune.data import Message, Splits
+    from finetune.data import Message
     from finetune.device import Device
-    from finetune.prepare import Rows
+    from finetune.prepare import Prepared
 
 EXAMPLES_SHOWN = 3
 
@@ -46,14 +46,15 @@ class Screen:
         self.say(f"  device: {processes}{machine.name}")
         self.say(f"  precision: {computes}, unquantised weights {weights} ({machine.why})")
 
-    def show_data(self, splits: "Splits", rows: "Rows") -> None:
+    def show_data(self, prepared: "Prepared") -> None:
         """What was read and what became of it, by split."""
-        counts = [f"{value:,} {name}" for name, value in splits.counts.items() if value]
+        counts = [f"{value:,} {name}" for name, value in prepared.splits.counts.items() if value]
         self.say("  data: " + " · ".join(counts))
-        for name, size in rows.sizes.items():
+        for name, size in prepared.rows.sizes.items():
             self.say(f"  {name}: {size.rows:,} rows, {size.tokens:,} tokens, {size.loss_tokens:,} with loss")
             if size.truncated:
                 self.say(f"  {name}: {size.truncated:,} rows are cut at trainer.max_length", style="yellow")
+        self.say("  checked: every row has loss, ends with an end token that is learnt, and begins as generation will")
 
     def show_result(self, result: dict[str, Any]) -> None:
         """The table of base against tuned, example answers, the run's cost, and what to do next."""

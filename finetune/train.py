@@ -10,35 +10,8 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from finetune import batch, device
-from finetune.prepare import Rows
-
-# From this many parameters on, activations are recomputed rather than kept, unless the user says otherwise.
-CHECKPOINTING_FROM = 1_000_000_000
-
-
-def sft_config(chosen: dict[str, Any], machine: device.Device, folder: Path, seed: int, parameters: int) -> SFTConfig:
-    """TRL's settings: `chosen` (the user's, by SFTConfig's names) over what follows from the machine and the run.
-
-    `parameters` is the number of the base model's parameters.
-    """
-    ours: dict[str, Any] = {
-        "output_dir": str(folder / "checkpoints"),
-        "seed": seed,
-        "use_cpu": machine.kind == "cpu",
-        "bf16": machine.mixed_precision == "bf16",
-        "fp16": machine.mixed_precision == "fp16",
-        "dataloader_pin_memory": machine.kind == "cuda",
-        "logging_nan_inf_filter": False,  # a NaN loss must be seen, not averaged away
-        "disable_tqdm": True,
-        "report_to": "none",
-    }
-    # TRL turns it on; transformers 5.23 gave it a new name, which wins over the old one
-    renamed = hasattr(SFTConfig, "activation_checkpointing")
-    if not {"activation_checkpointing", "gradient_checkpointing"} & chosen.keys():
-        name = "activation_checkpointing" if renamed else "gradient_checkpointing"
-        ours[name] = parameters >= CHECKPOINTING_FROM
-    return SFTConfig(**(ours | chosen))
+from finetune import batch
+from finetune.prepare import Prepared
 
 
 class Trainer(SFTTrainer):
@@ -47,23 +20,21 @@ class Trainer(SFTTrainer):
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
-        args: SFTConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        rows: Rows,
+        prepared: Prepared,
         callbacks: list[TrainerCallback],
     ) -> None:
         self.tokens: Any = 0
         self.loss_tokens: Any = 0
-        self.flat, self.layout = _layout(model, args)
-        args = copy.copy(args)
+        self.flat, self.layout = _layout(model, prepared.settings)
+        args = copy.copy(prepared.settings)
         args.assistant_only_loss = False  # the rows carry their labels already
         precise = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(
             model=model,
             args=args,
-            train_dataset=rows.train,
-            eval_dataset=rows.validation,
-            processing_class=tokenizer,
+            train_dataset=prepared.rows.train,
+            eval_dataset=prepared.rows.validation,
+            processing_class=prepared.tokenizer,
             data_collator=batch.SharedPrefixCollator() if self.flat else None,
             callbacks=callbacks,
         )

@@ -1,7 +1,6 @@
 """The program as a user runs it, on a tiny model with random weights."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -263,7 +262,14 @@ def test_a_sweep_runs_one_job_after_the_other_each_in_its_folder(program, tiny_r
     assert sorted(result["config"]["adapter"]["r"] for result in results) == [4, 8]
 
 
-def test_a_run_goes_on_when_the_tracking_service_is_unreachable(tiny_run, monkeypatch, capsys):
+@pytest.fixture
+def forget_wandb():
+    """W&B reads its environment once in a process."""
+    yield
+    sys.modules["wandb"].teardown()
+
+
+def test_a_run_goes_on_when_the_tracking_service_is_unreachable(tiny_run, monkeypatch, capsys, forget_wandb):
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     result, _, folder = in_this_process(*tiny_run, "tracking=wandb", "tracking.mode=auto")
@@ -272,7 +278,7 @@ def test_a_run_goes_on_when_the_tracking_service_is_unreachable(tiny_run, monkey
     assert "W&B: offline (no connection" in capsys.readouterr().out
 
 
-def test_no_secret_is_in_any_file_of_a_run(tiny_run, monkeypatch):
+def test_no_secret_is_in_any_file_of_a_run(tiny_run, monkeypatch, forget_wandb):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", secret := "c0ffee" * 7)
     monkeypatch.setenv("HF_TOKEN", "hf_" + secret)
@@ -293,7 +299,7 @@ def test_ctrl_c_ends_with_code_130_and_no_stack(tiny_run, tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     while not list((tmp_path / "outputs").glob("stopped/checkpoints/checkpoint-*/trainer_state.json")):
         assert process.poll() is None

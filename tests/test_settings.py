@@ -7,7 +7,20 @@ import pytest
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
-from finetune import checkpoint, data, device, evaluate, generate, model, prepare, schema, tracking, train
+import run
+from finetune import (
+    checkpoint,
+    data,
+    device,
+    evaluate,
+    generate,
+    model,
+    prepare,
+    schema,
+    sft_settings,
+    tokens,
+    tracking,
+)
 from finetune.command import compose
 from finetune.schema import Config
 
@@ -32,6 +45,8 @@ CHANGES = {
     "data.test_fraction": ("0.3", LOCAL),
     "data.group": ("kind", LOCAL),
     "data.max_train_rows": ("5", LOCAL),
+    "data.max_cut_share": ("1", [*LOCAL, "trainer.max_length=10"]),
+    "data.control_tokens": ("allow", ["data=local", "data.path=FOLDER/control.jsonl"]),
     "data.metrics": ("[rouge_l]", LOCAL),
     "model.name": ("other", []),
     "model.source": ("hub", []),
@@ -39,6 +54,7 @@ CHANGES = {
     "model.revision": ("v2", HUB_MODEL),
     "model.dtype": ("float16", []),
     "model.attn_implementation": ("eager", []),
+    "model.plain_prompt": ("true", LOCAL),
     "model.trust_remote_code": ("true", HUB_MODEL),
     "quantization.load_in_4bit": ("true", ["quantization=none"]),
     "quantization.load_in_8bit": ("true", ["quantization=none"]),
@@ -69,7 +85,7 @@ CHANGES = {
     "tracking.entity": ("other", []),
     "tracking.group": ("other", []),
     "tracking.tags": ("[other]", []),
-    "stage": ("train", []),
+    "stage": ("preview", []),
     "seed": ("7", []),
     "name": ("other", []),
     "output_dir": ("elsewhere", []),
@@ -98,17 +114,18 @@ def test_the_table_names_every_setting():
     assert set(CHANGES) == set(settings())
 
 
-@pytest.mark.parametrize("setting", sorted(CHANGES.keys() - {"stage"}))  # stage has one value
+@pytest.mark.parametrize("setting", sorted(CHANGES))
 def test_changing_it_changes_something(setting, tmp_path, monkeypatch, tiny_model):
     table = [{"prompt": f"{i}", "other": f"o{i}", "completion": "c", "kind": i // 2} for i in range(30)]
     alpaca = [{"instruction": f"Do {row['prompt']}", "output": "c"} for row in table]
     lines = [json.dumps(row | other) + "\n" for row, other in zip(table, alpaca, strict=True)]
     (tmp_path / "rows.jsonl").write_text("".join(lines))
     (tmp_path / "others.jsonl").write_text("".join(line.replace('"c"', '"d"') for line in lines[:20]))
+    (tmp_path / "control.jsonl").write_text("".join(line.replace('"c"', '"<|im_end|>"') for line in lines))
     change, beside = CHANGES[setting]
     key = "trainer.learning_rate" if setting == "trainer" else setting
     more = WITH.get(setting, [])
-    observe = OBSERVERS[setting.partition(".")[0]]
+    observe = OBSERVERS.get(setting) or OBSERVERS[setting.partition(".")[0]]
     before = observe(composed(tmp_path, beside), monkeypatch, tiny_model)
     after = observe(composed(tmp_path, [*beside, f"{key}={change}", *more]), monkeypatch, tiny_model)
     assert before != after
@@ -158,9 +175,27 @@ def add_adapter(config, _, tiny_model):
     )
 
 
+def check_rows(config, _, tiny_model):
+    """The tokens of the rows, or what is wrong with them."""
+    config.model.source, config.model.path = schema.Source.local, str(tiny_model)
+    machine = device.choose(config.model, config.quantization, config.adapter)
+    try:
+        return prepare.prepare(config, machine, checkpoint.folder(config)).rows.whole["train"].to_list()
+    except schema.UserError as error:
+        return str(error)
+
+
+def staged(config, monkeypatch, _):
+    calls = []
+    monkeypatch.setattr(run, "preview_rows", lambda config, folder: calls.append("preview"))
+    monkeypatch.setattr(run, "train_and_judge", lambda config, folder: calls.append("train"))
+    run.run(config)
+    return calls
+
+
 def build_trainer(config, _, tiny_model):
     machine = device.choose(config.model, config.quantization, config.adapter)
-    return train.sft_config(config.trainer, machine, checkpoint.folder(config), config.seed, 10)
+    return sft_settings.build(config.trainer, machine, checkpoint.folder(config), config.seed, 10)
 
 
 def generation(config, monkeypatch, tiny_model):
@@ -178,8 +213,9 @@ def generation(config, monkeypatch, tiny_model):
 
     examples = [data.Example([{"role": "user", "content": str(i)}], "{}", "") for i in range(5)]
     splits = data.Splits(examples, examples, examples, {}, "")
-    rows = prepare.prepare(splits, tokenizer, SFTConfig(use_cpu=True, bf16=False, activation_checkpointing=False))
-    prompts = evaluate.choose_prompts(config, examples, rows)
+    settings = SFTConfig(use_cpu=True, bf16=False, activation_checkpointing=False)
+    rows = tokens.tokenize(splits, tokenizer, settings)
+    prompts = evaluate.choose_prompts(config, prepare.Prepared(splits, tokenizer, base, settings, rows))
     evaluate.compare(base, tokenizer, prompts, {}, lambda arm, count: None)
     return calls
 
@@ -197,6 +233,10 @@ def place(config, *_):
 
 
 OBSERVERS = {
+    "data.max_cut_share": check_rows,
+    "data.control_tokens": check_rows,
+    "model.plain_prompt": check_rows,
+    "stage": staged,
     "data": read_data,
     "model": load_model,
     "quantization": load_model,

@@ -14,9 +14,10 @@ LAYERS = (
     {"fetch", "sft_fields", "metrics"},
     {"check_trainer", "data"},
     {"overrides", "batch", "device", "chat", "checkpoint"},
-    {"hydra_error", "model", "generate", "prepare", "screen"},
-    {"check", "train", "tracking"},
-    {"evaluate", "progress", "command"},
+    {"hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
+    {"check", "audit", "tracking"},
+    {"prepare", "progress", "command"},
+    {"train", "evaluate", "preview"},
     {"report"},
 )
 MAY_KNOW_HYDRA = {"schema", "command", "check", "overrides", "hydra_error"}

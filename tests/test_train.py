@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from finetune import batch, checkpoint, data, device, model, prepare, train
+from finetune import batch, checkpoint, device, model, prepare, sft_settings, train
 from finetune.command import compose
 
 
@@ -9,18 +9,10 @@ def trainer(tiny_run, *overrides):
     """The trainer that `python run.py OVERRIDES` would build, before its first step."""
     config = compose([*tiny_run, *overrides])
     machine = device.choose(config.model, config.quantization, config.adapter)
-    tokenizer = model.load_tokenizer(config.model)
-    settings = train.sft_config(
-        config.trainer,
-        machine,
-        checkpoint.folder(config),
-        config.seed,
-        parameters=model.load_outline(config.model).num_parameters(),
-    )
-    rows = prepare.prepare(data.load(config.data, config.seed), tokenizer, settings)
+    prepared = prepare.prepare(config, machine, checkpoint.folder(config))
     base = model.load_base(config.model, config.quantization, machine)
-    built = train.Trainer(model.add_adapter(base, config.adapter, config.seed), settings, tokenizer, rows, [])
-    built.sizes = rows.sizes
+    built = train.Trainer(model.add_adapter(base, config.adapter, config.seed), prepared, [])
+    built.sizes = prepared.rows.sizes
     return built
 
 
@@ -57,7 +49,7 @@ def test_flat_batches_give_the_loss_and_gradients_of_padded_ones(tiny_run, adapt
 
 
 def test_rows_are_cut_at_max_length_and_counted(tiny_run):
-    trained = trainer(tiny_run, "trainer.max_length=200")
+    trained = trainer(tiny_run, "trainer.max_length=200", "data.max_cut_share=1")
     size = trained.sizes["train"]
     assert size.truncated > 0
     assert size.truncated == sum(len(row["input_ids"]) == 200 for row in trained.train_dataset)
@@ -80,6 +72,6 @@ def test_what_flat_batches_cannot_do_is_left_to_trl(tiny_run, setting):
 
 def test_large_models_recompute_activations_unless_told_otherwise(tiny_run, monkeypatch):
     assert not trainer(tiny_run).args.activation_checkpointing
-    monkeypatch.setattr(train, "CHECKPOINTING_FROM", 1)
+    monkeypatch.setattr(sft_settings, "CHECKPOINTING_FROM", 1)
     assert trainer(tiny_run).args.activation_checkpointing
     assert not trainer(tiny_run, "trainer.activation_checkpointing=false").args.activation_checkpointing

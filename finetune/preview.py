@@ -1,0 +1,202 @@
+"""What will be trained on? The very rows that the trainer reads, token by token, in the terminal and as a page."""
+
+import html
+import random
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from finetune import checkpoint
+from finetune.data import Example, Splits
+from finetune.prepare import Prepared
+from finetune.screen import Screen
+from finetune.tokens import IGNORE, Rows
+
+SHOWN = 3
+SHOWN_ON_PAGE = 100
+LONGEST = 5
+BINS = 10
+LOSS_STYLE, CONTEXT_STYLE, CUT_STYLE = "green", "dim", "strike red"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A row as the trainer reads it: its tokens as texts, which of them carry loss, what is cut off behind, and where
+    in it another packed row begins.
+    """
+
+    place: str
+    pieces: list[str]
+    loss: list[bool]
+    cut: list[str]
+    starts: list[int]
+
+
+def show(prepared: Prepared, screen: Screen) -> None:
+    """Print a few rows and the figures of all; write many rows and the same figures to `preview.html`."""
+    splits, rows, settings = prepared.splits, prepared.rows, prepared.settings
+    seen = look(prepared, SHOWN_ON_PAGE)
+    for row in seen[:SHOWN]:
+        screen.say(row.place, style="bold")
+        screen.say(_as_text(row))
+    tables = [_lengths(rows), _figures(rows, settings), _longest(splits, rows)]
+    for title, header, cells in tables:
+        screen.say(_as_table(title, header, cells))
+    page = screen.folder / "preview.html"
+    checkpoint.write(page, _page(screen.folder.name, splits, seen, tables))
+    screen.say(f"{len(seen)} rows token by token: {page}")
+
+
+def look(prepared: Prepared, count: int) -> list[Seen]:
+    """The first `count` training rows in the trainer's own data set."""
+    splits, rows, tokenizer, settings = prepared.splits, prepared.rows, prepared.tokenizer, prepared.settings
+    limit = None if settings.packing else settings.max_length
+    places = _kept(splits.train, rows, limit, settings.truncation_mode == "keep_end")
+    seen = []
+    for number, row in enumerate(rows.train.select(range(min(count, len(rows.train))))):
+        pieces, loss = _pieces(tokenizer, row["input_ids"]), [label != IGNORE for label in row["labels"]]
+        if settings.packing:
+            starts = np.cumsum(row.get("seq_lengths", []))[:-1].tolist()
+            seen.append(Seen(f"pack {number + 1}", pieces, loss, [], starts))
+        else:
+            index = places[number]
+            whole = rows.whole["train"][index]["input_ids"]
+            outside = whole[limit:] if limit and settings.truncation_mode != "keep_end" else []
+            seen.append(Seen(splits.train[index].place, pieces, loss, _pieces(tokenizer, outside), []))
+    return seen
+
+
+def _kept(examples: list[Example], rows: Rows, limit: int | None, from_end: bool) -> list[int]:
+    """Which examples the trainer's rows are: TRL drops those that lose all their loss at `max_length`."""
+    inside = slice(-limit, None) if limit and from_end else slice(None, limit)
+    labels = rows.whole["train"]["labels"]
+    return [i for i in range(len(examples)) if any(label != IGNORE for label in labels[i][inside])]
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[str]:
+    """Each token as text; a character that spans tokens stands with the last of them, and nothing is cleaned up."""
+    pieces, before = [], ""
+    start = 0
+    for end in range(1, len(tokens) + 1):
+        text = str(tokenizer.decode(tokens[start:end], clean_up_tokenization_spaces=False))
+        if text.endswith("\ufffd") and end < len(tokens) and end - start < 64:
+            pieces.append("")
+            continue
+        pieces.append(text[len(before) :])
+        start, before = end, ""
+    return pieces
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+Figures = tuple[str, list[str], list[list[str]]]
+"""A title, the columns' names, and the cells."""
+
+
+def _lengths(rows: Rows) -> Figures:
+    """A histogram of the lengths of training rows."""
+    lengths = [len(row) for row in rows.whole["train"]["input_ids"]]
+    counts, edges = np.histogram(lengths, bins=min(BINS, len(set(lengths))))
+    bar = 40 / max(counts)
+    cells = [
+        [f"{edges[i]:.0f}-{edges[i + 1]:.0f}", f"{count:,}", "█" * round(count * bar)] for i, count in enumerate(counts)
+    ]
+    return "Training rows by length", ["tokens", "rows", ""], cells
+
+
+def _figures(rows: Rows, settings: SFTConfig) -> Figures:
+    cells = [
+        [name, f"{size.rows:,}", f"{size.tokens:,}", f"{size.loss_tokens / size.tokens:.1%}", f"{size.truncated:,}"]
+        for name, size in rows.sizes.items()
+    ]
+    batch = settings.per_device_train_batch_size
+    packed = "" if not settings.packing else f" Packed into {len(rows.train):,} rows."
+    title = (
+        f"Splits. Padded to the longest row of a batch of {batch}, {padding(rows, batch):.1%} would be padding.{packed}"
+    )
+    return title, ["split", "rows", "tokens", "with loss", "longer than max_length"], cells
+
+
+def padding(rows: Rows, batch: int, draws: int = 200) -> float:
+    """The share of padding in batches of `batch` training rows drawn at random, each padded to its longest row."""
+    lengths = [len(row) for row in rows.whole["train"]["input_ids"]]
+    draw = random.Random(0)
+    batches = [draw.sample(lengths, min(batch, len(lengths))) for _ in range(draws)]
+    return 1 - sum(map(sum, batches)) / sum(max(one) * len(one) for one in batches)
+
+
+def _longest(splits: Splits, rows: Rows) -> Figures:
+    lengths = [len(row) for row in rows.whole["train"]["input_ids"]]
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])[:LONGEST]
+    return "Longest training rows", ["row", "tokens"], [[splits.train[i].place, f"{lengths[i]:,}"] for i in order]
+
+
+# -- terminal ---------------------------------------------------------------------------------------------------------
+
+
+def _as_text(row: Seen) -> Text:
+    text = Text()
+    for i, (piece, loss) in enumerate(zip(row.pieces, row.loss, strict=True)):
+        if i in row.starts:
+            text.append("\n──────── next row of the pack\n", style="bold yellow")
+        text.append(piece, style=LOSS_STYLE if loss else CONTEXT_STYLE)
+    if row.cut:
+        text.append(" ✂ cut off: ", style="bold red")
+        text.append("".join(row.cut), style=CUT_STYLE)
+    return text
+
+
+def _as_table(title: str, header: list[str], cells: list[list[str]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 or not name else "right")
+    for row in cells:
+        table.add_row(*row)
+    return table
+
+
+# -- page -------------------------------------------------------------------------------------------------------------
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f6; padding: .8rem; border-radius: .4rem; }
+i { font-style: normal; color: rgb(120, 120, 120); }
+b { font-weight: normal; color: rgb(0, 110, 40); background: rgb(214, 245, 220); }
+s { color: rgb(180, 0, 0); }
+hr { border: 0; border-top: 2px dashed rgb(200, 140, 0); }
+td, th { padding: .1rem .8rem; text-align: right; } td:first-child, th:first-child { text-align: left; }
+"""
+
+
+def _page(name: str, splits: Splits, seen: list[Seen], tables: list[Figures]) -> str:
+    counts = " · ".join(f"{value:,} {what}" for what, value in splits.counts.items() if value)
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width, initial-scale=1'>",
+        f"<title>What {html.escape(name)} trains on</title><style>{STYLE}</style>",
+        f"<h1>What {html.escape(name)} trains on</h1><p>{html.escape(counts)}</p>",
+        *(_html_table(*table) for table in tables),
+        f"<h2>The first {len(seen)} training rows</h2>",
+        "<p><b>Green</b> tokens carry loss, <i>grey</i> ones are context.</p>",
+        *(_html_row(row) for row in seen),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _html_table(title: str, header: list[str], cells: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}" for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in cells)
+    return f"<h2>{html.escape(title)}</h2><table><tr>{head}{body}</table>"
+
+
+def _html_row(row: Seen) -> str:
+    tokens = []
+    for i, (piece, loss) in enumerate(zip(row.pieces, row.loss, strict=True)):
+        tag = "b" if loss else "i"
+        tokens.append(("<hr>" if i in row.starts else "") + f"<{tag}>{html.escape(piece)}</{tag}>")
+    cut = f" ✂ <s>{html.escape(''.join(row.cut))}</s>" if row.cut else ""
+    return f"<h3>{html.escape(row.place)}</h3><pre class=row>{''.join(tokens)}{cut}</pre>"
