@@ -79,6 +79,7 @@ def hush_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' own deprecations of each other
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias")  # `evaluate` puts them back itself
     import datasets
     import transformers
 
