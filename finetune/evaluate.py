@@ -16,8 +16,9 @@ from datasets import Dataset
 from torch.nn import functional
 
 from finetune import generate, metrics
-from finetune.data import Example, find_recipe
+from finetune.data import Example
 from finetune.model import Weights, untouched
+from finetune.recipe import find_recipe
 from finetune.schema import Config, Eval, UserError
 from finetune.train import Trainer
 

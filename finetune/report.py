@@ -57,6 +57,7 @@ def collect(
         "data": {
             "fingerprint": splits.fingerprint,
             "counts": splits.counts,
+            "bad_rows": splits.bad,
             "splits": {name: asdict(size) for name, size in sizes.items()},
         },
         "model": {**model.provenance(config.model), "parameters": parameters, "trainable_parameters": trainable},

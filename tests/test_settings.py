@@ -7,11 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from finetune import checkpoint, data, device, evaluate, generate, model, schema, tracking, train
+from finetune import checkpoint, data, device, evaluate, generate, model, recipe, schema, tracking, train
 from finetune.command import compose
 from finetune.schema import Config
 
 LOCAL = ["data=local", "data.path=FOLDER/rows.jsonl"]
+BAD = ["data=local", "data.path=FOLDER/bad.jsonl"]
 HUB = ["data=hub", "data.path=owner/name"]
 HUB_MODEL = ["model=hub", "model.path=owner/name"]
 
@@ -31,6 +32,8 @@ CHANGES = {
     "data.validation_fraction": ("0.3", LOCAL),
     "data.test_fraction": ("0.3", LOCAL),
     "data.group": ("kind", LOCAL),
+    "data.bad_rows": ("skip", BAD),
+    "data.max_bad_rows": ("2", [*BAD, "data.bad_rows=skip"]),
     "data.max_train_rows": ("5", LOCAL),
     "data.metrics": ("[rouge_l]", LOCAL),
     "model.name": ("other", []),
@@ -105,6 +108,7 @@ def test_changing_it_changes_something(setting, tmp_path, monkeypatch, tiny_mode
     lines = [json.dumps(row | other) + "\n" for row, other in zip(table, alpaca, strict=True)]
     (tmp_path / "rows.jsonl").write_text("".join(lines))
     (tmp_path / "others.jsonl").write_text("".join(line.replace('"c"', '"d"') for line in lines[:20]))
+    (tmp_path / "bad.jsonl").write_text("".join([*lines, "{\n" * 3]))
     change, beside = CHANGES[setting]
     key = "trainer.learning_rate" if setting == "trainer" else setting
     more = WITH.get(setting, [])
@@ -125,10 +129,10 @@ def read_data(config, monkeypatch, _):
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     try:
         splits = data.load(config.data, config.seed)
-    except SeenError as call:
+    except (SeenError, schema.UserError) as call:
         return repr(call)
-    recipe = data.find_recipe(config.data)
-    return splits, checkpoint.data_name(config), config.data.metrics or recipe.METRICS
+    found = recipe.find_recipe(config.data)
+    return splits, checkpoint.data_name(config), config.data.metrics or found.METRICS
 
 
 def load_model(config, monkeypatch, tiny_model):
