@@ -119,11 +119,13 @@ def _read(reading: _Reading, held_out: str | None) -> list[Example]:
     """The examples of the training rows, or of the held-out file or split, without empty and repeated ones."""
     examples = []
     counts, seen = reading.counts, reading.seen
-    for place, row in _open_rows(reading, held_out):
+    name, numbered = _open_rows(reading, held_out)
+    for number, row in numbered:
+        place = f"{name}:{number}"
         try:
             example = _to_example(row, place, reading)
         except RowError as error:
-            reading.leave_out(str(error))
+            reading.leave_out(f"{place}: {error}")
             continue
         counts["rows"] += 1
         key = (example.completion, *(tuple(message.items()) for message in example.prompt))
@@ -137,27 +139,29 @@ def _read(reading: _Reading, held_out: str | None) -> list[Example]:
     return examples
 
 
-def _open_rows(reading: _Reading, held_out: str | None) -> Iterator[tuple[str, Row]]:
+def _open_rows(reading: _Reading, held_out: str | None) -> tuple[str, Iterator[tuple[int, Row]]]:
+    """What stands for the file in places, and the rows with their numbers."""
     data, bad = reading.data, reading.leave_out
     if data.source is Source.hub:
-        return rows.read_hub(data.path, data.subset, data.revision, held_out or data.train_split, bad)
+        split = held_out or data.train_split
+        return rows.name_split(data.path, split), rows.read_hub(data.path, data.subset, data.revision, split, bad)
     if held_out or data.source is Source.local:
-        file = held_out or data.path
-        return rows.read_rows(Path(file).expanduser(), file, bad)
+        name = held_out or data.path
+        return name, rows.read_rows(Path(name).expanduser(), name, bad)
     fetched = fetch.data(data.path)
-    return rows.read_rows(fetched, fetched.name, bad)
+    return fetched.name, rows.read_rows(fetched, fetched.name, bad)
 
 
 def _to_example(row: Row, place: str, reading: _Reading) -> Example:
     data, recipe = reading.data, reading.recipe
-    mapped = check_row(row, reading.columns, place, data)
+    mapped = check_row(row, reading.columns, data)
     try:
         prompt, completion = recipe.read(mapped)
         group = recipe.group(mapped) if hasattr(recipe, "group") else None
     except ValueError as error:
-        raise RowError(f"{place}: {error} (recipe {data.recipe}).") from error
+        raise RowError(f"{error} (recipe {data.recipe}).") from error
     if data.group is not None:
-        value = check_group(row, data.group, reading.group_kind, place)
+        value = check_group(row, data.group, reading.group_kind)
         reading.group_kind = type(value)
         group = json.dumps(value, ensure_ascii=False, default=str)
     return Example(_with_system(prompt, data), completion, place, group)

@@ -57,7 +57,7 @@ def find_columns(data: schema.Data, recipe: ModuleType) -> list[Column]:
     ]
 
 
-def check_row(row: Row, columns: list[Column], place: str, data: schema.Data) -> Row:
+def check_row(row: Row, columns: list[Column], data: schema.Data) -> Row:
     """The row under the recipe's own column names; null stands for an optional column that is absent.
 
     Raises RowError for a column that is missing, or null, or of another type.
@@ -68,28 +68,28 @@ def check_row(row: Row, columns: list[Column], place: str, data: schema.Data) ->
         if isinstance(value, kind):
             mapped[name] = value
         elif theirs not in row and (required or name in data.columns):
-            raise RowError(_missing(name, theirs, row, place, data.recipe))
+            raise RowError(_missing(name, theirs, row, data.recipe))
         elif theirs not in row:
-            _refuse_misspelt(theirs, row, columns, place, data.recipe)
+            _refuse_misspelt(theirs, row, columns, data.recipe)
         elif value is not None or required:
             wanted = KINDS.get(kind, kind.__name__)
-            raise RowError(f"{place}: {theirs} is {describe(value)}, expected {wanted} (recipe {data.recipe}).")
+            raise RowError(f"{theirs} is {describe(value)}, expected {wanted} (recipe {data.recipe}).")
     return mapped
 
 
-def check_group(row: Row, column: str, kind: type | None, place: str) -> Any:
+def check_group(row: Row, column: str, kind: type | None) -> Any:
     """The value of the column that rows are grouped by, which is of type `kind`, that of the rows before, if any.
 
     Raises RowError: with a missing value or one of another type, rows of one group could stand on two sides.
     """
     if column not in row:
-        raise RowError(f"{place}: there is no column {column} (data.group). {_suggest(column, row)}")
+        raise RowError(f"there is no column {column} (data.group). {_suggest(column, row)}")
     value = row[column]
     if value is None:
-        raise RowError(f"{place}: {column} is null, expected a value to group by (data.group).")
+        raise RowError(f"{column} is null, expected a value to group by (data.group).")
     if kind is not None and type(value) is not kind:
         wanted = KINDS.get(kind, kind.__name__)
-        raise RowError(f"{place}: {column} is {describe(value)}, expected {wanted} as in the rows before (data.group).")
+        raise RowError(f"{column} is {describe(value)}, expected {wanted} as in the rows before (data.group).")
     return value
 
 
@@ -103,24 +103,24 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {near[0]}?" if near else f"There is: {', '.join(known)}."
 
 
-def _missing(column: str, theirs: str, row: Row, place: str, recipe: str) -> str:
+def _missing(column: str, theirs: str, row: Row, recipe: str) -> str:
     found = ", ".join(row) or "none"
     near = difflib.get_close_matches(theirs, row, n=1, cutoff=0.5)
     example = near[0] if near else next(iter(row), "yours")
     guess = f" Did you mean {near[0]}?" if near else ""
     return (
-        f"{place}: there is no column {theirs}, which the recipe {recipe} needs; found: {found}.{guess} "
+        f"there is no column {theirs}, which the recipe {recipe} needs; found: {found}.{guess} "
         f"Name your column with data.columns.{column}={example}, or choose another data.recipe."
     )
 
 
-def _refuse_misspelt(optional: str, row: Row, columns: list[Column], place: str, recipe: str) -> None:
+def _refuse_misspelt(optional: str, row: Row, columns: list[Column], recipe: str) -> None:
     """Raise RowError where a column that nothing reads is all but named as the optional one that is absent."""
     unread = tuple(row.keys() - {column.theirs for column in columns})
     near = _find_misspelt(optional, unread) if unread else None
     if near:
         raise RowError(
-            f"{place}: found the column {near}, which the recipe {recipe} does not read; expected {optional}. "
+            f"found the column {near}, which the recipe {recipe} does not read; expected {optional}. "
             f"Name your column with data.columns.{optional}={near}, or leave it out."
         )
 

@@ -1,8 +1,8 @@
 """How is a file of rows read strictly?
 
-Every row comes with its place, such as `mine.jsonl:3`: the line of a JSONL or CSV file, else the number of the row,
-counted from 1. What is not a row is an error with file and line; nothing is skipped unless the caller says so, and
-nothing is converted.
+Every row comes with its number, counted from 1: that of its line in a JSONL or CSV file, else that of the row. With the
+file's name it is the row's place, such as `mine.jsonl:3`. What is not a row is an error with its place; nothing is
+converted, and nothing is left out unless the caller says so.
 """
 
 import codecs
@@ -10,16 +10,20 @@ import csv
 import difflib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from finetune.schema import UserError
-from finetune.strict_json import FaultError, parse_object, split_array
+from finetune.strict_json import FaultError, parse_lines, parse_object, split_array
 
 Row = dict[str, Any]
 Bad = Callable[[str], object]
 """What is done about one row that is wrong, given its place, what was found and what was expected."""
 
+Decode = Callable[[bytes], str]
+
+BLOCK = 64 * 2**10  # bytes of lines that are parsed at a time
 LONGEST = 16 * 2**20  # bytes of a line: beyond it stands a file without line ends, and reading it would fill the memory
 
 
@@ -32,8 +36,8 @@ def refuse(message: str) -> NoReturn:
     raise RowError(message)
 
 
-def read_rows(path: Path, name: str | None = None, bad: Bad = refuse) -> Iterator[tuple[str, Row]]:
-    """The rows of a JSONL, JSON, CSV or Parquet file, one at a time, each with its place.
+def read_rows(path: Path, name: str | None = None, bad: Bad = refuse) -> Iterator[tuple[int, Row]]:
+    """The rows of a JSONL, JSON, CSV or Parquet file, one at a time, each with its number.
 
     `name` stands for the file in places and messages; without it, the path as it was given. `bad` is called for each
     row that is wrong; where it returns, the row is left out. Only a .json file is held in memory as a whole.
@@ -63,8 +67,8 @@ def read_rows(path: Path, name: str | None = None, bad: Bad = refuse) -> Iterato
 
 def read_hub(
     path: str, subset: str | None, revision: str | None, split: str, bad: Bad = refuse
-) -> Iterator[tuple[str, Row]]:
-    """The rows of one split of a data set on the Hugging Face hub, with places such as `owner/name[train]:3`."""
+) -> Iterator[tuple[int, Row]]:
+    """The rows of one split of a data set on the Hugging Face hub, each with its number; see name_split."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -84,9 +88,14 @@ def read_hub(
     for start in range(0, len(dataset), 1000):
         for number, row in enumerate(_read_batch(read, start, min(start + 1000, len(dataset))), start + 1):
             if isinstance(row, ValueError):
-                bad(f"{path}[{split}]:{number}: {_unreadable(row)}")
+                bad(f"{name_split(path, split)}:{number}: {_unreadable(row)}")
             else:
-                yield f"{path}[{split}]:{number}", row
+                yield number, row
+
+
+def name_split(path: str, split: str) -> str:
+    """What stands for the file in the places of rows of the hub: `owner/name[train]`."""
+    return f"{path}[{split}]"
 
 
 def require_file(path: Path) -> None:
@@ -102,8 +111,25 @@ def require_file(path: Path) -> None:
 # -- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def _read_jsonl(path: Path, name: str, bad: Bad) -> Iterator[tuple[str, Row]]:
-    for number, line in _read_lines(path, name, bad):
+def _read_jsonl(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+    number = 1
+    with _open_text(path) as file:
+        start = file.tell()
+        while block := file.read(BLOCK) + file.readline(LONGEST - BLOCK):
+            try:
+                rows = parse_lines(block.decode())
+            except ValueError:  # at least one line is empty or wrong
+                end = file.tell()
+                file.seek(start)
+                yield from _read_each(_read_lines(file, name, bad, number, end), name, bad)
+            else:
+                yield from enumerate(rows, number)
+            number += block.count(b"\n") + (not block.endswith(b"\n"))
+            start = file.tell()
+
+
+def _read_each(lines: Iterator[tuple[int, str]], name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+    for number, line in lines:
         text = line.strip(" \t\r\n")
         if not text:  # an empty line holds nothing that could be lost
             continue
@@ -112,21 +138,15 @@ def _read_jsonl(path: Path, name: str, bad: Bad) -> Iterator[tuple[str, Row]]:
         except FaultError as error:
             bad(f"{name}:{number}: {error}.")
         else:
-            yield f"{name}:{number}", row
+            yield number, row
 
 
-def _read_json(path: Path, name: str, bad: Bad) -> Iterator[tuple[str, Row]]:
+def _read_json(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
     text = _read_text(path, name)
     if not text.strip():
         return
     try:
-        for number, element in enumerate(split_array(text), start=1):
-            try:
-                row = parse_object(element)
-            except FaultError as error:
-                bad(f"{name}:{number}: {error}.")
-            else:
-                yield f"{name}:{number}", row
+        yield from _read_each(enumerate(split_array(text), start=1), name, bad)
     except FaultError as error:
         raise UserError(f"{name}:{error}.") from error
 
@@ -134,32 +154,33 @@ def _read_json(path: Path, name: str, bad: Bad) -> Iterator[tuple[str, Row]]:
 # -- CSV and Parquet --------------------------------------------------------------------------------------------------
 
 
-def _read_csv(path: Path, name: str, bad: Bad) -> Iterator[tuple[str, Row]]:
+def _read_csv(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(LONGEST)  # Python's own limit is 128 KiB a field, less than a document
     # A line left out here could be the middle of a row: bytes that are not UTF-8 come through, to be found in the row.
-    lines = _read_lines(path, name, refuse, "surrogateescape")
-    reader = csv.reader((line for _, line in lines), strict=True)
+    decode = partial(bytes.decode, errors="surrogateescape")
     header: list[str] | None = None
     line = 1
-    try:
-        for cells in reader:
-            if not cells:  # an empty line
-                pass
-            elif not _is_text(cells):
-                (bad if header else refuse)(f"{name}:{line}: the row is not UTF-8. {_how_to_convert(path)}")
-            elif header is None:
-                header = _require_header(cells, f"{name}:{line}")
-            elif len(cells) != len(header):
-                bad(f"{name}:{line}: found {len(cells)} fields, expected {len(header)} as in the header.")
-            else:
-                yield f"{name}:{line}", dict(zip(header, cells, strict=True))
-            line = reader.line_num + 1  # a quoted field may span lines: a row's place is where it starts
-    except csv.Error as error:  # with a quotation mark astray, nobody can tell where the next row starts
-        hint = 'A quotation mark inside a field is doubled (""), in a field between quotation marks.'
-        raise UserError(f"{name}:{line}: not valid CSV: {error}. {hint}") from error
+    with _open_text(path) as file:
+        reader = csv.reader((line for _, line in _read_lines(file, name, refuse, decode=decode)), strict=True)
+        try:
+            for cells in reader:
+                if not cells:  # an empty line
+                    pass
+                elif not _is_text(cells):
+                    (bad if header else refuse)(f"{name}:{line}: the row is not UTF-8. {_how_to_convert(path)}")
+                elif header is None:
+                    header = _require_header(cells, f"{name}:{line}")
+                elif len(cells) != len(header):
+                    bad(f"{name}:{line}: found {len(cells)} fields, expected {len(header)} as in the header.")
+                else:
+                    yield line, dict(zip(header, cells, strict=True))
+                line = reader.line_num + 1  # a quoted field may span lines: a row's place is where it starts
+        except csv.Error as error:  # with a quotation mark astray, nobody can tell where the next row starts
+            hint = 'A quotation mark inside a field is doubled (""), in a field between quotation marks.'
+            raise UserError(f"{name}:{line}: not valid CSV: {error}. {hint}") from error
 
 
-def _read_parquet(path: Path, name: str, bad: Bad) -> Iterator[tuple[str, Row]]:
+def _read_parquet(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -177,7 +198,7 @@ def _read_parquet(path: Path, name: str, bad: Bad) -> Iterator[tuple[str, Row]]:
                     if isinstance(row, ValueError):
                         bad(f"{name}:{number}: {_unreadable(row)}")
                     else:
-                        yield f"{name}:{number}", row
+                        yield number, row
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{name}: not a valid Parquet file, after row {number}: {error}") from error
 
@@ -201,23 +222,33 @@ def _unreadable(error: ValueError) -> str:
 # -- text -------------------------------------------------------------------------------------------------------------
 
 
-def _read_lines(path: Path, name: str, bad: Bad, errors: str = "strict") -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file with their numbers; a byte order mark at the start is not part of the text."""
-    with path.open("rb") as file:
-        if file.read(3) != codecs.BOM_UTF8:
-            file.seek(0)
-        for number, line in enumerate(iter(partial(file.readline, LONGEST + 1), b""), start=1):
-            if len(line) > LONGEST:
-                size = (len(line) + _skip_line(file, line)) / 1e6
-                bad(f"{name}:{number}: the line has {size:.1f} MB, expected at most {LONGEST / 1e6:.1f} MB.")
-                continue
-            try:
-                text = line.decode(errors=errors)
-            except UnicodeDecodeError as error:
-                where = f"byte {error.start + 1} of the line is not UTF-8"
-                bad(f"{name}:{number}: {where}. {_how_to_convert(path)}")
-            else:
-                yield number, text
+def _open_text(path: Path) -> BinaryIO:
+    """The file, behind a byte order mark, which is not part of the text."""
+    file = path.open("rb")
+    if file.read(3) != codecs.BOM_UTF8:
+        file.seek(0)
+    return file
+
+
+def _read_lines(
+    file: BinaryIO, name: str, bad: Bad, first: int = 1, end: int | None = None, decode: Decode = bytes.decode
+) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file up to position `end`, with their numbers from `first` on."""
+    for number in count(first):
+        line = b"" if end is not None and file.tell() >= end else file.readline(LONGEST + 1)
+        if not line:
+            return
+        if len(line) > LONGEST:
+            size = (len(line) + _skip_line(file, line)) / 1e6
+            bad(f"{name}:{number}: the line has {size:.1f} MB, expected at most {LONGEST / 1e6:.1f} MB.")
+            continue
+        try:
+            text = decode(line)
+        except UnicodeDecodeError as error:
+            where = f"byte {error.start + 1} of the line is not UTF-8"
+            bad(f"{name}:{number}: {where}. {_how_to_convert(Path(file.name))}")
+        else:
+            yield number, text
 
 
 def _skip_line(file: BinaryIO, line: bytes) -> int:

@@ -32,9 +32,28 @@ def parse_object(text: str) -> dict[str, Any]:
         raise FaultError("found a number of more than 4300 digits, expected a shorter one, or a text") from error
     if not isinstance(value, dict):
         raise FaultError(f'found {describe(value)}, expected an object such as {{"prompt": ...}}')
-    if "\\u" in text and ("\\ud" in text or "\\uD" in text):
-        _refuse_surrogates(value)
+    _refuse_surrogates(value, text)
     return value
+
+
+def parse_lines(text: str) -> list[dict[str, Any]]:
+    """The objects of a text that holds one on every line; raises ValueError where a line is anything else, even empty.
+
+    All lines are parsed in one call, as elements of an array with a marker between each two. The marker is a constant
+    that the text does not hold: as each stands between two whole elements, no line reaches into the next.
+    """
+    lines = text.removesuffix("\n")
+    if MARKER in lines:
+        raise FaultError(f"found {MARKER}")
+    try:
+        found = MARKED.decode("[" + lines.replace("\n", f",{MARKER},") + "]")
+    except RecursionError as error:
+        raise FaultError("nested too deeply") from error
+    objects, marks = found[::2], found[1::2]
+    if marks != [MARK] * lines.count("\n") or set(map(type, objects)) != {dict}:
+        raise FaultError("a line is no object")
+    _refuse_surrogates(objects, text)
+    return objects
 
 
 def split_array(text: str) -> Iterator[str]:
@@ -91,7 +110,13 @@ def _refuse_constant(constant: str) -> NoReturn:
     raise FaultError(f"found {constant}, which is no number of JSON; expected a number or null")
 
 
-def _refuse_surrogates(value: Any) -> None:
+def _mark(constant: str) -> object:
+    return MARK if constant == MARKER else _refuse_constant(constant)
+
+
+def _refuse_surrogates(value: Any, text: str) -> None:
+    if "\\u" not in text or ("\\ud" not in text and "\\uD" not in text):
+        return
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -101,5 +126,7 @@ def _refuse_surrogates(value: Any) -> None:
 
 SPACE = re.compile(r"[ \t\r\n]*")
 STRICT = json.JSONDecoder(object_pairs_hook=_require_unique, parse_constant=_refuse_constant)
+MARKER, MARK = "-Infinity", object()  # as written, and as parsed
+MARKED = json.JSONDecoder(object_pairs_hook=_require_unique, parse_constant=_mark)
 # Finds where an element ends; its numbers, which may be longer than Python converts, are for STRICT to judge.
 LENIENT = json.JSONDecoder(parse_int=lambda digits: int(digits[:4000]))
