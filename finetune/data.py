@@ -63,6 +63,7 @@ def load(data: schema.Data, seed: int) -> Splits:
     test = _read(reading, data.test) if data.test else []
     validation = _read(reading, data.validation) if data.validation else []
     train = _read(reading, None)
+    _require_rows(reading.bad, train=train)
     rows_to_split = len(train)
     if not data.test:
         train, test = _hold_out(train, round(rows_to_split * data.test_fraction), "test", seed)
@@ -185,7 +186,8 @@ def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tup
     Groups are taken in the order of a hash of seed and name, so a row added later moves few others. A group joins where
     that brings the count nearer to `share`: one that is too large stays with the training rows.
     """
-    sizes = Counter(_group(example) for example in examples)
+    groups = [_group(example) for example in examples]
+    sizes = Counter(groups)
     share = max(1, share)
     chosen: set[str] = set()
     taken = 0
@@ -199,8 +201,10 @@ def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tup
             f"{split} split (data.{split}_fraction). Rows with the same prompt, or the same group, stay together. Add "
             f"rows, raise the fraction, name a column to group by in data.group, or give data.{split} rows of its own."
         )
-    rest = [example for example in examples if _group(example) not in chosen]
-    return rest, [example for example in examples if _group(example) in chosen]
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for example, group in zip(examples, groups, strict=True):
+        parts[group in chosen].append(example)
+    return parts
 
 
 def _require_rows(bad: list[str], **splits: list[Example]) -> None:

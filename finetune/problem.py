@@ -42,6 +42,7 @@ def describe(value: Any) -> str:
     """A value in words that a user knows, cut to a readable length: `the number 12`, `the text "abc"`."""
     shown = json.dumps(value, ensure_ascii=False, default=str)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    shown = shown.encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be printed
     if value is None:
         return "null"
     if isinstance(value, bool):

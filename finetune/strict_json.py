@@ -102,7 +102,8 @@ def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):  # parsers disagree about which value counts (RFC 8259, section 4)
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise FaultError(f"found the key {repeated} more than once in an object, expected it once")
+        quoted = describe(repeated).removeprefix("the text ")
+        raise FaultError(f"found the key {quoted} more than once in an object, expected it once")
     return found
 
 

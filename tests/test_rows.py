@@ -116,3 +116,18 @@ def test_a_hub_split_that_does_not_exist_is_an_error(tmp_path):
     write(tmp_path / "train.jsonl", '{"a": 1}\n')
     with pytest.raises(UserError, match=r"split dev.*data\.revision"):
         list(read_hub(str(tmp_path), None, None, "dev"))
+
+
+def test_a_hub_file_that_is_malformed_is_an_error(tmp_path):
+    write(tmp_path / "train.jsonl", '{"a": 1}\nbroken\n')
+    with pytest.raises(UserError, match=r"could not be loaded"):
+        list(read_hub(str(tmp_path), None, None, "train"))
+
+
+def test_a_hub_row_that_is_not_utf8_is_left_out_alone(tmp_path):
+    column = pa.array([b"a", b"\xe9", *[b"c"] * 3000], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"a": column}), tmp_path / "train.parquet")
+    bad = []
+    found = list(read_hub(str(tmp_path), None, None, "train", bad.append))
+    assert [number for number, _ in found] == [1, *range(3, 3003)]
+    assert [message.startswith(f"{tmp_path}[train]:2: the row cannot be read") for message in bad] == [True]
