@@ -1,7 +1,7 @@
 # make demo       install, then fine-tune the embedded model on the embedded data and report
 # make test       install, then the tests that take seconds; make test-slow: the others
 # make lint       ruff and mypy
-# make bench      training speed against TRL's defaults and a bare PyTorch loop
+# make bench      training speed against TRL's defaults and a bare PyTorch loop; reading speed against datasets
 #
 # The environment is .venv, made with $(PYTHON), with the exact versions of constraints.txt.
 
@@ -27,6 +27,7 @@ lint: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/train_speed.py
+	$(BIN)/python benchmarks/read_speed.py
 
 # Done again only when the dependencies change.
 $(INSTALLED): pyproject.toml constraints.txt

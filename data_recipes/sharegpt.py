@@ -21,6 +21,6 @@ def read(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
 def _rename(turn: Any, number: int) -> dict[str, Any]:
     if not isinstance(turn, dict) or not {"from", "value"} <= turn.keys():
         raise ValueError(f"turn {number} is not an object with from and value")
-    if turn["from"] not in ROLES:
+    if turn["from"] not in list(ROLES):  # it may be a list, which no dictionary can look up
         raise ValueError(f"turn {number} is from {turn['from']!r}, expected one of {', '.join(ROLES)}")
     return {"role": ROLES[turn["from"]], "content": turn["value"]}

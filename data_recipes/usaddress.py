@@ -59,11 +59,14 @@ def group(row: dict[str, Any]) -> str:
     return re.sub(r"[\W_]", "", _split(row["labels"]).get("street", row["address"]).lower())
 
 
-def _split(labels: list[tuple[str, str]]) -> dict[str, str]:
+def _split(labels: list[Any]) -> dict[str, str]:
     """Key -> its words in the order of the text; commas and semicolons stay only inside a run of words."""
     crossing = False
     tokens = []
-    for label, token in labels:
+    for pair in labels:
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise ValueError(f"{pair!r:.60} among the labels is not a list of a label and its words")
+        label, token = pair
         if label not in KEYS:
             raise ValueError(f"the label {label!r} is none of the 29 that this recipe knows")
         key = KEYS[label]

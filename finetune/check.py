@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from finetune import check_trainer, hydra_error
 from finetune.metrics import NAMES as METRICS
 from finetune.problem import complain, did_you_mean, shown
-from finetune.schema import Adapter, Config, Data, Eval, Model, Quantization, Source, UserError, to_dataclass
+from finetune.schema import Adapter, BadRows, Config, Data, Eval, Model, Quantization, Source, UserError, to_dataclass
 
 RECIPES = Path(__file__).parent.parent / "data_recipes"
 # What a data set or model needs besides its group file, and how to give it.
@@ -29,6 +29,7 @@ RANGES: tuple[Rule, ...] = (
     ("data.test_fraction", "above 0 and below 1", lambda v: 0 < v < 1),
     ("data.max_train_rows", "at least 1", lambda v: v >= 1),
     ("data.max_cut_share", "between 0 and 1", lambda v: 0 <= v <= 1),
+    ("data.max_bad_rows", "at least 0", lambda v: v >= 0),
     ("adapter.r", "at least 1", lambda v: v >= 1),
     ("adapter.lora_alpha", "at least 1", lambda v: v >= 1),
     ("adapter.lora_dropout", "at least 0 and below 1", lambda v: 0 <= v < 1),
@@ -97,6 +98,9 @@ def _data(data: Data) -> Iterator[str]:
     yield from _metrics(data.metrics)
     if data.source is not Source.hub:
         yield from _without_effect("data", data, ("subset", "revision", "train_split"), "it is for data=hub")
+    if data.bad_rows is BadRows.error:
+        reason = "data.bad_rows=error allows no bad row. Add data.bad_rows=skip"
+        yield from _without_effect("data", data, ("max_bad_rows",), reason)
     for part in ("validation", "test"):
         own = getattr(data, part)
         if own is None:

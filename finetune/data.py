@@ -4,24 +4,24 @@ Rows are read strictly, turned into examples by a recipe of data_recipes/, and s
 same group, never stands on two sides. Whatever is left out is counted.
 """
 
-import difflib
 import hashlib
-import importlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import data_recipes
 from finetune import fetch, rows, schema
-from finetune.rows import Row, describe
-from finetune.schema import Source, UserError
+from finetune.recipe import Column, check_group, check_row, find_columns, find_recipe
+from finetune.rows import Row, RowError
+from finetune.schema import BadRows, Source, UserError
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""
+
+EXAMPLES = 3  # of bad rows, that are shown
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Example:
 class Splits:
     """The examples of the three splits, what was counted on the way, and a checksum over all their contents.
 
-    counts: rows (read), empty (left out: no completion), repeated (left out: same prompt and completion as another),
-    cut (left out by data.max_train_rows), and train, validation, test.
+    counts: rows (read), bad (left out: wrong, see data.bad_rows), repeated (left out: same prompt and completion as
+    another), cut (left out by data.max_train_rows), and train, validation, test.
     """
 
     train: list[Example]
@@ -47,6 +47,8 @@ class Splits:
     test: list[Example]
     counts: dict[str, int]
     fingerprint: str
+    # What is wrong with the first of the bad rows, and where.
+    bad: list[str] = field(default_factory=list)
 
 
 def load(data: schema.Data, seed: int) -> Splits:
@@ -54,22 +56,23 @@ def load(data: schema.Data, seed: int) -> Splits:
 
     Raises UserError, with file and line, for rows or columns that are wrong, and for too few rows.
     """
-    counts: Counter[str] = Counter(rows=0, empty=0, repeated=0, cut=0)
+    counts: Counter[str] = Counter(rows=0, bad=0, repeated=0, cut=0)
     recipe = find_recipe(data)
-    seen: set[str] = set()
+    reading = _Reading(data, recipe, find_columns(data, recipe), counts)
     # Held-out rows come first: a row that is repeated among the training rows is left out there.
-    test = _read(data, data.test, recipe, seen, counts) if data.test else []
-    validation = _read(data, data.validation, recipe, seen, counts) if data.validation else []
-    train = _read(data, None, recipe, seen, counts)
+    test = _read(reading, data.test) if data.test else []
+    validation = _read(reading, data.validation) if data.validation else []
+    train = _read(reading, None)
+    _require_rows(reading.bad, train=train)
     rows_to_split = len(train)
     if not data.test:
         train, test = _hold_out(train, round(rows_to_split * data.test_fraction), "test", seed)
     if not data.validation:
         train, validation = _hold_out(train, round(rows_to_split * data.validation_fraction), "validation", seed)
-    _require_rows(train=train, validation=validation, test=test)
+    _require_rows(reading.bad, train=train, validation=validation, test=test)
     train = _cut(train, data.max_train_rows, seed, counts)
     counts.update(train=len(train), validation=len(validation), test=len(test))
-    return Splits(train, validation, test, dict(counts), _fingerprint(train, validation, test))
+    return Splits(train, validation, test, dict(counts), _fingerprint(train, validation, test), reading.bad)
 
 
 def digest(data: schema.Data) -> str:
@@ -81,79 +84,53 @@ def digest(data: schema.Data) -> str:
     return _sha256(checksums) if any(checksums) else ""
 
 
-# -- recipes and columns ----------------------------------------------------------------------------------------------
-
-
-def find_recipe(data: schema.Data) -> ModuleType:
-    """The module of data_recipes/ that `data.recipe` names; a column of `data.columns` that it does not have raises."""
-    known = sorted(file.stem for file in Path(data_recipes.__path__[0]).glob("[a-z]*.py"))
-    if data.recipe not in known:
-        raise UserError(f"data.recipe={data.recipe}: there is no such recipe. {_suggest(data.recipe, known)}")
-    recipe = importlib.import_module(f"data_recipes.{data.recipe}")
-    columns = [*recipe.COLUMNS, *_optional(recipe)]
-    for column, theirs in data.columns.items():
-        if column not in columns:
-            raise UserError(
-                f"data.columns.{column}={theirs}: the recipe {data.recipe} has no column {column}. "
-                f"{_suggest(column, columns)} Write data.columns.<the recipe's column>=<your column>."
-            )
-    return recipe
-
-
-def _optional(recipe: ModuleType) -> dict[str, type]:
-    return getattr(recipe, "OPTIONAL", {})
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"Did you mean {near[0]}?" if near else f"There is: {', '.join(known)}."
-
-
-def _map_columns(row: Row, data: schema.Data, recipe: ModuleType, place: str) -> Row:
-    """The row under the recipe's own column names, checked for presence and type; null stands for absent."""
-    mapped = {}
-    for column, kind in (recipe.COLUMNS | _optional(recipe)).items():
-        theirs = data.columns.get(column, column)
-        required = column in recipe.COLUMNS
-        if theirs not in row and (required or column in data.columns):
-            raise UserError(_missing(column, theirs, row, place, data.recipe))
-        value = row.get(theirs)
-        if value is None and not required:
-            continue
-        if not isinstance(value, kind):
-            wanted = {str: "text", list: "a list"}.get(kind, kind.__name__)
-            raise UserError(f"{place}: {theirs} is {describe(value)}, expected {wanted} (recipe {data.recipe}).")
-        mapped[column] = value
-    return mapped
-
-
-def _missing(column: str, theirs: str, row: Row, place: str, recipe: str) -> str:
-    found = ", ".join(row) or "none"
-    near = difflib.get_close_matches(theirs, row, n=1, cutoff=0.5)
-    example = near[0] if near else next(iter(row), "yours")
-    guess = f" Did you mean {near[0]}?" if near else ""
-    return (
-        f"{place}: there is no column {theirs}, which the recipe {recipe} needs; found: {found}.{guess} "
-        f"Name your column with data.columns.{column}={example}, or choose another data.recipe."
-    )
-
-
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read(
-    data: schema.Data, held_out: str | None, recipe: ModuleType, seen: set[str], counts: Counter[str]
-) -> list[Example]:
-    """The examples of the training rows, or of the held-out file or split, without empty and repeated ones."""
+@dataclass
+class _Reading:
+    """What is known while the rows of a data set are read, whatever files they lie in."""
+
+    data: schema.Data
+    recipe: ModuleType
+    columns: list[Column]
+    counts: Counter[str]
+    bad: list[str] = field(default_factory=list)
+    seen: set[Any] = field(default_factory=set)
+    group_kind: type | None = None
+
+    def leave_out(self, message: str) -> None:
+        """Count a row that is wrong and keep the first messages; raise where none, or no more, may be left out."""
+        if self.data.bad_rows is BadRows.error:
+            raise RowError(message)
+        self.counts["rows"] += 1
+        self.counts["bad"] += 1
+        if len(self.bad) < EXAMPLES:
+            self.bad.append(message)
+        limit = self.data.max_bad_rows
+        if self.counts["bad"] > limit:
+            first = "".join(f"\n  {example}" for example in self.bad)
+            raise UserError(
+                f"More rows are bad than data.max_bad_rows={limit} allows. Correct them, or raise the limit. "
+                f"The first:{first}"
+            )
+
+
+def _read(reading: _Reading, held_out: str | None) -> list[Example]:
+    """The examples of the training rows, or of the held-out file or split, without repeated ones."""
     examples = []
-    for place, row in _open_rows(data, held_out):
+    counts, seen = reading.counts, reading.seen
+    name, numbered = _open_rows(reading, held_out)
+    for number, row in numbered:
+        place = f"{name}:{number}"
+        try:
+            example = _to_example(row, place, reading)
+        except RowError as error:
+            reading.leave_out(f"{place}: {error}")
+            continue
         counts["rows"] += 1
-        example = _to_example(row, data, recipe, place)
-        key = _content(example)
-        if not example.completion.strip():
-            counts["empty"] += 1
-        elif key in seen:
+        key = (example.completion, *(tuple(message.items()) for message in example.prompt))
+        if key in seen:
             counts["repeated"] += 1
         else:
             seen.add(key)
@@ -161,27 +138,33 @@ def _read(
     return examples
 
 
-def _open_rows(data: schema.Data, held_out: str | None) -> Iterator[tuple[str, Row]]:
+def _open_rows(reading: _Reading, held_out: str | None) -> tuple[str, Iterator[tuple[int, Row]]]:
+    """What stands for the file in places, and the rows with their numbers."""
+    data, bad = reading.data, reading.leave_out
     if data.source is Source.hub:
-        return rows.read_hub(data.path, data.subset, data.revision, held_out or data.train_split)
+        split = held_out or data.train_split
+        return rows.name_split(data.path, split), rows.read_hub(data.path, data.subset, data.revision, split, bad)
     if held_out or data.source is Source.local:
-        file = held_out or data.path
-        return rows.read_rows(Path(file).expanduser(), name=file)
+        name = held_out or data.path
+        return name, rows.read_rows(Path(name).expanduser(), name, bad)
     fetched = fetch.data(data.path)
-    return rows.read_rows(fetched, name=fetched.name)
+    return fetched.name, rows.read_rows(fetched, fetched.name, bad)
 
 
-def _to_example(row: Row, data: schema.Data, recipe: ModuleType, place: str) -> Example:
-    mapped = _map_columns(row, data, recipe, place)
+def _to_example(row: Row, place: str, reading: _Reading) -> Example:
+    data, recipe = reading.data, reading.recipe
+    mapped = check_row(row, reading.columns, data)
     try:
         prompt, completion = recipe.read(mapped)
         group = recipe.group(mapped) if hasattr(recipe, "group") else None
     except ValueError as error:
-        raise UserError(f"{place}: {error} (recipe {data.recipe}).") from error
+        raise RowError(f"{error} (recipe {data.recipe}).") from error
+    if not completion.strip():
+        raise RowError(f"the answer is empty, expected text to learn (recipe {data.recipe}).")
     if data.group is not None:
-        if data.group not in row:
-            raise UserError(f"{place}: there is no column {data.group} (data.group). {_suggest(data.group, row)}")
-        group = json.dumps(row[data.group], ensure_ascii=False, default=str)
+        value = check_group(row, data.group, reading.group_kind)
+        reading.group_kind = type(value)
+        group = json.dumps(value, ensure_ascii=False, default=str)
     return Example(_with_system(prompt, data), completion, place, group)
 
 
@@ -203,7 +186,8 @@ def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tup
     Groups are taken in the order of a hash of seed and name, so a row added later moves few others. A group joins where
     that brings the count nearer to `share`: one that is too large stays with the training rows.
     """
-    sizes = Counter(_group(example) for example in examples)
+    groups = [_group(example) for example in examples]
+    sizes = Counter(groups)
     share = max(1, share)
     chosen: set[str] = set()
     taken = 0
@@ -217,15 +201,18 @@ def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tup
             f"{split} split (data.{split}_fraction). Rows with the same prompt, or the same group, stay together. Add "
             f"rows, raise the fraction, name a column to group by in data.group, or give data.{split} rows of its own."
         )
-    rest = [example for example in examples if _group(example) not in chosen]
-    return rest, [example for example in examples if _group(example) in chosen]
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for example, group in zip(examples, groups, strict=True):
+        parts[group in chosen].append(example)
+    return parts
 
 
-def _require_rows(**splits: list[Example]) -> None:
+def _require_rows(bad: list[str], **splits: list[Example]) -> None:
     for name, examples in splits.items():
         if not examples:
             raise UserError(
-                f"The {name} split has no rows left: all are empty, or repeated in the same or a held-out split."
+                f"The {name} split has no rows left: all are repeated in the same or a held-out split"
+                + "".join([", or bad:", *(f"\n  {message}" for message in bad)] if bad else ".")
             )
 
 

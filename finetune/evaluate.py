@@ -16,9 +16,10 @@ from datasets import Dataset
 from torch.nn import functional
 
 from finetune import generate, metrics
-from finetune.data import Example, find_recipe
+from finetune.data import Example
 from finetune.model import Weights, untouched
 from finetune.prepare import Prepared
+from finetune.recipe import find_recipe
 from finetune.schema import Config, Eval, UserError
 
 

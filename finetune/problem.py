@@ -1,6 +1,7 @@
 """How is a user told what is wrong?"""
 
 import difflib
+import json
 from collections.abc import Iterable
 from enum import Enum
 from typing import Any
@@ -35,3 +36,16 @@ def shown(value: Any) -> str:
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}:{shown(item)}' for key, item in value.items())}}}"
     return str(value)
+
+
+def describe(value: Any) -> str:
+    """A value in words that a user knows, cut to a readable length: `the number 12`, `the text "abc"`."""
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    shown = shown.encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be printed
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return shown
+    kinds = {str: "the text", int: "the number", float: "the number", list: "the list", dict: "the object"}
+    return f"{kinds.get(type(value), type(value).__name__)} {shown}"

@@ -55,6 +55,7 @@ def collect(
         "data": {
             "fingerprint": prepared.splits.fingerprint,
             "counts": prepared.splits.counts,
+            "bad_rows": prepared.splits.bad,
             "splits": {name: asdict(size) for name, size in prepared.rows.sizes.items()},
         },
         "model": {**model.provenance(config.model), "parameters": parameters, "trainable_parameters": trainable},

@@ -1,27 +1,47 @@
 """How is a file of rows read strictly?
 
-Every row comes with its place, such as `mine.jsonl:3`: the line of a JSONL or CSV file, else the number of the row,
-counted from 1. What is not a row is an error with file and line; nothing is skipped and nothing is converted.
+Every row comes with its number, counted from 1: that of its line in a JSONL or CSV file, else that of the row. With the
+file's name it is the row's place, such as `mine.jsonl:3`. What is not a row is an error with its place; nothing is
+converted, and nothing is left out unless the caller says so.
 """
 
+import codecs
 import csv
 import difflib
-import json
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NoReturn
 
 from finetune.schema import UserError
+from finetune.strict_json import FaultError, parse_lines, parse_object, split_array
 
 Row = dict[str, Any]
+Bad = Callable[[str], object]
+"""What is done about one row that is wrong, given its place, what was found and what was expected."""
+
+Decode = Callable[[bytes], str]
+
+BLOCK = 64 * 2**10  # bytes of lines that are parsed at a time
+LONGEST = 16 * 2**20  # bytes of a line: beyond it stands a file without line ends, and reading it would fill the memory
 
 
-def read_rows(path: Path, name: str | None = None) -> Iterator[tuple[str, Row]]:
-    """The rows of a JSONL, JSON, CSV or Parquet file, one at a time, each with its place.
+class RowError(UserError):
+    """One row is wrong, and the others could be read without it."""
 
-    `name` stands for the file in places and messages; without it, the path as it was given.
-    Raises UserError for a file that is missing, empty, of another kind, not UTF-8 or malformed.
+
+def refuse(message: str) -> NoReturn:
+    """Raise the message as a RowError: one row that is wrong stops the reading."""
+    raise RowError(message)
+
+
+def read_rows(path: Path, name: str | None = None, bad: Bad = refuse) -> Iterator[tuple[int, Row]]:
+    """The rows of a JSONL, JSON, CSV or Parquet file, one at a time, each with its number.
+
+    `name` stands for the file in places and messages; without it, the path as it was given. `bad` is called for each
+    row that is wrong; where it returns, the row is left out. Only a .json file is held in memory as a whole.
+    Raises UserError for a file that is missing, empty, of another kind, or wrong in a way that has no end in one row.
     """
     readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
     reader = readers.get(path.suffix.lower())
@@ -29,28 +49,53 @@ def read_rows(path: Path, name: str | None = None) -> Iterator[tuple[str, Row]]:
         kinds = ", ".join(readers)
         raise UserError(f"{path}: rows are read from {kinds} files, and this is a '{path.suffix}' file.")
     require_file(path)
-    empty = True
-    for number, row in reader(path, name or str(path)):
-        empty = False
-        yield f"{name or path}:{number}", row
-    if empty:
-        raise UserError(f"{path} holds no rows.")
+    met_bad = False
+
+    def bad_here(message: str) -> None:
+        nonlocal met_bad
+        met_bad = True
+        bad(message)
+
+    found = reader(path, name or str(path), bad_here)
+    first = next(found, None)
+    if first is not None:
+        yield first
+        yield from found
+    elif not met_bad:
+        raise UserError(f"{path} holds no rows, expected at least one.")
 
 
-def read_hub(path: str, subset: str | None, revision: str | None, split: str) -> Iterator[tuple[str, Row]]:
-    """The rows of one split of a data set on the Hugging Face hub, with places such as `owner/name[train]:3`."""
+def read_hub(
+    path: str, subset: str | None, revision: str | None, split: str, bad: Bad = refuse
+) -> Iterator[tuple[int, Row]]:
+    """The rows of one split of a data set on the Hugging Face hub, each with its number; see name_split."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
 
     try:
         dataset = load_dataset(path, name=subset, revision=revision, split=split)
-    except (ValueError, OSError) as error:  # what the library raises for a wrong name, split or network
+    except (ValueError, OSError, DatasetsError) as error:  # a wrong name, split, network or file
         reason = " ".join(str(error).split())
         raise UserError(
             f"The data set {path} (subset {subset}, revision {revision}, split {split}) could not be loaded: {reason} "
             "Check data.path, data.subset, data.revision and the split's name, or the network."
         ) from error
-    for number, row in enumerate(dataset, start=1):
-        yield f"{path}[{split}]:{number}", dict(row)
+
+    def read(start: int, stop: int) -> list[Row]:
+        columns = dataset[start:stop]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    for start in range(0, len(dataset), 1000):
+        for number, row in enumerate(_read_batch(read, start, min(start + 1000, len(dataset))), start + 1):
+            if isinstance(row, ValueError):
+                bad(f"{name_split(path, split)}:{number}: {_unreadable(row)}")
+            else:
+                yield number, row
+
+
+def name_split(path: str, split: str) -> str:
+    """What stands for the file in the places of rows of the hub: `owner/name[train]`."""
+    return f"{path}[{split}]"
 
 
 def require_file(path: Path) -> None:
@@ -63,84 +108,178 @@ def require_file(path: Path) -> None:
         raise UserError(f"There is no file {path}." + (f" Did you mean {path.parent / near[0]}?" if near else ""))
 
 
-def _read_jsonl(path: Path, name: str) -> Iterator[tuple[int, Row]]:
-    for number, line in _read_lines(path, name):
-        if not line.strip():  # an empty line holds nothing that could be lost
+# -- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _read_jsonl(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+    number = 1
+    with _open_text(path) as file:
+        start = file.tell()
+        while block := file.read(BLOCK) + file.readline(LONGEST - BLOCK):
+            try:
+                rows = parse_lines(block.decode())
+            except ValueError:  # at least one line is empty or wrong
+                end = file.tell()
+                file.seek(start)
+                yield from _read_each(_read_lines(file, name, bad, number, end), name, bad)
+            else:
+                yield from enumerate(rows, number)
+            number += block.count(b"\n") + (not block.endswith(b"\n"))
+            start = file.tell()
+
+
+def _read_each(lines: Iterator[tuple[int, str]], name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+    for number, line in lines:
+        text = line.strip(" \t\r\n")
+        if not text:  # an empty line holds nothing that could be lost
             continue
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{name}:{number}: not valid JSON: {error.msg} at column {error.colno}.") from error
-        yield number, _require_object(value, f"{name}:{number}")
+            row = parse_object(text)
+        except FaultError as error:
+            bad(f"{name}:{number}: {error}.")
+        else:
+            yield number, row
 
 
-def _read_json(path: Path, name: str) -> Iterator[tuple[int, Row]]:
-    text = "".join(line for _, line in _read_lines(path, name))
+def _read_json(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+    text = _read_text(path, name)
     if not text.strip():
         return
     try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        hint = " If it holds one object a line, name it .jsonl." if error.msg == "Extra data" else ""
-        raise UserError(f"{name}:{error.lineno}: not valid JSON: {error.msg} at column {error.colno}.{hint}") from error
-    if not isinstance(value, list):
-        raise UserError(f"{name}: found {describe(value)}, expected an array of objects: [{{...}}, {{...}}].")
-    for number, element in enumerate(value, start=1):
-        yield number, _require_object(element, f"{name}:{number}")
+        yield from _read_each(enumerate(split_array(text), start=1), name, bad)
+    except FaultError as error:
+        raise UserError(f"{name}:{error}.") from error
 
 
-def _read_csv(path: Path, name: str) -> Iterator[tuple[int, Row]]:
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # Python's own limit is 128 KiB a field, less than a document
-    reader = csv.reader((line for _, line in _read_lines(path, name)), strict=True)
+# -- CSV and Parquet --------------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(LONGEST)  # Python's own limit is 128 KiB a field, less than a document
+    # A line left out here could be the middle of a row: bytes that are not UTF-8 come through, to be found in the row.
+    decode = partial(bytes.decode, errors="surrogateescape")
     header: list[str] | None = None
     line = 1
-    try:
-        for cells in reader:
-            if not cells:  # an empty line
-                pass
-            elif header is None:
-                header = _require_header(cells, f"{name}:{line}")
-            elif len(cells) != len(header):
-                raise UserError(f"{name}:{line}: found {len(cells)} fields, expected {len(header)} as in the header.")
-            else:
-                yield line, dict(zip(header, cells, strict=True))
-            line = reader.line_num + 1  # a quoted field may span lines: a row's place is where it starts
-    except csv.Error as error:
-        raise UserError(f"{name}:{line}: not valid CSV: {error}.") from error
+    with _open_text(path) as file:
+        reader = csv.reader((line for _, line in _read_lines(file, name, refuse, decode=decode)), strict=True)
+        try:
+            for cells in reader:
+                if not cells:  # an empty line
+                    pass
+                elif not _is_text(cells):
+                    (bad if header else refuse)(f"{name}:{line}: the row is not UTF-8. {_how_to_convert(path)}")
+                elif header is None:
+                    header = _require_header(cells, f"{name}:{line}")
+                elif len(cells) != len(header):
+                    bad(f"{name}:{line}: found {len(cells)} fields, expected {len(header)} as in the header.")
+                else:
+                    yield line, dict(zip(header, cells, strict=True))
+                line = reader.line_num + 1  # a quoted field may span lines: a row's place is where it starts
+        except csv.Error as error:  # with a quotation mark astray, nobody can tell where the next row starts
+            hint = 'A quotation mark inside a field is doubled (""), in a field between quotation marks.'
+            raise UserError(f"{name}:{line}: not valid CSV: {error}. {hint}") from error
 
 
-def _read_parquet(path: Path, name: str) -> Iterator[tuple[int, Row]]:
+def _read_parquet(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
         with pq.ParquetFile(path) as file:
+            _require_header(file.schema_arrow.names, name)
             for batch in file.iter_batches():
-                for row in batch.to_pylist():
+
+                def read(start: int, stop: int, batch: Any = batch) -> list[Row]:
+                    return batch.slice(start, stop - start).to_pylist()
+
+                for row in _read_batch(read, 0, batch.num_rows):
                     number += 1
-                    yield number, row
-    except pa.ArrowInvalid as error:
+                    if isinstance(row, ValueError):
+                        bad(f"{name}:{number}: {_unreadable(row)}")
+                    else:
+                        yield number, row
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{name}: not a valid Parquet file, after row {number}: {error}") from error
 
 
-def _read_lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file with their numbers; a byte order mark at the start is not part of the text."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{name}:{number}: byte {error.start + 1} of the line is not UTF-8. Save the file as UTF-8, for "
-                    f"example: iconv -f latin1 -t utf-8 {path} > utf8{path.suffix}"
-                ) from error
+def _read_batch(read: Callable[[int, int], list[Row]], start: int, stop: int) -> Sequence[Row | ValueError]:
+    """The rows from `start` to before `stop`; one that cannot be read is an error in its place."""
+    try:
+        return read(start, stop)
+    except ValueError as error:
+        if stop - start == 1:
+            return [error]
+        middle = (start + stop) // 2
+        return [*_read_batch(read, start, middle), *_read_batch(read, middle, stop)]
 
 
-def _require_object(value: Any, place: str) -> Row:
-    if not isinstance(value, dict):
-        raise UserError(f'{place}: found {describe(value)}, expected an object such as {{"prompt": ...}}.')
-    return value
+def _unreadable(error: ValueError) -> str:
+    expected = "UTF-8" if isinstance(error, UnicodeDecodeError) else "values that Python can hold"
+    return f"the row cannot be read: {error}; expected {expected}."
+
+
+# -- text -------------------------------------------------------------------------------------------------------------
+
+
+def _open_text(path: Path) -> BinaryIO:
+    """The file, behind a byte order mark, which is not part of the text."""
+    file = path.open("rb")
+    if file.read(3) != codecs.BOM_UTF8:
+        file.seek(0)
+    return file
+
+
+def _read_lines(
+    file: BinaryIO, name: str, bad: Bad, first: int = 1, end: int | None = None, decode: Decode = bytes.decode
+) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file up to position `end`, with their numbers from `first` on."""
+    for number in count(first):
+        line = b"" if end is not None and file.tell() >= end else file.readline(LONGEST + 1)
+        if not line:
+            return
+        if len(line) > LONGEST:
+            size = (len(line) + _skip_line(file, line)) / 1e6
+            bad(f"{name}:{number}: the line has {size:.1f} MB, expected at most {LONGEST / 1e6:.1f} MB.")
+            continue
+        try:
+            text = decode(line)
+        except UnicodeDecodeError as error:
+            where = f"byte {error.start + 1} of the line is not UTF-8"
+            bad(f"{name}:{number}: {where}. {_how_to_convert(Path(file.name))}")
+        else:
+            yield number, text
+
+
+def _skip_line(file: BinaryIO, line: bytes) -> int:
+    """The bytes that are left of a line; they are read piece by piece and forgotten."""
+    size = 0
+    while not line.endswith(b"\n") and (line := file.readline(LONGEST)):
+        size += len(line)
+    return size
+
+
+def _read_text(path: Path, name: str) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        number, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        problem = f"{name}:{number}: byte {column} of the line is not UTF-8"
+        raise UserError(f"{problem}. {_how_to_convert(path)}") from error
+
+
+def _how_to_convert(path: Path) -> str:
+    return f"Save the file as UTF-8, for example: iconv -f latin1 -t utf-8 {path} > utf8{path.suffix}"
+
+
+def _is_text(cells: list[str]) -> bool:
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _require_header(cells: list[str], place: str) -> list[str]:
@@ -148,15 +287,3 @@ def _require_header(cells: list[str], place: str) -> list[str]:
     if repeated:
         raise UserError(f"{place}: the header has {', '.join(sorted(repeated))} more than once.")
     return cells
-
-
-def describe(value: Any) -> str:
-    """A value in words that a user knows, cut to a readable length: `the number 12`, `the text "abc"`."""
-    shown = json.dumps(value, ensure_ascii=False, default=str)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return shown
-    kinds = {str: "the text", int: "the number", float: "the number", list: "the list", dict: "the object"}
-    return f"{kinds.get(type(value), type(value).__name__)} {shown}"

@@ -31,6 +31,13 @@ class Source(Enum):
     hub = "hub"
 
 
+class BadRows(Enum):
+    """What becomes of a row that cannot be read or used: an error, or it is left out, counted and shown."""
+
+    error = "error"
+    skip = "skip"
+
+
 class Dtype(Enum):
     """A floating-point type; `auto` is chosen for the machine and printed with its reason."""
 
@@ -108,6 +115,9 @@ class Data:
     test_fraction: float = 0.1
     # Rows with the same value of this column stay on one side of the split. None: a recipe's own grouping, if any.
     group: str | None = None
+    bad_rows: BadRows = BadRows.error
+    # With bad_rows=skip: more bad rows than this are an error after all.
+    max_bad_rows: int = 100
     # Train on at most this many rows. None: all of them.
     max_train_rows: int | None = None
     # Largest share of rows whose answer may be cut off at trainer.max_length.

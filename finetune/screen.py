@@ -50,6 +50,8 @@ class Screen:
         """What was read and what became of it, by split."""
         counts = [f"{value:,} {name}" for name, value in prepared.splits.counts.items() if value]
         self.say("  data: " + " · ".join(counts))
+        for message in prepared.splits.bad:
+            self.say(f"  left out: {message}", style="yellow")
         for name, size in prepared.rows.sizes.items():
             self.say(f"  {name}: {size.rows:,} rows, {size.tokens:,} tokens, {size.loss_tokens:,} with loss")
             if size.truncated:

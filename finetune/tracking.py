@@ -50,7 +50,7 @@ class Run:
         self._send(add)
 
     def finish(self, result: dict[str, Any], folder: Path) -> None:
-        """Send what a complete run leaves: its costs and scores as its summary, its predictions.jsonl as a table."""
+        """Send what a complete run leaves: its data, costs and scores as its summary, its predictions as a table."""
         if self.wandb_run:
             self.summarise(_summary(result))
             self.table("predictions", *_read_predictions(folder))
@@ -133,7 +133,9 @@ def _summary(result: dict[str, Any]) -> dict[str, Any]:
         for metric, value in metrics.items()
         if isinstance(value, dict)
     }
-    return scores | {f"training/{key}": value for key, value in result["training"].items()}
+    data = result["data"]["counts"] | {"bad_rows": "\n".join(result["data"]["bad_rows"])}
+    costs = {"data": data, "training": result["training"]}
+    return scores | {f"{part}/{key}": value for part, values in costs.items() for key, value in values.items()}
 
 
 def _read_predictions(folder: Path) -> tuple[list[str], list[list[Any]]]:

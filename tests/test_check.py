@@ -53,6 +53,8 @@ RULES = [
     ({"data__validation_fraction": 0.0}, "data.validation_fraction=0.0: it must be above 0 and below 1"),
     ({"data__test_fraction": 1.0}, "data.test_fraction=1.0"),
     ({"data__validation_fraction": 0.5, "data__test_fraction": 0.5}, "together they must be below 1"),
+    ({"data__max_bad_rows": -1}, "data.max_bad_rows=-1: it must be at least 0"),
+    ({"data__max_bad_rows": 5}, "data.max_bad_rows=5: it has no effect here: data.bad_rows=error allows no bad row"),
     ({"data__max_train_rows": 0}, "data.max_train_rows=0: it must be at least 1"),
     (
         {"data__recipe": "usadress"},

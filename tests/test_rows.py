@@ -21,25 +21,24 @@ def message_of(path, **names):
 
 def test_a_jsonl_row_comes_with_its_line(tmp_path):
     path = write(tmp_path / "mine.jsonl", '{"a": 1}\n\n{"a": "ü"}\n')
-    assert list(read_rows(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:3", {"a": "ü"})]
+    assert list(read_rows(path)) == [(1, {"a": 1}), (3, {"a": "ü"})]
 
 
 def test_a_name_stands_for_the_path_in_places(tmp_path):
     path = write(tmp_path / "mine.jsonl", '{"a": 1}\n[]\n')
-    assert next(read_rows(path, name="mine"))[0] == "mine:1"
     assert message_of(path, name="mine").startswith("mine:2: found the list []")
 
 
 def test_a_json_row_comes_with_its_number(tmp_path):
     path = write(tmp_path / "mine.json", json.dumps([{"a": 1}, {"a": 2}], indent=2))
-    assert list(read_rows(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:2", {"a": 2})]
+    assert list(read_rows(path)) == [(1, {"a": 1}), (2, {"a": 2})]
 
 
 def test_a_csv_row_comes_with_the_line_where_it_starts(tmp_path):
     path = write(tmp_path / "mine.csv", 'a,b\r\n1,"two\r\nlines"\r\n2,x\r\n')
     assert list(read_rows(path)) == [
-        (f"{path}:2", {"a": "1", "b": "two\r\nlines"}),
-        (f"{path}:4", {"a": "2", "b": "x"}),
+        (2, {"a": "1", "b": "two\r\nlines"}),
+        (4, {"a": "2", "b": "x"}),
     ]
 
 
@@ -51,7 +50,7 @@ def test_a_csv_field_may_be_as_long_as_a_document(tmp_path):
 def test_a_parquet_row_comes_with_its_number(tmp_path):
     path = tmp_path / "mine.parquet"
     pq.write_table(pa.table({"a": [1, 2], "b": [["x"], None]}), path)
-    assert list(read_rows(path)) == [(f"{path}:1", {"a": 1, "b": ["x"]}), (f"{path}:2", {"a": 2, "b": None})]
+    assert list(read_rows(path)) == [(1, {"a": 1, "b": ["x"]}), (2, {"a": 2, "b": None})]
 
 
 def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
@@ -61,7 +60,7 @@ def test_a_byte_order_mark_is_not_part_of_the_first_column(tmp_path):
 
 def test_rows_are_read_one_at_a_time(tmp_path):
     path = write(tmp_path / "mine.jsonl", '{"a": 1}\nbroken\n')
-    assert next(read_rows(path)) == (f"{path}:1", {"a": 1})
+    assert next(read_rows(path)) == (1, {"a": 1})
 
 
 @pytest.mark.parametrize(
@@ -110,10 +109,25 @@ def test_a_folder_is_not_a_file(tmp_path):
 def test_a_hub_row_comes_with_its_split_and_number(tmp_path):
     write(tmp_path / "train.jsonl", '{"a": 1}\n{"a": 2}\n')
     found = list(read_hub(str(tmp_path), None, None, "train"))
-    assert found == [(f"{tmp_path}[train]:1", {"a": 1}), (f"{tmp_path}[train]:2", {"a": 2})]
+    assert found == [(1, {"a": 1}), (2, {"a": 2})]
 
 
 def test_a_hub_split_that_does_not_exist_is_an_error(tmp_path):
     write(tmp_path / "train.jsonl", '{"a": 1}\n')
     with pytest.raises(UserError, match=r"split dev.*data\.revision"):
         list(read_hub(str(tmp_path), None, None, "dev"))
+
+
+def test_a_hub_file_that_is_malformed_is_an_error(tmp_path):
+    write(tmp_path / "train.jsonl", '{"a": 1}\nbroken\n')
+    with pytest.raises(UserError, match=r"could not be loaded"):
+        list(read_hub(str(tmp_path), None, None, "train"))
+
+
+def test_a_hub_row_that_is_not_utf8_is_left_out_alone(tmp_path):
+    column = pa.array([b"a", b"\xe9", *[b"c"] * 3000], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"a": column}), tmp_path / "train.parquet")
+    bad = []
+    found = list(read_hub(str(tmp_path), None, None, "train", bad.append))
+    assert [number for number, _ in found] == [1, *range(3, 3003)]
+    assert [message.startswith(f"{tmp_path}[train]:2: the row cannot be read") for message in bad] == [True]

@@ -143,6 +143,17 @@ def test_a_users_file_is_trained_on_in_each_shape(tiny_run, tmp_path, recipe):
     assert all(row["place"].startswith(f"{file}:") and row["tuned"]["scores"] for row in predictions)
 
 
+def test_bad_rows_that_are_left_out_are_shown_and_kept(tiny_run, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows("prompt_completion")) + '{"prompt": 1}\n' * 4)
+    result, _, folder = in_this_process(*tiny_run, "data=local", f"data.path={file}", "data.bad_rows=skip")
+    assert result["data"]["counts"] | {"rows": 24, "bad": 4} == result["data"]["counts"]
+    told = [f"{file}:{line}: prompt is the number 1, expected text" for line in (21, 22, 23)]
+    assert [message.partition(" (")[0] for message in result["data"]["bad_rows"]] == told
+    assert "data: 24 rows · 4 bad · 16 train" in (folder / "log.txt").read_text()
+    assert all(f"left out: {message}" in (folder / "log.txt").read_text() for message in told)
+
+
 def test_csv_json_and_parquet_give_the_same_examples_as_jsonl(tmp_path):
     from finetune import data
 

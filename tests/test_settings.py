@@ -16,6 +16,7 @@ from finetune import (
     generate,
     model,
     prepare,
+    recipe,
     schema,
     sft_settings,
     tokens,
@@ -25,6 +26,7 @@ from finetune.command import compose
 from finetune.schema import Config
 
 LOCAL = ["data=local", "data.path=FOLDER/rows.jsonl"]
+BAD = ["data=local", "data.path=FOLDER/bad.jsonl"]
 HUB = ["data=hub", "data.path=owner/name"]
 HUB_MODEL = ["model=hub", "model.path=owner/name"]
 
@@ -44,6 +46,8 @@ CHANGES = {
     "data.validation_fraction": ("0.3", LOCAL),
     "data.test_fraction": ("0.3", LOCAL),
     "data.group": ("kind", LOCAL),
+    "data.bad_rows": ("skip", BAD),
+    "data.max_bad_rows": ("2", [*BAD, "data.bad_rows=skip"]),
     "data.max_train_rows": ("5", LOCAL),
     "data.max_cut_share": ("1", [*LOCAL, "trainer.max_length=10"]),
     "data.control_tokens": ("allow", ["data=local", "data.path=FOLDER/control.jsonl"]),
@@ -122,6 +126,7 @@ def test_changing_it_changes_something(setting, tmp_path, monkeypatch, tiny_mode
     (tmp_path / "rows.jsonl").write_text("".join(lines))
     (tmp_path / "others.jsonl").write_text("".join(line.replace('"c"', '"d"') for line in lines[:20]))
     (tmp_path / "control.jsonl").write_text("".join(line.replace('"c"', '"<|im_end|>"') for line in lines))
+    (tmp_path / "bad.jsonl").write_text("".join([*lines, "{\n" * 3]))
     change, beside = CHANGES[setting]
     key = "trainer.learning_rate" if setting == "trainer" else setting
     more = WITH.get(setting, [])
@@ -142,10 +147,10 @@ def read_data(config, monkeypatch, _):
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     try:
         splits = data.load(config.data, config.seed)
-    except SeenError as call:
+    except (SeenError, schema.UserError) as call:
         return repr(call)
-    recipe = data.find_recipe(config.data)
-    return splits, checkpoint.data_name(config), config.data.metrics or recipe.METRICS
+    found = recipe.find_recipe(config.data)
+    return splits, checkpoint.data_name(config), config.data.metrics or found.METRICS
 
 
 def load_model(config, monkeypatch, tiny_model):

@@ -10,9 +10,11 @@ SOURCES = [ROOT / "run.py", *sorted((ROOT / "finetune").glob("*.py")), *sorted((
 # From the ground up: a module imports, of this package, only modules of earlier lines.
 LAYERS = (
     {"schema"},
-    {"problem", "download", "rows"},
-    {"fetch", "sft_fields", "metrics"},
-    {"check_trainer", "data"},
+    {"problem", "download"},
+    {"strict_json", "fetch", "sft_fields", "metrics"},
+    {"check_trainer", "rows"},
+    {"recipe"},
+    {"data"},
     {"overrides", "batch", "device", "chat", "checkpoint"},
     {"hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
     {"check", "audit", "tracking"},

@@ -132,6 +132,7 @@ def sync(tmp_path):
 
 def test_a_complete_run_sends_its_scores_costs_and_predictions(tmp_path, said):
     result = {
+        "data": {"counts": {"rows": 9, "bad": 2}, "bad_rows": ["mine.jsonl:1: wrong", "mine.jsonl:2: wrong"]},
         "training": {"steps": 3, "tokens_per_second": 250.0},
         "evaluation": {"arms": {arm: {"field_f1": {"mean": 0.5}, "seconds": 2.0} for arm in ("zero_shot", "tuned")}},
     }
@@ -144,6 +145,8 @@ def test_a_complete_run_sends_its_scores_costs_and_predictions(tmp_path, said):
     records = read_records(tmp_path / "run")
     summary = {key: value for update in read(records, "summary") for key, value in values(update.update).items()}
     assert summary["evaluation/zero_shot/field_f1"] == summary["evaluation/tuned/field_f1"] == 0.5
+    assert [summary["data/rows"], summary["data/bad"]] == [9, 2]
+    assert summary["data/bad_rows"] == "mine.jsonl:1: wrong\nmine.jsonl:2: wrong"
     assert summary["training/steps"] == 3 and summary["training/tokens_per_second"] == 250
     table = json.loads((tmp_path / "run/wandb").joinpath(*next_table(tmp_path)).read_text())
     assert table["columns"][:4] == ["prompt", "reference", "zero_shot/answer", "tuned/answer"]
