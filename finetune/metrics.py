@@ -88,6 +88,14 @@ CORPUS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {"macro_f1"
 # The model, not its answers, has a perplexity: evaluate.py computes it.
 NAMES = (*PER_PROMPT, *CORPUS, "perplexity")
 HIGHER_IS_BETTER = {name: name != "perplexity" for name in NAMES}
+# The names in a sentence.
+SPELLED = {name: name.replace("_", " ") for name in NAMES} | {
+    "valid_json": "valid JSON",
+    "field_f1": "field F1",
+    "chrf": "chrF",
+    "rouge_l": "ROUGE-L",
+    "macro_f1": "macro F1",
+}
 
 
 def score(

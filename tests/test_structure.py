@@ -12,7 +12,7 @@ LAYERS = (
     {"schema"},
     {"problem", "download", "rows"},
     {"fetch", "sft_fields", "metrics"},
-    {"check_trainer", "data"},
+    {"check_trainer", "data", "significance"},
     {"overrides", "batch", "device", "chat", "checkpoint"},
     {"hydra_error", "model", "generate", "screen"},
     {"check", "train", "tracking"},
