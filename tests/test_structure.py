@@ -12,7 +12,7 @@ LAYERS = (
     {"schema"},
     {"problem", "download"},
     {"strict_json", "fetch", "sft_fields", "metrics"},
-    {"check_trainer", "rows"},
+    {"check_trainer", "rows", "significance"},
     {"recipe"},
     {"data"},
     {"overrides", "batch", "device", "chat", "checkpoint"},
