@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
+from finetune import tokens
 from finetune.chat import prompt_tokens
 from finetune.data import Example, Splits
 from finetune.problem import complain
@@ -64,8 +65,8 @@ def guard(splits: Splits, tokenizer: PreTrainedTokenizerBase, policy: ControlTok
     Raises UserError where they are refused.
     """
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    tokens = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
-    pattern = re.compile("|".join(map(re.escape, tokens)))
+    control = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, control)))
     found = [example for example in (*splits.train, *splits.validation, *splits.test) if _holds(example, pattern)]
     counts = splits.counts | {"with control tokens": len(found)}
     if not found or policy is ControlTokens.allow:
@@ -183,8 +184,8 @@ def _faults(split: str, rows: list[Row], reader: Reader) -> Iterator[str]:
 
 def _cut(split: str, rows: list[Row], allowed: float, settings: SFTConfig) -> Iterator[str]:
     """Answers that lose their end at `max_length`, where they are more than the share `allowed`."""
-    limit = settings.max_length
-    if split == "test" or not limit or settings.packing:
+    limit = tokens.cut_at(settings)
+    if split == "test" or not limit:
         return
     cut = [row for row in rows if len(row.tokens) > limit]
     if len(cut) > allowed * len(rows):

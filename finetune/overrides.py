@@ -4,7 +4,6 @@ Asked before Hydra composes anything, because Hydra stops at the first mistake a
 """
 
 import difflib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
@@ -20,12 +19,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from finetune import check_trainer
-from finetune.problem import complain, did_you_mean
+from finetune.problem import complain, did_you_mean, names_secret
 from finetune.schema import Config
 from finetune.sft_fields import WORDS, sft_fields
 
 CONF = Path(__file__).parent.parent / "conf"
-SECRET = re.compile(r"(^|[._])(token|secret|password|api_key)$")
 # Groups of which no option need be chosen.
 OPTIONAL = ("experiment", "sweep")
 # What people call a setting elsewhere.
@@ -70,7 +68,7 @@ def _unreadable(text: str, error: HydraException) -> str:
     if "=" not in text:
         return f"{text}: a setting is written key=value."
     key = text.partition("=")[0]
-    shown_text = f"{key}=***" if SECRET.search(key) else text
+    shown_text = f"{key}=***" if names_secret(key) else text
     reason = str(error).splitlines()[0]
     return f"{shown_text}: it cannot be read ({reason}). Put quotes around special characters: '{key}=\"VALUE\"'."
 
@@ -112,7 +110,7 @@ def _problems(override: Override, grammar: Grammar) -> Iterator[str]:
         yield f"{key}={text}: several values make a sweep. Add -m{as_list}."
         return
     text = values[0][0] if values else "..."
-    setting = f"{key}={'***' if SECRET.search(key) else text}"
+    setting = f"{key}={'***' if names_secret(key) else text}"
     if (unknown := _unknown(key, grammar)) is not None:
         yield f"{setting}: {unknown}"
     elif override.is_add() and not _is_open(key):
@@ -151,7 +149,7 @@ def _unknown(key: str, grammar: Grammar) -> str | None:
     """Why there is no such key, and the one that was probably meant."""
     if key in grammar.options or key in grammar.types or key.startswith("data.columns."):
         return None
-    if SECRET.search(key) and key != "trainer.hub_token":
+    if names_secret(key) and key != "trainer.hub_token":
         return "a secret does not belong in a configuration. Set WANDB_API_KEY or HF_TOKEN in the environment."
     if key.startswith("trainer."):
         name, _, below = key.removeprefix("trainer.").partition(".")

@@ -10,8 +10,8 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from finetune import checkpoint
-from finetune.data import Example, Splits
+from finetune import checkpoint, tokens
+from finetune.data import Splits
 from finetune.prepare import Prepared
 from finetune.screen import Screen
 from finetune.tokens import IGNORE, Rows
@@ -55,7 +55,7 @@ def look(prepared: Prepared, count: int) -> list[Seen]:
     """The first `count` training rows in the trainer's own data set."""
     splits, rows, tokenizer, settings = prepared.splits, prepared.rows, prepared.tokenizer, prepared.settings
     limit = None if settings.packing else settings.max_length
-    places = _kept(splits.train, rows, limit, settings.truncation_mode == "keep_end")
+    places = tokens.kept(rows.whole["train"], limit)
     seen = []
     for number, row in enumerate(rows.train.select(range(min(count, len(rows.train))))):
         pieces, loss = _pieces(tokenizer, row["input_ids"]), [label != IGNORE for label in row["labels"]]
@@ -65,25 +65,18 @@ def look(prepared: Prepared, count: int) -> list[Seen]:
         else:
             index = places[number]
             whole = rows.whole["train"][index]["input_ids"]
-            outside = whole[limit:] if limit and settings.truncation_mode != "keep_end" else []
+            outside = whole[limit:] if limit else []
             seen.append(Seen(splits.train[index].place, pieces, loss, _pieces(tokenizer, outside), []))
     return seen
 
 
-def _kept(examples: list[Example], rows: Rows, limit: int | None, from_end: bool) -> list[int]:
-    """Which examples the trainer's rows are: TRL drops those that lose all their loss at `max_length`."""
-    inside = slice(-limit, None) if limit and from_end else slice(None, limit)
-    labels = rows.whole["train"]["labels"]
-    return [i for i in range(len(examples)) if any(label != IGNORE for label in labels[i][inside])]
-
-
-def _pieces(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[str]:
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """Each token as text; a character that spans tokens stands with the last of them, and nothing is cleaned up."""
     pieces, before = [], ""
     start = 0
-    for end in range(1, len(tokens) + 1):
-        text = str(tokenizer.decode(tokens[start:end], clean_up_tokenization_spaces=False))
-        if text.endswith("\ufffd") and end < len(tokens) and end - start < 64:
+    for end in range(1, len(ids) + 1):
+        text = str(tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False))
+        if text.endswith("\ufffd") and end < len(ids) and end - start < 64:
             pieces.append("")
             continue
         pieces.append(text[len(before) :])
@@ -194,9 +187,9 @@ def _html_table(title: str, header: list[str], cells: list[list[str]]) -> str:
 
 
 def _html_row(row: Seen) -> str:
-    tokens = []
+    marked = []
     for i, (piece, loss) in enumerate(zip(row.pieces, row.loss, strict=True)):
         tag = "b" if loss else "i"
-        tokens.append(("<hr>" if i in row.starts else "") + f"<{tag}>{html.escape(piece)}</{tag}>")
+        marked.append(("<hr>" if i in row.starts else "") + f"<{tag}>{html.escape(piece)}</{tag}>")
     cut = f" ✂ <s>{html.escape(''.join(row.cut))}</s>" if row.cut else ""
-    return f"<h3>{html.escape(row.place)}</h3><pre class=row>{''.join(tokens)}{cut}</pre>"
+    return f"<h3>{html.escape(row.place)}</h3><pre class=row>{''.join(marked)}{cut}</pre>"

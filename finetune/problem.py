@@ -2,11 +2,21 @@
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from enum import Enum
 from typing import Any
 
 from finetune.schema import UserError
+
+# How keys of secrets end; tokens of a vocabulary are none.
+SECRET = re.compile(r"(^|[._])(token|(api|access)?key|passw(or)?d|passphrase|secret|credentials?)$", re.IGNORECASE)
+NO_SECRET = re.compile(r"(^|[._])(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.IGNORECASE)
+
+
+def names_secret(key: str) -> bool:
+    """Whether the value of this key is one that no file, log or message may hold."""
+    return bool(SECRET.search(key) and not NO_SECRET.search(key))
 
 
 def complain(problems: list[str]) -> None:

@@ -55,7 +55,8 @@ class Screen:
         for name, size in prepared.rows.sizes.items():
             self.say(f"  {name}: {size.rows:,} rows, {size.tokens:,} tokens, {size.loss_tokens:,} with loss")
             if size.truncated:
-                self.say(f"  {name}: {size.truncated:,} rows are cut at trainer.max_length", style="yellow")
+                lost = f", and {size.dropped:,} of them left out: no loss is left" if size.dropped else ""
+                self.say(f"  {name}: {size.truncated:,} rows are cut at trainer.max_length{lost}", style="yellow")
         self.say("  checked: every row has loss, ends with an end token that is learnt, and begins as generation will")
 
     def show_result(self, result: dict[str, Any]) -> None:

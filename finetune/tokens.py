@@ -9,24 +9,31 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 from finetune.chat import training_row
 from finetune.data import Example, Splits
+from finetune.schema import UserError
 
 IGNORE = -100
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a split holds before truncation and packing; `truncated` counts the rows longer than `max_length`."""
+    """What a split holds before truncation and packing.
+
+    truncated: the rows that are cut at `max_length`; dropped: those of them that lose all their loss tokens there, and
+    so teach nothing (TRL leaves them out).
+    """
 
     rows: int
     tokens: int
     loss_tokens: int
     truncated: int
+    dropped: int
     longest_answer: int
 
 
@@ -45,11 +52,27 @@ class Rows:
 
 
 def apply_settings(settings: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer the end token and the chat template that the settings name."""
+    """Give the tokenizer the end token and the chat template that the settings name.
+
+    Raises UserError for a token that it does not have and a template that is no Jinja.
+    """
     if settings.eos_token:
+        if settings.eos_token not in tokenizer.get_vocab():
+            raise UserError(
+                f"trainer.eos_token={settings.eos_token}: the tokenizer has no such token. Its special tokens: "
+                f"{', '.join(map(str, tokenizer.all_special_tokens))}."
+            )
         tokenizer.eos_token = settings.eos_token
     if settings.chat_template_path:
         tokenizer.chat_template = Path(settings.chat_template_path).read_text(encoding="utf-8")
+        try:
+            tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"trainer.chat_template_path={settings.chat_template_path}: the chat template cannot be read: {error}"
+            ) from error
+        except TemplateError:  # it may want other messages: the rows will tell
+            pass
 
 
 def tokenize(splits: Splits, tokenizer: PreTrainedTokenizerBase, settings: SFTConfig) -> Rows:
@@ -62,7 +85,7 @@ def tokenize(splits: Splits, tokenizer: PreTrainedTokenizerBase, settings: SFTCo
         whole,
         shape.run(whole["train"], settings.packing, "train"),
         shape.run(whole["validation"], packs, "validation"),
-        {name: _size(rows, settings.max_length) for name, rows in whole.items()},
+        {name: _size(rows, cut_at(settings)) for name, rows in whole.items()},
     )
 
 
@@ -85,12 +108,58 @@ class _Preparation(SFTTrainer):
 
 def _tokenize(examples: list[Example], tokenizer: Any, settings: SFTConfig, name: str) -> Dataset:
     rows = [training_row(example, tokenizer, settings.assistant_only_loss) for example in examples]
-    tokens = _Preparation(tokenizer, settings, whole=True).run(Dataset.from_list(rows), False, name)
+    shape = _Preparation(tokenizer, settings, whole=True)
+    try:
+        tokens = shape.run(Dataset.from_list(rows), False, name)
+    except (TemplateError, RuntimeError):
+        _name_refused(examples, rows, shape)
+        raise
     return tokens.select_columns(["input_ids", "labels"])
+
+
+def _name_refused(examples: list[Example], rows: list[dict[str, Any]], shape: _Preparation) -> None:
+    """Raise UserError for a row that the chat template, or TRL, refuses; it is found by halving."""
+    while True:
+        half = max(1, len(rows) // 2)
+        try:
+            shape.run(Dataset.from_list(rows[:half]), False, "refused")
+        except (TemplateError, RuntimeError) as error:
+            if half == 1:
+                raise UserError(f"{examples[0].place}: {_refusal(error)}") from error
+            examples, rows = examples[:half], rows[:half]
+        else:
+            if half == len(rows):
+                return
+            examples, rows = examples[half:], rows[half:]
+
+
+def _refusal(error: Exception) -> str:
+    if isinstance(error, TemplateError):
+        return (
+            f"the chat template refuses this row: {error}. Change the row (and data.system), or give another template "
+            "with trainer.chat_template_path=FILE.jinja."
+        )
+    return (
+        "no token of this row carries loss (trainer.assistant_only_loss): the chat template marks no answer of the "
+        "assistant's with {% generation %}. Leave out trainer.assistant_only_loss, or repair the template."
+    )
 
 
 def _size(tokenized: Dataset, max_length: int | None) -> Size:
     lengths = [len(row) for row in tokenized["input_ids"]]
     answers = [sum(label != IGNORE for label in row[1:]) for row in tokenized["labels"]]
     truncated = sum(length > max_length for length in lengths) if max_length else 0
-    return Size(len(lengths), sum(lengths), sum(answers), truncated, max(answers, default=0))
+    dropped = len(lengths) - len(kept(tokenized, max_length))
+    return Size(len(lengths), sum(lengths), sum(answers), truncated, dropped, max(answers, default=0))
+
+
+def cut_at(settings: SFTConfig) -> int | None:
+    """The length beyond which tokens of a row are lost, if there is one: `bfd_split` and `wrapped` packing keep all."""
+    keeps_all = settings.packing and settings.packing_strategy != "bfd"
+    return None if keeps_all else settings.max_length
+
+
+def kept(tokenized: Dataset, max_length: int | None) -> list[int]:
+    """The indices of the rows that have a loss token left when they are cut at `max_length`."""
+    labels = tokenized["labels"]
+    return [i for i, row in enumerate(labels) if any(label != IGNORE for label in row[:max_length])]

@@ -14,14 +14,12 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from finetune.problem import names_secret
 from finetune.schema import Mode, Tracking, UserError
 
 CONNECT_SECONDS = 2.0  # to open a connection
 INIT_SECONDS = 4.0  # for the service to answer, once connected
 FINISH_SECONDS = 20.0  # to send what is left at the end
-# How keys of secrets end; tokens of a vocabulary are none.
-SECRET = re.compile(r"(^|_)(token|(api|access)?key|passw(or)?d|passphrase|secret|credentials?)$", re.IGNORECASE)
-NO_SECRET = re.compile(r"(^|_)(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.IGNORECASE)
 
 
 @dataclass
@@ -122,7 +120,7 @@ def run_id(name: str) -> str:
 
 def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with `***` for every value whose key names a secret, such as `hub_token`."""
-    return {key: "***" if value and _is_secret(key) else _inside(value) for key, value in config.items()}
+    return {key: "***" if value and names_secret(str(key)) else _inside(value) for key, value in config.items()}
 
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:
@@ -159,10 +157,6 @@ def _inside(value: Any) -> Any:
     if isinstance(value, dict):
         return without_secrets(value)
     return [_inside(item) for item in value] if isinstance(value, list) else value
-
-
-def _is_secret(key: object) -> bool:
-    return bool(SECRET.search(str(key)) and not NO_SECRET.search(str(key)))
 
 
 @contextmanager

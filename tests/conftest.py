@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,22 @@ def tiny_run(tiny_model, tmp_path):
         "eval.max_new_tokens=8",
         f"output_dir={tmp_path / 'outputs'}",
     ]
+
+
+@pytest.fixture
+def browser():
+    """A page of headless Chromium, by Playwright; skipped where there is none, but never in CI."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if not chromium and not os.environ.get("CI"):
+        pytest.skip("Chromium is not installed")
+    from playwright.sync_api import sync_playwright
+
+    # Without a sandbox, which root may not have; and without asking Google's hosts for anything.
+    switches = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=switches)
+        yield launched.new_page()
+        launched.close()
 
 
 @pytest.fixture

@@ -1,19 +1,12 @@
+import building
 import pytest
 import torch
 
-from finetune import batch, checkpoint, device, model, prepare, sft_settings, train
-from finetune.command import compose
+from finetune import batch, sft_settings
 
 
 def trainer(tiny_run, *overrides):
-    """The trainer that `python run.py OVERRIDES` would build, before its first step."""
-    config = compose([*tiny_run, *overrides])
-    machine = device.choose(config.model, config.quantization, config.adapter)
-    prepared = prepare.prepare(config, machine, checkpoint.folder(config))
-    base = model.load_base(config.model, config.quantization, machine)
-    built = train.Trainer(model.add_adapter(base, config.adapter, config.seed), prepared, [])
-    built.sizes = prepared.rows.sizes
-    return built
+    return building.trainer([*tiny_run, *overrides])
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
@@ -49,18 +42,18 @@ def test_flat_batches_give_the_loss_and_gradients_of_padded_ones(tiny_run, adapt
 
 
 def test_rows_are_cut_at_max_length_and_counted(tiny_run):
-    trained = trainer(tiny_run, "trainer.max_length=200", "data.max_cut_share=1")
-    size = trained.sizes["train"]
+    rows = building.prepared([*tiny_run, "trainer.max_length=200", "data.max_cut_share=1"]).rows
+    size = rows.sizes["train"]
     assert size.truncated > 0
-    assert size.truncated == sum(len(row["input_ids"]) == 200 for row in trained.train_dataset)
-    assert size.tokens > sum(len(row["input_ids"]) for row in trained.train_dataset)
+    assert size.truncated == sum(len(row) == 200 for row in rows.train["input_ids"])
+    assert size.tokens > sum(map(len, rows.train["input_ids"]))
 
 
 def test_sizes_count_what_the_labels_hold(tiny_run):
-    trained = trainer(tiny_run)
-    labels = [label for row in trained.train_dataset for label in row["labels"][1:]]
-    assert trained.sizes["train"].loss_tokens == sum(label != batch.IGNORE for label in labels)
-    assert trained.sizes["train"].tokens == sum(len(row["input_ids"]) for row in trained.train_dataset)
+    rows = building.prepared(tiny_run).rows
+    labels = [label for row in rows.train["labels"] for label in row[1:]]
+    assert rows.sizes["train"].loss_tokens == sum(label != batch.IGNORE for label in labels)
+    assert rows.sizes["train"].tokens == sum(map(len, rows.train["input_ids"]))
 
 
 @pytest.mark.parametrize("setting", ["trainer.packing=true", "trainer.loss_type=dft"])

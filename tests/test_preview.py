@@ -1,0 +1,120 @@
+"""The preview shows the very tokens and labels that the trainer's own data loader yields."""
+
+import html
+import json
+
+import building
+import pytest
+import torch
+
+from finetune import batch, preview
+from finetune.screen import Screen
+
+LAYOUTS = {
+    "flat": [],
+    "padded": ["model.attn_implementation=eager"],
+    "packed": ["trainer.packing=true", "trainer.max_length=512", "trainer.per_device_train_batch_size=1"],
+    "cut": ["trainer.max_length=200", "data.max_cut_share=1"],
+    "cut so that some lose their loss": ["trainer.max_length=150", "data.max_cut_share=1"],
+    "loss on the prompt too": ["trainer.completion_only_loss=false"],
+}
+CONTEXT, LOSS = "rgb(120, 120, 120)", "rgb(0, 110, 40)"
+
+
+def rows_of(inputs):
+    """The rows of one batch of the trainer: tokens, and whether each token but the first is predicted with loss."""
+    if "row_tokens" in inputs:
+        tokens, labels = inputs["input_ids"][0], inputs["shift_labels"][0]
+        inside = torch.zeros(inputs["row_tokens"].numel(), dtype=torch.bool)
+        inside[inputs["flat_tokens"]] = True
+        for row, real in zip(inputs["row_tokens"], inside.view_as(inputs["row_tokens"]), strict=True):
+            places = [*range(inputs["prefix_length"]), *row[real].tolist()]
+            yield tokens[places].tolist(), (labels[places] != batch.IGNORE).tolist()[:-1]
+        return
+    kept = inputs["attention_mask"].bool() if "attention_mask" in inputs else inputs["input_ids"] >= 0
+    for tokens, labels, inside in zip(inputs["input_ids"], inputs["labels"], kept, strict=True):
+        yield tokens[inside].tolist(), (labels[inside] != batch.IGNORE).tolist()[1:]
+
+
+def rows_of_trainer(overrides):
+    trainer = building.trainer(overrides)
+    rows = [row for inputs in trainer.get_train_dataloader() for row in rows_of(inputs)]
+    return [(trainer.processing_class.decode(tokens), loss) for tokens, loss in rows]
+
+
+def shown(overrides, folder):
+    """Write the page of a run; return its path and the rows that it shows."""
+    prepared = building.prepared(overrides)
+    preview.show(prepared, Screen(folder, speaks=False))
+    return folder / "preview.html", preview.look(prepared, preview.SHOWN_ON_PAGE)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_preview_shows_what_the_trainers_data_loader_yields(tiny_run, layout):
+    overrides = [*tiny_run, *LAYOUTS[layout]]
+    seen = preview.look(building.prepared(overrides), 100)
+    expected = rows_of_trainer(overrides)
+    assert len(expected) > 1
+    assert sorted(("".join(row.pieces), row.loss[1:]) for row in seen) == sorted(expected)
+
+
+def test_the_page_shows_each_tokens_loss_in_the_colour_of_its_label(tiny_run, tmp_path, browser):
+    page, _ = shown(tiny_run, tmp_path)
+    browser.goto(page.as_uri())
+    seen = browser.evaluate(
+        """() => [...document.querySelectorAll('pre.row')].map(row =>
+            [...row.querySelectorAll('b, i')].map(token => [token.textContent, getComputedStyle(token).color]))"""
+    )
+    assert {color for row in seen for _, color in row} == {CONTEXT, LOSS}
+    rows = [("".join(text for text, _ in row), [color == LOSS for _, color in row][1:]) for row in seen]
+    assert sorted(rows) == sorted(rows_of_trainer(tiny_run))
+
+
+def test_the_page_escapes_what_rows_hold(tiny_model, tmp_path, browser):
+    rows = [{"prompt": f"<script>document.title = 'bad'</script>{i}", "completion": "<b>&amp;</b>"} for i in range(9)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    overrides = ["data=local", f"data.path={tmp_path / 'rows.jsonl'}", "model=local", f"model.path={tiny_model}"]
+    page, seen = shown(overrides, tmp_path)
+    assert "<script>" not in page.read_text()
+    browser.goto(page.as_uri())
+    assert browser.title().startswith("What ")
+    text = browser.evaluate("() => document.querySelector('pre.row').textContent")
+    assert text == "".join(seen[0].pieces) and "<b>&amp;</b>" in text
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(tiny_run, tmp_path, browser):
+    asked = []
+    browser.on("request", lambda request: asked.append(request.url))
+    page, _ = shown(tiny_run, tmp_path)
+    browser.goto(page.as_uri())
+    assert asked == [page.as_uri()]
+
+
+def test_what_is_cut_and_where_packed_rows_meet_is_marked(tiny_run, tmp_path):
+    page, seen = shown([*tiny_run, *LAYOUTS["cut"]], tmp_path)
+    cut = [row for row in seen if row.cut]
+    assert cut
+    assert f"<s>{html.escape(''.join(cut[0].cut))}</s>" in page.read_text()
+    page, seen = shown([*tiny_run, *LAYOUTS["packed"]], tmp_path)
+    assert any(row.starts for row in seen)
+    assert page.read_text().count("<hr>") == sum(len(row.starts) for row in seen)
+    for row in seen:
+        assert all(row.pieces[start] == "<|im_start|>" for start in row.starts)
+
+
+def test_the_share_of_padding_is_that_of_batches_padded_to_their_longest_row(tiny_run):
+    rows = building.prepared(tiny_run).rows
+    lengths = list(map(len, rows.whole["train"]["input_ids"]))
+    everything = preview.padding(rows, len(lengths))
+    assert everything == pytest.approx(1 - sum(lengths) / (max(lengths) * len(lengths)))
+    assert preview.padding(rows, 1) == 0
+    assert 0 < preview.padding(rows, 4) < everything
+
+
+def test_preview_is_shown_without_loading_the_model(tiny_run, program, tmp_path):
+    shown = program("stage=preview", *tiny_run, "name=seen")
+    assert shown.returncode == 0, shown.stderr
+    assert "Training rows by length" in shown.stdout
+    assert "<|im_start|>user" in shown.stdout
+    assert (tmp_path / "outputs" / "seen" / "preview.html").is_file()
+    assert not (tmp_path / "outputs" / "seen" / "result.json").exists()
