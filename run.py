@@ -44,7 +44,7 @@ def preview_rows(config: Config, folder: Path) -> None:
 def train_and_judge(config: Config, folder: Path) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     hush_libraries()
-    from finetune import device, evaluate, model, prepare, progress, report, tracking, train
+    from finetune import device, evaluate, judge, model, prepare, progress, report, tracking, train
 
     device.keep_freed_memory()
     clock = report.Clock()
@@ -78,12 +78,14 @@ def train_and_judge(config: Config, folder: Path) -> None:
                 train.save(tuned, prepared.tokenizer, folder)
 
         with clock.measure("evaluate"), progress.bar(screen) as bar:
-            counter = progress.counter(bar, len(prompts.examples))
-            arms = evaluate.compare(tuned, prepared.tokenizer, prompts, originals, counter)
+            counter = progress.counter(bar, prompts)
+            arms = evaluate.answer(tuned, prepared.tokenizer, prompts, originals, counter)
 
         if machine.is_main_process:
-            result = report.collect(config, tuned, prepared, watch, prompts, arms, clock)
-            report.write(folder, result, report.predictions(prompts, arms))
+            with clock.measure("judge"):
+                evaluation = judge.describe(judge.judge(prompts, arms), prompts, arms)
+            result = report.collect(config, tuned, prepared, watch, evaluation, clock)
+            report.write(folder, result, judge.predictions(prompts, arms), watch.history)
             tracker.finish(result, folder)
             screen.show_result(result)
 

@@ -1,11 +1,10 @@
-"""Is the tuned model better than the base on held-out prompts?"""
+"""What do the base and the tuned model answer to the held-out prompts?"""
 
 import math
 import random
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -15,8 +14,10 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.nn import functional
 
-from finetune import generate, metrics
-from finetune.data import Example
+from finetune import base_answers, generate, metrics, tokens
+from finetune.base_answers import Reply
+from finetune.chat import prompt_tokens
+from finetune.data import Example, Message
 from finetune.model import Weights, untouched
 from finetune.prepare import Prepared
 from finetune.recipe import find_recipe
@@ -24,58 +25,111 @@ from finetune.schema import Config, Eval, UserError
 
 
 @dataclass(frozen=True)
-class Arm:
-    """One way of answering the held-out prompts: its answers, each answer's scores and their summary by metric."""
+class Draw:
+    """The held-out prompts as one draw asks them, their tokens, and the training rows shown in each of them."""
 
-    answers: list[generate.Answer]
-    scores: list[dict[str, float]]
-    summary: dict[str, float]
-    seconds: float
+    examples: list[Example]
+    tokenized: Dataset
+    shown: list[Example]
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What every arm is asked: held-out examples, their tokens (for perplexity), the metrics, and how to decode."""
+    """What the arms are asked: each prompt as it is and, from one shot on, behind each draw of training rows."""
 
-    examples: list[Example]
-    tokenized: Dataset
+    zero_shot: Draw
+    few_shot: list[Draw]
     metrics: list[str]
     decoding: Eval
     max_new_tokens: int
     seed: int
 
+    @property
+    def examples(self) -> list[Example]:
+        """The held-out examples."""
+        return self.zero_shot.examples
+
+    def arms(self) -> dict[str, list[Draw]]:
+        """The draws that each arm answers."""
+        base = {"zero_shot": [self.zero_shot], "few_shot": self.few_shot}
+        tuned = {"tuned": [self.zero_shot], "tuned_few_shot": self.few_shot if self.decoding.tuned_few_shot else []}
+        return {name: draws for name, draws in (base | tuned).items() if draws}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way of answering the held-out prompts: its replies by draw and prompt, and what they took.
+
+    reused: every reply was computed by an earlier run.
+    """
+
+    replies: list[list[Reply]]
+    seconds: float
+    reused: bool
+
 
 def choose_prompts(config: Config, prepared: Prepared) -> Prompts:
-    """The held-out prompts of a run: at most `eval.max_prompts`, chosen by the seed.
+    """The held-out prompts of a run: at most `eval.max_prompts`, and the draws of `eval.shots` training rows.
 
-    Raises UserError where a metric cannot score one of their references.
+    `data.seed` chooses both. Raises UserError where a metric cannot score a reference, and where the longest prompt
+    with its answer does not fit the model's context.
     """
     examples, rows = prepared.splits.test, prepared.rows
     limit = min(config.eval.max_prompts or len(examples), len(examples))
-    places = sorted(random.Random(config.seed).sample(range(len(examples)), limit))
-    chosen, tokenized = [examples[i] for i in places], rows.whole["test"].select(places)
+    places = sorted(random.Random(config.data.seed).sample(range(len(examples)), limit))
+    zero_shot = Draw([examples[i] for i in places], rows.whole["test"].select(places), [])
     longest = math.ceil(1.25 * rows.sizes["train"].longest_answer)
     names = config.data.metrics or find_recipe(config.data).METRICS
-    _require_scorable(names, chosen)
-    return Prompts(chosen, tokenized, list(names), config.eval, config.eval.max_new_tokens or longest, config.seed)
+    _require_scorable(names, zero_shot.examples)
+    few_shot = list(_draw_shots(config, prepared, zero_shot.examples))
+    max_new_tokens = config.eval.max_new_tokens or longest
+    prompts = Prompts(zero_shot, few_shot, list(names), config.eval, max_new_tokens, config.data.seed)
+    _require_context(prompts, prepared)
+    return prompts
 
 
-def compare(
+def answer(
     model: Any, tokenizer: Any, prompts: Prompts, originals: Weights, advance: Callable[[str, int], None]
 ) -> dict[str, Arm]:
-    """The same prompts answered by the untouched base model (`zero_shot`) and by the tuned one.
+    """The replies of each arm: the base model's, answered by an earlier run or now, and the tuned model's.
 
-    Every process answers its share; all of them return all answers. `advance(arm, n)` is told of n answered prompts.
+    Every process answers its share; all of them return all replies. `advance(arm, n)` is told of n answered prompts.
     """
-    contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {
-        "zero_shot": lambda: untouched(model, originals),
-        "tuned": nullcontext,
-    }
-    arms = {}
-    for name, context in contexts.items():
-        with context():
-            arms[name] = _judge(model, tokenizer, prompts, partial(advance, name))
-    return arms
+    arms = prompts.arms()
+    base = {name: draws for name, draws in arms.items() if not name.startswith("tuned")}
+    answered = {}
+    with untouched(model, originals):
+        remembered = base_answers.Memory.of(model)
+        for name, draws in base.items():
+            answered[name] = _answer_arm(model, tokenizer, prompts, draws, partial(advance, name), remembered)
+    for name in arms.keys() - base.keys():
+        answered[name] = _answer_arm(model, tokenizer, prompts, arms[name], partial(advance, name), None)
+    return {name: answered[name] for name in arms}
+
+
+# -- prompts ----------------------------------------------------------------------------------------------------------
+
+
+def _draw_shots(config: Config, prepared: Prepared, examples: list[Example]) -> Iterator[Draw]:
+    shots, train = config.eval.shots, prepared.splits.train
+    if not shots or not examples[0].prompt:  # plain text is not answered, and so needs no example
+        return
+    if shots > len(train):
+        raise UserError(f"eval.shots={shots}: there are only {len(train)} training rows to take examples from.")
+    for number in range(config.eval.draws):
+        shown = random.Random(f"{config.data.seed}, draw {number}").sample(train, shots)
+        asked = [replace(example, prompt=_show(shown, example.prompt)) for example in examples]
+        yield Draw(asked, tokens.tokenize_examples(asked, prepared.tokenizer, prepared.settings, "few-shot"), shown)
+
+
+def _show(shown: list[Example], prompt: list[Message]) -> list[Message]:
+    """The prompt behind the shown examples, each a turn of its own; the prompt's system message stays in front."""
+    system = prompt[:1] if prompt[0]["role"] == "system" else []
+    turns: list[Message] = []
+    for example in shown:
+        asked = example.prompt[1:] if example.prompt[0]["role"] == "system" else example.prompt
+        turns += [*asked, {"role": "assistant", "content": example.completion}]
+    return [*system, *turns, *prompt[len(system) :]]
 
 
 def _require_scorable(names: list[str], examples: list[Example]) -> None:
@@ -93,29 +147,83 @@ def _require_scorable(names: list[str], examples: list[Example]) -> None:
             raise UserError(f"{example.place}: {error}. Choose others with data.metrics.") from error
 
 
-def _judge(model: Any, tokenizer: Any, prompts: Prompts, advance: Callable[[int], None]) -> Arm:
+def _require_context(prompts: Prompts, prepared: Prepared) -> None:
+    context = getattr(prepared.outline.config.get_text_config(), "max_position_embeddings", None)
+    for draw in [prompts.zero_shot, *prompts.few_shot]:
+        asked = [prompt_tokens(example.prompt, prepared.tokenizer) for example in draw.examples if example.prompt]
+        longest = max(map(len, asked), default=0)
+        if context and longest and longest + prompts.max_new_tokens > context:
+            remedy = "Lower eval.shots (0: no few-shot arm)" if draw.shown else "Lower eval.max_new_tokens"
+            raise UserError(
+                f"The longest held-out prompt has {longest:,} tokens"
+                f"{f' with its {len(draw.shown)} examples' if draw.shown else ''}; with answers of up to "
+                f"{prompts.max_new_tokens:,} it does not fit the model's context of {context:,}. {remedy}, or shorten "
+                "the rows."
+            )
+
+
+# -- replies ----------------------------------------------------------------------------------------------------------
+
+
+def _answer_arm(
+    model: Any,
+    tokenizer: Any,
+    prompts: Prompts,
+    draws: list[Draw],
+    advance: Callable[[int], None],
+    memory: "base_answers.Memory | None",
+) -> Arm:
     started = time.perf_counter()
-    answered = [name for name in prompts.metrics if name != "perplexity"]
-    answers: list[generate.Answer] = []
-    scores: list[dict[str, float]] = [{} for _ in prompts.examples]
-    summary: dict[str, float] = {}
-    if answered:
-        answers = _answer_all(model, tokenizer, prompts, advance)
-        references = [example.completion for example in prompts.examples]
-        scores, summary = metrics.score(answered, [answer.text for answer in answers], references)
-    if "perplexity" in prompts.metrics:
-        pairs = _reference_likelihoods(model, prompts.tokenized)
-        scores = [s | {"perplexity": metrics.perplexity(*pair)} for s, pair in zip(scores, pairs, strict=True)]
-        summary["perplexity"] = metrics.perplexity(sum(nll for nll, _ in pairs), sum(tokens for _, tokens in pairs))
-        advance(0 if answered else len(pairs))
-    return Arm(answers, scores, {name: summary[name] for name in prompts.metrics}, time.perf_counter() - started)
+    replies, reused = [], []
+    for draw in draws:
+        compute = partial(_reply, model, tokenizer, prompts, draw, advance)
+        if memory is None:
+            known, found = compute(), False
+        else:
+            known, found = memory.recall(_depends_on(tokenizer, prompts, draw), compute)
+        if found:
+            advance(len(known))
+        replies.append(known)
+        reused.append(found)
+    return Arm(replies, time.perf_counter() - started, all(reused))
 
 
-def _answer_all(model: Any, tokenizer: Any, prompts: Prompts, advance: Callable[[int], None]) -> list[generate.Answer]:
+def _depends_on(tokenizer: Any, prompts: Prompts, draw: Draw) -> dict[str, Any]:
+    """Whatever, besides the model, decides what is replied."""
+    decoding = prompts.decoding
+    return {
+        "prompts": [prompt_tokens(example.prompt, tokenizer) for example in draw.examples if example.prompt],
+        "references": draw.tokenized["labels"] if "perplexity" in prompts.metrics else None,
+        "answered": _answered(prompts),
+        "decoding": [decoding.temperature, decoding.top_p, decoding.top_k, decoding.batch_size],
+        "max_new_tokens": prompts.max_new_tokens,
+        "seed": prompts.seed if decoding.temperature else None,
+        "ends": tokenizer.eos_token_id,
+        "processes": PartialState().num_processes,  # each answers a share in batches of its own
+    }
+
+
+def _answered(prompts: Prompts) -> bool:
+    return any(name != "perplexity" for name in prompts.metrics)
+
+
+def _reply(model: Any, tokenizer: Any, prompts: Prompts, draw: Draw, advance: Callable[[int], None]) -> list[Reply]:
+    """What the model answers to a draw's prompts, and how likely it finds their references."""
+    nothing: list[Any] = [None] * len(draw.examples)
+    answers = _answer_all(model, tokenizer, prompts, draw, advance) if _answered(prompts) else nothing
+    likelihoods = _reference_likelihoods(model, draw.tokenized) if "perplexity" in prompts.metrics else nothing
+    if not _answered(prompts):
+        advance(len(draw.examples))
+    return [Reply(*pair) for pair in zip(answers, likelihoods, strict=True)]
+
+
+def _answer_all(
+    model: Any, tokenizer: Any, prompts: Prompts, draw: Draw, advance: Callable[[int], None]
+) -> list[generate.Answer]:
     """The answers to all prompts; this process computes its share of them."""
     state = PartialState()
-    mine = range(state.process_index, len(prompts.examples), state.num_processes)
-    asked = [prompts.examples[i].prompt for i in mine]
+    mine = range(state.process_index, len(draw.examples), state.num_processes)
+    asked = [draw.examples[i].prompt for i in mine]
     answers = generate.answer(model, tokenizer, asked, prompts.decoding, prompts.max_new_tokens, prompts.seed, advance)
     everyone = gather_object(list(zip(mine, answers, strict=True)))
     return [answer for _, answer in sorted(everyone, key=lambda pair: pair[0])]

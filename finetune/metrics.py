@@ -7,7 +7,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from statistics import fmean
 from typing import Any
 
 
@@ -98,19 +97,12 @@ SPELLED = {name: name.replace("_", " ") for name in NAMES} | {
 }
 
 
-def score(
-    names: Sequence[str], answers: Sequence[str], references: Sequence[str]
-) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Each answer's scores, and each metric's value over all of them: the mean, or that of the metric's own."""
-    each = [
+def score(names: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
+    """Each answer's scores by those of the metrics that score single answers."""
+    return [
         {name: PER_PROMPT[name](answer, reference) for name in names if name in PER_PROMPT}
         for answer, reference in zip(answers, references, strict=True)
     ]
-    overall = {
-        name: CORPUS[name](answers, references) if name in CORPUS else fmean(scores[name] for scores in each)
-        for name in names
-    }
-    return each, overall
 
 
 class _Words:

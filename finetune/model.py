@@ -1,5 +1,6 @@
 """What exactly is trained? The tokenizer, the (quantised) base model and the adapter on it."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +23,8 @@ from finetune import batch, fetch
 from finetune.device import Device
 from finetune.schema import Adapter, Attention, Model, Quantization, Source, UserError
 
+# What PEFT adds to a model has one of these in its name.
+TRAINED_PARTS = ("lora_", "modules_to_save")
 # Weights on the CPU, by name.
 Weights = dict[str, torch.Tensor]
 
@@ -124,12 +127,25 @@ def keep_scales(model: torch.nn.Module) -> None:
             module.register_forward_pre_hook(restore)
 
 
+def digest(model: PreTrainedModel | PeftModel) -> str:
+    """SHA-256 over the base model's weights as they are now, however they are stored, with or without an adapter."""
+    found = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        if isinstance(weight, torch.Tensor) and not any(part in name for part in TRAINED_PARTS):
+            plain = (
+                name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+            )
+            found.update(f"{plain} {weight.dtype} {tuple(weight.shape)}".encode())
+            found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def trained_base_weights(model: torch.nn.Module) -> Weights:
     """A copy of those weights of the base that training will change: biases (`adapter.bias`) or all of them."""
     return {
         name: parameter.detach().to("cpu", copy=True)
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad and "lora_" not in name and "modules_to_save" not in name
+        if parameter.requires_grad and not any(part in name for part in TRAINED_PARTS)
     }
 
 

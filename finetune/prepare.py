@@ -30,7 +30,7 @@ def prepare(config: Config, machine: Device, folder: Path) -> Prepared:
 
     Raises UserError for what is wrong with them.
     """
-    splits = data.load(config.data, config.seed)
+    splits = data.load(config.data, config.data.seed)
     tokenizer = model.load_tokenizer(config.model)
     outline = model.load_outline(config.model)
     settings = sft_settings.build(config.trainer, machine, folder, config.seed, outline.num_parameters())

@@ -17,6 +17,7 @@ from rich.progress import (
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune import device
+from finetune.evaluate import Prompts
 from finetune.screen import Screen
 from finetune.tracking import Run
 
@@ -36,13 +37,14 @@ def bar(screen: Screen) -> Progress:
     )
 
 
-def counter(progress: Progress, prompts: int) -> Callable[[str, int], None]:
+def counter(progress: Progress, prompts: Prompts) -> Callable[[str, int], None]:
     """A function that counts answered prompts on a bar for each arm; `counter(arm, n)` adds n."""
     tasks: dict[str, TaskID] = {}
+    totals = {arm: len(draws) * len(prompts.examples) for arm, draws in prompts.arms().items()}
 
     def advance(arm: str, done: int) -> None:
         if arm not in tasks:
-            tasks[arm] = progress.add_task(f"answering: {arm.replace('_', ' ')}", total=prompts, note="")
+            tasks[arm] = progress.add_task(f"answering: {arm.replace('_', ' ')}", total=totals[arm], note="")
         progress.update(tasks[arm], advance=done)
 
     return advance
@@ -62,6 +64,8 @@ class Watch(TrainerCallback):
         self.train_loss: float | None = None
         self.validation_loss: float | None = None
         self.last: dict[str, Any] = {}
+        # What was logged, by step: losses, learning rate, tokens and seconds so far.
+        self.history: list[dict[str, Any]] = []
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         earlier: list[dict[str, Any]] = [entry for entry in state.log_history if "train_seconds" in entry]
@@ -100,8 +104,9 @@ class Watch(TrainerCallback):
         if "eval_loss" in entry:
             self.screen.say(f"  step {state.global_step}/{state.max_steps}: {self._note()}")
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.stop()
+        self.history = state.log_history
         self.peak_memory_bytes = device.peak_memory_bytes()
 
     def outcome(self) -> dict[str, Any]:

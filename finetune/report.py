@@ -1,4 +1,4 @@
-"""What happened? The run's result.json, predictions.jsonl and config.yaml."""
+"""What happened? The run's result.json, predictions.jsonl, history.jsonl and config.yaml."""
 
 import json
 import platform
@@ -13,7 +13,6 @@ from typing import Any
 import yaml
 
 from finetune import checkpoint, model
-from finetune.evaluate import Arm, Prompts
 from finetune.prepare import Prepared
 from finetune.progress import Watch
 from finetune.schema import Config
@@ -41,8 +40,7 @@ def collect(
     trained: Any,
     prepared: Prepared,
     watch: Watch,
-    prompts: Prompts,
-    arms: dict[str, Arm],
+    evaluation: dict[str, Any],
     clock: Clock,
 ) -> dict[str, Any]:
     """Everything that result.json holds."""
@@ -60,44 +58,18 @@ def collect(
         },
         "model": {**model.provenance(config.model), "parameters": parameters, "trainable_parameters": trainable},
         "training": watch.outcome(),
-        "evaluation": _evaluation(prompts, arms),
+        "evaluation": evaluation,
         "seconds": {phase: round(seconds, 2) for phase, seconds in clock.seconds.items()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
 
 
-def write(folder: Path, result: dict[str, Any], predictions: list[dict[str, Any]]) -> None:
+def write(
+    folder: Path, result: dict[str, Any], predictions: list[dict[str, Any]], history: list[dict[str, Any]]
+) -> None:
     """Write the run's files; result.json is the last, its presence says that the run is complete."""
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
-    checkpoint.write(folder / "predictions.jsonl", "".join(lines))
+    for name, rows in (("predictions", predictions), ("history", history)):
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        checkpoint.write(folder / f"{name}.jsonl", "".join(lines))
     checkpoint.write(folder / "config.yaml", yaml.safe_dump(result["config"], sort_keys=False, allow_unicode=True))
-    checkpoint.write(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False) + "\n")
-
-
-def predictions(prompts: Prompts, arms: dict[str, Arm]) -> list[dict[str, Any]]:
-    """One row for each held-out prompt: the prompt, its reference, and each arm's answer with its scores."""
-    rows = []
-    for i, example in enumerate(prompts.examples):
-        row: dict[str, Any] = {"place": example.place, "prompt": example.prompt, "reference": example.completion}
-        for name, arm in arms.items():
-            answer = {"answer": arm.answers[i].text, "finished": arm.answers[i].finished} if arm.answers else {}
-            row[name] = {**answer, "scores": arm.scores[i]}
-        rows.append(row)
-    return rows
-
-
-def _evaluation(prompts: Prompts, arms: dict[str, Arm]) -> dict[str, Any]:
-    return {
-        "split": "test",
-        "prompts": len(prompts.examples),
-        "metric": prompts.metrics[0],
-        "max_new_tokens": prompts.max_new_tokens,
-        "arms": {
-            name: {
-                **{metric: {"mean": mean} for metric, mean in arm.summary.items()},
-                "unfinished_answers": sum(not answer.finished for answer in arm.answers),
-                "seconds": round(arm.seconds, 2),
-            }
-            for name, arm in arms.items()
-        },
-    }
+    checkpoint.write(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -113,6 +113,8 @@ class Data:
     # Shares of the rows taken out where the data set has no held-out rows of its own.
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
+    # Chooses the splits, the held-out prompts and the examples of few-shot prompts, whatever the run's own seed.
+    seed: int = 42
     # Rows with the same value of this column stay on one side of the split. None: a recipe's own grouping, if any.
     group: str | None = None
     bad_rows: BadRows = BadRows.error
@@ -183,10 +185,16 @@ class Adapter:
 
 @dataclass
 class Eval:
-    """How the base and the tuned model are compared on held-out prompts."""
+    """How prompting the base model and tuning it are compared on held-out prompts."""
 
     # At most this many held-out test prompts. None: all of them.
     max_prompts: int | None = 100
+    # Training rows shown as examples in a few-shot prompt. 0: the base is not prompted with examples.
+    shots: int = 3
+    # How often such examples are drawn; each draw answers all prompts.
+    draws: int = 2
+    # Let the tuned model answer the few-shot prompts, too.
+    tuned_few_shot: bool = False
     # Prompts answered at a time. None: 100, or fewer where their keys and values would take more than 4 GiB.
     batch_size: int | None = None
     # Longest answer, in tokens. None: a quarter more than the longest training answer.
@@ -225,6 +233,7 @@ class Config:
     eval: Eval = field(default_factory=Eval)
     tracking: Tracking = field(default_factory=Tracking)
     stage: Stage = Stage.train
+    # Of training: the adapter's first weights, the order of the rows, dropout.
     seed: int = 42
     # Name of the run and of its folder. None: `<model>-<data>-<hash of the settings>`.
     name: str | None = None

@@ -60,10 +60,12 @@ class Screen:
         self.say("  checked: every row has loss, ends with an end token that is learnt, and begins as generation will")
 
     def show_result(self, result: dict[str, Any]) -> None:
-        """The table of base against tuned, example answers, the run's cost, and what to do next."""
-        self.say(score_table(result["evaluation"]))
+        """The verdict, the table of all arms, example answers, the run's cost, and what to do next."""
+        outcome = result["evaluation"]
+        self.say(score_table(outcome))
+        self.say(f"{outcome['verdict']['sentence']}.", style="bold")
         for row in _read_examples(self.folder):
-            self.say(_example_table(row))
+            self.say(_example_table(row, outcome))
         training = result["training"]
         self.say(
             f"Trained {training['steps']} steps, {training['tokens']:,} tokens at "
@@ -100,18 +102,30 @@ def show_complete(result: dict[str, Any], folder: Path) -> None:
 
 
 def score_table(outcome: dict[str, Any]) -> Table:
-    """Each metric's mean by arm, the headline in bold, and how far the tuned model is from the base."""
+    """Each metric's mean with its interval by arm, the headline in bold, and tuned minus the best way of prompting."""
+    against = outcome["verdict"]["against"]
     table = Table(title=f"{outcome['prompts']} held-out {outcome['split']} prompts", title_justify="left")
     table.add_column("metric")
     for name in outcome["arms"]:
-        table.add_column(name.replace("_", " "), justify="right")
-    table.add_column("difference", justify="right")
-    base, tuned = outcome["arms"]["zero_shot"], outcome["arms"]["tuned"]
-    for metric in (key for key, value in base.items() if isinstance(value, dict)):
-        means = [f"{arm[metric]['mean']:.3f}" for arm in outcome["arms"].values()]
-        difference = f"{tuned[metric]['mean'] - base[metric]['mean']:+.3f}"
-        table.add_row(metric, *means, difference, style="bold" if metric == outcome["metric"] else "")
+        table.add_column(arm_name(name, outcome), justify="right")
+    table.add_column(f"tuned - {arm_name(against, outcome)}", justify="right")
+    for metric, apart in outcome["differences"][against].items():
+        cells = [with_interval(arm[metric]) for arm in outcome["arms"].values()]
+        style = "bold" if metric == outcome["metric"] else ""
+        table.add_row(metric, *cells, with_interval(apart, "+"), style=style)
     return table
+
+
+def arm_name(arm: str, outcome: dict[str, Any]) -> str:
+    """An arm as users call it: `3-shot` for `few_shot`."""
+    shots = len(outcome["shots"][0]) if outcome["shots"] else 0
+    return arm.replace("few_shot", f"{shots}-shot").replace("_", " ").replace("zero shot", "zero-shot")
+
+
+def with_interval(found: dict[str, Any], sign: str = "") -> str:
+    """A value and the ends of its interval: `0.417 [0.352, 0.481]`; an end that nobody knows is `?`."""
+    low, high = (f"{end:{sign}.3f}" if end is not None else "?" for end in (found["low"], found["high"]))
+    return f"{found['mean']:{sign}.3f} [{low}, {high}]"
 
 
 def _read_examples(folder: Path) -> list[dict[str, Any]]:
@@ -120,16 +134,21 @@ def _read_examples(folder: Path) -> list[dict[str, Any]]:
     return [row for row in rows if "answer" in row["tuned"]]
 
 
-def _example_table(row: dict[str, Any]) -> Table:
+def _example_table(row: dict[str, Any], outcome: dict[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", justify="right")
     table.add_column(overflow="fold")
     lines = {"prompt": _last_message(row["prompt"]), "reference": row["reference"]}
-    lines |= {name.replace("_", " "): row[name]["answer"] for name in ("zero_shot", "tuned")}
+    lines |= {arm_name(arm, outcome): first_answer(row[arm]) for arm in outcome["arms"]}
     for name, text in lines.items():
         table.add_row(name, Text(_shorten(text)))
     table.add_row("", "")
     return table
+
+
+def first_answer(arm: dict[str, Any]) -> str:
+    """The answer of an arm's first draw, from a row of predictions.jsonl; empty where none was asked for."""
+    return str(arm.get("draws", [arm])[0].get("answer", ""))
 
 
 def _last_message(prompt: "list[Message]") -> str:

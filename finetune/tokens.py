@@ -78,7 +78,7 @@ def apply_settings(settings: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> N
 def tokenize(splits: Splits, tokenizer: PreTrainedTokenizerBase, settings: SFTConfig) -> Rows:
     """The tokens of all examples, prepared as `settings` say."""
     examples = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    whole = {name: _tokenize(some, tokenizer, settings, name) for name, some in examples.items()}
+    whole = {name: tokenize_examples(some, tokenizer, settings, name) for name, some in examples.items()}
     packs = settings.packing if settings.eval_packing is None else settings.eval_packing
     shape = _Preparation(tokenizer, settings, whole=False)
     return Rows(
@@ -106,7 +106,8 @@ class _Preparation(SFTTrainer):
         return prepared
 
 
-def _tokenize(examples: list[Example], tokenizer: Any, settings: SFTConfig, name: str) -> Dataset:
+def tokenize_examples(examples: list[Example], tokenizer: Any, settings: SFTConfig, name: str) -> Dataset:
+    """One row of `input_ids` and `labels` for each example, not cut; raises UserError for a row that is refused."""
     rows = [training_row(example, tokenizer, settings.assistant_only_loss) for example in examples]
     shape = _Preparation(tokenizer, settings, whole=True)
     try:

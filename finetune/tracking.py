@@ -124,16 +124,25 @@ def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:
-    arms = result["evaluation"]["arms"]
-    scores = {
-        f"evaluation/{arm}/{metric}": value["mean"]
-        for arm, metrics in arms.items()
-        for metric, value in metrics.items()
-        if isinstance(value, dict)
-    }
+    outcome = result["evaluation"]
+    scores = {f"evaluation/{key}": value for key, value in _intervals(outcome["arms"]).items()}
+    apart = {f"evaluation/tuned - {key}": value for key, value in _intervals(outcome["differences"]).items()}
+    verdict = {f"verdict/{key}": value for key, value in outcome["verdict"].items()}
     data = result["data"]["counts"] | {"bad_rows": "\n".join(result["data"]["bad_rows"])}
-    costs = {"data": data, "training": result["training"]}
-    return scores | {f"{part}/{key}": value for part, values in costs.items() for key, value in values.items()}
+    costs = {"data": data, "training": result["training"], "seconds": result["seconds"]}
+    parts = {f"{part}/{key}": value for part, values in costs.items() for key, value in values.items()}
+    return scores | apart | verdict | parts
+
+
+def _intervals(arms: dict[str, Any]) -> dict[str, float]:
+    """By `arm/metric` the mean, and under `low` and `high` below it the ends of its interval."""
+    found = {}
+    for arm, metrics in arms.items():
+        for metric, value in metrics.items():
+            if isinstance(value, dict):
+                found[f"{arm}/{metric}"] = value["mean"]
+                found |= {f"{arm}/{metric}/{end}": value[end] for end in ("low", "high")}
+    return found
 
 
 def _read_predictions(folder: Path) -> tuple[list[str], list[list[Any]]]:
@@ -148,7 +157,7 @@ def _flatten(prediction: dict[str, Any]) -> dict[str, Any]:
     return {
         "prompt": "\n\n".join(f"{message['role']}: {message['content']}" for message in prediction["prompt"]),
         "reference": prediction["reference"],
-        **{f"{arm}/answer": value.get("answer") for arm, value in arms.items()},
+        **{f"{arm}/answer": value.get("draws", [value])[0].get("answer") for arm, value in arms.items()},
         **{f"{arm}/{metric}": score for arm, value in arms.items() for metric, score in value["scores"].items()},
     }
 

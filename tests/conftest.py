@@ -10,6 +10,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(tmp_path_factory):
+    """Tests see the embedded model and data, but not what earlier runs of the same base model answered."""
+    from finetune import fetch
+
+    embedded = [fetch.model("smollm2_135m"), fetch.data("usaddress").parent]
+    folder = tmp_path_factory.mktemp("cache")
+    for path in embedded:
+        (folder / path.name).symlink_to(path)
+    os.environ["FINETUNE_CACHE"] = str(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A folder with a two-layer llama of random weights behind the embedded model's tokenizer and chat template."""

@@ -9,6 +9,7 @@ from trl import SFTConfig
 
 import run
 from finetune import (
+    base_answers,
     checkpoint,
     data,
     device,
@@ -45,6 +46,7 @@ CHANGES = {
     "data.test": ("FOLDER/others.jsonl", LOCAL),
     "data.validation_fraction": ("0.3", LOCAL),
     "data.test_fraction": ("0.3", LOCAL),
+    "data.seed": ("1", LOCAL),
     "data.group": ("kind", LOCAL),
     "data.bad_rows": ("skip", BAD),
     "data.max_bad_rows": ("2", [*BAD, "data.bad_rows=skip"]),
@@ -78,6 +80,9 @@ CHANGES = {
     "adapter.layers_to_transform": ("[0]", ["adapter.target_modules=[q_proj]"]),
     "trainer": ("3e-5", []),
     "eval.max_prompts": ("3", []),
+    "eval.shots": ("0", []),
+    "eval.draws": ("1", []),
+    "eval.tuned_few_shot": ("true", []),
     "eval.batch_size": ("3", []),
     "eval.max_new_tokens": ("3", []),
     "eval.temperature": ("0.5", []),
@@ -146,7 +151,7 @@ def read_data(config, monkeypatch, _):
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     try:
-        splits = data.load(config.data, config.seed)
+        splits = data.load(config.data, config.data.seed)
     except (SeenError, schema.UserError) as call:
         return repr(call)
     found = recipe.find_recipe(config.data)
@@ -212,6 +217,7 @@ def generation(config, monkeypatch, tiny_model):
         return [generate.Answer("", 0, True)] * len(prompts)
 
     monkeypatch.setattr(generate, "_answer_batch", answer_batch)
+    monkeypatch.setattr(base_answers.Memory, "recall", lambda self, asked, compute: (compute(), False))
     config.model.source, config.model.path = schema.Source.local, str(tiny_model)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokenizer = model.load_tokenizer(config.model)
@@ -221,7 +227,7 @@ def generation(config, monkeypatch, tiny_model):
     settings = SFTConfig(use_cpu=True, bf16=False, activation_checkpointing=False)
     rows = tokens.tokenize(splits, tokenizer, settings)
     prompts = evaluate.choose_prompts(config, prepare.Prepared(splits, tokenizer, base, settings, rows))
-    evaluate.compare(base, tokenizer, prompts, {}, lambda arm, count: None)
+    evaluate.answer(base, tokenizer, prompts, {}, lambda arm, count: None)
     return calls
 
 
@@ -234,7 +240,7 @@ def track(config, monkeypatch, tiny_model):
 
 
 def place(config, *_):
-    return checkpoint.folder(config), data.load(config.data, config.seed).fingerprint
+    return checkpoint.folder(config), data.load(config.data, config.data.seed).fingerprint
 
 
 OBSERVERS = {

@@ -18,8 +18,9 @@ LAYERS = (
     {"overrides", "batch", "device", "chat", "checkpoint"},
     {"hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
     {"check", "audit", "tracking"},
-    {"prepare", "progress", "command"},
+    {"base_answers", "prepare", "command"},
     {"train", "evaluate", "preview"},
+    {"judge", "progress"},
     {"report"},
 )
 MAY_KNOW_HYDRA = {"schema", "command", "check", "overrides", "hydra_error"}

@@ -131,26 +131,38 @@ def sync(tmp_path):
 
 
 def test_a_complete_run_sends_its_scores_costs_and_predictions(tmp_path, said):
+    score = {"mean": 0.5, "low": 0.25, "high": None}
     result = {
         "data": {"counts": {"rows": 9, "bad": 2}, "bad_rows": ["mine.jsonl:1: wrong", "mine.jsonl:2: wrong"]},
         "training": {"steps": 3, "tokens_per_second": 250.0},
-        "evaluation": {"arms": {arm: {"field_f1": {"mean": 0.5}, "seconds": 2.0} for arm in ("zero_shot", "tuned")}},
+        "seconds": {"train": 7.5},
+        "evaluation": {
+            "arms": {arm: {"field_f1": score, "seconds": 2.0} for arm in ("zero_shot", "few_shot", "tuned")},
+            "differences": {arm: {"field_f1": score | {"p": 0.2}} for arm in ("zero_shot", "few_shot")},
+            "verdict": {"kind": "cannot_tell", "sentence": "Cannot tell", "against": "few_shot"},
+        },
     }
     answer = {"answer": "{}", "finished": True, "scores": {"field_f1": 0.5}}
     row = {"place": "a:1", "prompt": [{"role": "user", "content": "Parse: 5 Main St"}], "reference": "{}"}
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/predictions.jsonl").write_text(json.dumps(row | {"zero_shot": answer, "tuned": answer}) + "\n")
+    (tmp_path / "run/predictions.jsonl").write_text(
+        json.dumps(row | {"zero_shot": answer, "few_shot": {"draws": [answer] * 2, "scores": {"field_f1": 0.75}}})
+        + "\n"
+    )
     with start(tmp_path / "run", said) as run:
         run.finish(result, tmp_path / "run")
     records = read_records(tmp_path / "run")
     summary = {key: value for update in read(records, "summary") for key, value in values(update.update).items()}
     assert summary["evaluation/zero_shot/field_f1"] == summary["evaluation/tuned/field_f1"] == 0.5
+    assert summary["evaluation/few_shot/field_f1/low"] == 0.25 and summary["evaluation/few_shot/field_f1/high"] is None
+    assert summary["evaluation/tuned - few_shot/field_f1/low"] == 0.25
+    assert summary["verdict/sentence"] == "Cannot tell" and summary["seconds/train"] == 7.5
     assert [summary["data/rows"], summary["data/bad"]] == [9, 2]
     assert summary["data/bad_rows"] == "mine.jsonl:1: wrong\nmine.jsonl:2: wrong"
     assert summary["training/steps"] == 3 and summary["training/tokens_per_second"] == 250
     table = json.loads((tmp_path / "run/wandb").joinpath(*next_table(tmp_path)).read_text())
-    assert table["columns"][:4] == ["prompt", "reference", "zero_shot/answer", "tuned/answer"]
-    assert table["data"] == [["user: Parse: 5 Main St", "{}", "{}", "{}", 0.5, 0.5]]
+    assert table["columns"][:4] == ["prompt", "reference", "zero_shot/answer", "few_shot/answer"]
+    assert table["data"] == [["user: Parse: 5 Main St", "{}", "{}", "{}", 0.5, 0.75]]
 
 
 def test_an_exception_marks_the_run_as_failed_and_is_raised_without_a_stack_of_wandbs(tmp_path, said, capfd):

@@ -1,0 +1,215 @@
+"""The arms of a run, what they share with other runs, and what is concluded from them."""
+
+import json
+import threading
+
+import building
+import pytest
+from scipy import stats
+
+import run
+from finetune import base_answers, evaluate, fetch, judge, metrics, model
+from finetune.command import compose
+from finetune.schema import UserError
+
+
+def finished(*overrides):
+    """The result and the predictions of a run, made in this process."""
+    config = compose([*overrides])
+    run.run(config)
+    folder = run.checkpoint.folder(config)
+    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads((folder / "result.json").read_text()), [json.loads(line) for line in lines]
+
+
+def chosen(overrides):
+    prepared = building.prepared(overrides)
+    return prepared, evaluate.choose_prompts(compose(overrides), prepared)
+
+
+def test_scores_and_intervals_follow_from_the_predictions(tiny_run):
+    learning = ["trainer.learning_rate=5e-2", "trainer.max_steps=6", "eval.max_new_tokens=40"]
+    result, rows = finished(*tiny_run, *learning, "data.metrics=[chrf,exact_match]", "eval.max_prompts=12")
+    arms = result["evaluation"]["arms"]
+    for arm in ("zero_shot", "few_shot", "tuned"):
+        for name in ("chrf", "exact_match"):
+            judge_one = metrics.PER_PROMPT[name]
+            draws = [[reply["answer"] for reply in row[arm].get("draws", [row[arm]])] for row in rows]
+            scores = [
+                sum(judge_one(answer, row["reference"]) for answer in answers) / len(answers)
+                for answers, row in zip(draws, rows, strict=True)
+            ]
+            assert [row[arm]["scores"][name] for row in rows] == pytest.approx(scores)
+            assert arms[arm][name]["mean"] == pytest.approx(sum(scores) / len(scores))
+    scores = [row["tuned"]["scores"]["chrf"] for row in rows]
+    expected = stats.bootstrap((scores,), lambda x, axis: x.mean(axis=axis), method="BCa", rng=42, n_resamples=9999)
+    found = arms["tuned"]["chrf"]
+    assert [found["low"], found["high"]] == pytest.approx(list(expected.confidence_interval))
+
+
+def test_the_verdict_is_on_the_best_way_of_prompting(tiny_run):
+    result, _ = finished(*tiny_run, "data.metrics=[chrf]", "eval.max_prompts=12")
+    outcome = result["evaluation"]
+    base = {arm: outcome["arms"][arm]["chrf"]["mean"] for arm in ("zero_shot", "few_shot")}
+    against = outcome["verdict"]["against"]
+    assert base[against] == max(base.values())
+    apart = outcome["differences"][against]["chrf"]
+    assert apart["mean"] == pytest.approx(outcome["arms"]["tuned"]["chrf"]["mean"] - base[against])
+    assert apart["low"] <= apart["mean"] <= apart["high"] and 0 <= apart["p"] <= 1
+
+
+def test_examples_of_few_shot_prompts_are_training_rows_and_the_same_for_every_prompt_of_a_draw(tiny_run):
+    prepared, prompts = chosen([*tiny_run, "eval.shots=2", "eval.draws=3"])
+    assert len(prompts.few_shot) == 3
+    assert len({tuple(example.place for example in draw.shown) for draw in prompts.few_shot}) == 3
+    for draw in prompts.few_shot:
+        assert all(example in prepared.splits.train for example in draw.shown)
+        for asked, plain in zip(draw.examples, prompts.examples, strict=True):
+            system, *turns, last = asked.prompt
+            assert [system, last] == plain.prompt
+            assert [turn["content"] for turn in turns[1::2]] == [example.completion for example in draw.shown]
+            assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+
+
+def test_without_shots_there_is_no_few_shot_arm(tiny_run):
+    assert list(chosen([*tiny_run, "eval.shots=0"])[1].arms()) == ["zero_shot", "tuned"]
+
+
+def test_the_tuned_model_can_be_prompted_with_examples_too(tiny_run):
+    result, rows = finished(*tiny_run, "eval.tuned_few_shot=true")
+    assert list(result["evaluation"]["arms"]) == ["zero_shot", "few_shot", "tuned", "tuned_few_shot"]
+    assert len(rows[0]["tuned_few_shot"]["draws"]) == 2
+    assert result["evaluation"]["verdict"]["against"] in ("zero_shot", "few_shot")
+
+
+def test_another_seed_trains_otherwise_on_the_same_splits_prompts_and_examples(tiny_run):
+    first, second = (chosen([*tiny_run, f"seed={seed}"]) for seed in (1, 2))
+    assert first[0].splits == second[0].splits
+    assert first[1].examples == second[1].examples
+    assert [draw.shown for draw in first[1].few_shot] == [draw.shown for draw in second[1].few_shot]
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("eval.shots=33", "eval.shots=33: there are only 32 training rows"),
+        ("eval.shots=20", "with its 20 examples; with answers of up to 8 it does not fit the model's context of 512"),
+        ("eval.max_new_tokens=500", "does not fit the model's context of 512. Lower eval.max_new_tokens"),
+    ],
+)
+def test_prompts_that_cannot_be_asked_are_refused_before_the_model_loads(tiny_run, setting, expected):
+    with pytest.raises(UserError) as error:
+        chosen([*tiny_run, setting])
+    assert expected in str(error.value)
+
+
+# -- answers of the base that are known -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache but for the embedded model and data."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    for path in fetch.cache_folder().iterdir():
+        if path.name != "base_answers":
+            (folder / path.name).symlink_to(path)
+    monkeypatch.setenv("FINETUNE_CACHE", str(folder))
+    return folder / "base_answers"
+
+
+def reused(result):
+    return {arm: found["reused"] for arm, found in result["evaluation"]["arms"].items()}
+
+
+def test_a_second_run_reuses_the_answers_of_the_same_base(tiny_run, cache):
+    first, rows = finished(*tiny_run)
+    assert reused(first) == {"zero_shot": False, "few_shot": False, "tuned": False}
+    second, again = finished(*tiny_run, "trainer.learning_rate=1e-2", "adapter=dora", "seed=7")
+    assert reused(second) == {"zero_shot": True, "few_shot": True, "tuned": False}
+    for arm in ("zero_shot", "few_shot"):
+        assert [row[arm] for row in again] == [row[arm] for row in rows]
+        assert second["evaluation"]["arms"][arm]["seconds"] < first["evaluation"]["arms"][arm]["seconds"] / 3
+
+
+def keys(overrides, monkeypatch):
+    """What the base's replies of a run are remembered under."""
+    asked = []
+
+    def recall(memory, depends_on, compute):
+        asked.append(memory.key(depends_on))
+        return [base_answers.Reply(None, None)] * 4, False
+
+    monkeypatch.setattr(base_answers.Memory, "recall", recall)
+    monkeypatch.setattr(evaluate, "_reply", lambda *_: [])
+    config = compose(overrides)
+    prepared, prompts = chosen(overrides)
+    base = model.load_base(config.model, config.quantization, run_device(config))
+    evaluate.answer(base, prepared.tokenizer, prompts, {}, lambda arm, count: None)
+    return set(asked)
+
+
+def test_answers_to_other_prompts_decoded_otherwise_or_of_another_base_are_not_reused(tiny_run, monkeypatch):
+    before = keys(tiny_run, monkeypatch)
+    assert len(before) == 3
+    assert before == keys([*tiny_run, "trainer.learning_rate=1e-2", "seed=3"], monkeypatch)
+    for change in (
+        "data.system=Answer.",
+        "eval.max_new_tokens=9",
+        "eval.temperature=0.5",
+        "eval.batch_size=3",
+        "quantization=nf4",
+        "data.seed=1",
+        "model.dtype=bfloat16",
+        "model.attn_implementation=eager",
+        "data.metrics=[perplexity]",
+    ):
+        assert not before & keys([*tiny_run, change], monkeypatch), change
+
+
+def test_another_draw_of_examples_is_computed_and_the_known_ones_are_not(tiny_run, cache):
+    finished(*tiny_run)
+    before = set(cache.glob("*.json"))
+    finished(*tiny_run, "eval.draws=3")
+    assert len(set(cache.glob("*.json")) - before) == 1
+
+
+def test_weights_that_changed_by_one_number_have_another_digest(tiny_run):
+    config = compose(tiny_run)
+    machine = run_device(config)
+    base = model.load_base(config.model, config.quantization, machine)
+    plain = model.digest(base)
+    assert model.digest(model.add_adapter(base, config.adapter, seed=1)) == plain
+    base.model.embed_tokens.weight.data[5, 5] += 1
+    assert model.digest(base) != plain
+
+
+def run_device(config):
+    from finetune import device
+
+    return device.choose(config.model, config.quantization, config.adapter)
+
+
+def test_of_two_that_ask_the_same_at_once_one_computes_and_the_other_waits(cache):
+    memory = base_answers.Memory({"weights": "w"})
+    computed, found = [], []
+
+    def compute():
+        computed.append(1)
+        threading.Event().wait(0.3)
+        return [base_answers.Reply(None, (1.5, 3))]
+
+    asking = [threading.Thread(target=lambda: found.append(memory.recall({"a": 1}, compute))) for _ in range(4)]
+    for thread in asking:
+        thread.start()
+    for thread in asking:
+        thread.join()
+    assert len(computed) == 1
+    assert [replies for replies, _ in found] == [[base_answers.Reply(None, (1.5, 3))]] * 4
+    assert sorted(known for _, known in found) == [False, True, True, True]
+
+
+def test_an_end_that_nobody_knows_is_null_in_json():
+    from finetune.significance import Interval
+
+    assert judge._plain(Interval(2.0, float("-inf"), float("inf"))) == {"mean": 2.0, "low": None, "high": None}
