@@ -44,7 +44,7 @@ def preview_rows(config: Config, folder: Path) -> None:
 def train_and_judge(config: Config, folder: Path) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     hush_libraries()
-    from finetune import device, evaluate, judge, model, prepare, progress, report, tracking, train
+    from finetune import device, evaluate, judge, model, prepare, progress, report, retention, tracking, train
 
     device.keep_freed_memory()
     clock = report.Clock()
@@ -55,6 +55,7 @@ def train_and_judge(config: Config, folder: Path) -> None:
     with clock.measure("prepare"):
         prepared = prepare.prepare(config, machine, folder)
         prompts = evaluate.choose_prompts(config, prepared)
+        general = retention.choose_prompts(config, prepared)
         screen.show_data(prepared)
 
     with clock.measure("load"):
@@ -80,10 +81,11 @@ def train_and_judge(config: Config, folder: Path) -> None:
         with clock.measure("evaluate"), progress.bar(screen) as bar:
             counter = progress.counter(bar, prompts)
             arms = evaluate.answer(tuned, prepared.tokenizer, prompts, originals, counter)
+            kept = retention.answer(tuned, prepared.tokenizer, general, originals)
 
         if machine.is_main_process:
             with clock.measure("judge"):
-                evaluation = judge.describe(judge.judge(prompts, arms), prompts, arms)
+                evaluation = judge.describe(prompts, arms, retention.describe(general, kept))
             result = report.collect(config, tuned, prepared, watch, evaluation, clock)
             report.write(folder, result, judge.predictions(prompts, arms), watch.history)
             tracker.finish(result, folder)

@@ -20,7 +20,7 @@ class Judgement:
 
 
 def judge(prompts: Prompts, arms: dict[str, Arm]) -> Judgement:
-    """Judge the headline metric's verdict on the arms' replies; see significance.py for the statistics."""
+    """Score every arm; the first metric decides the verdict. See significance.py for the statistics."""
     cases = {name: _Cases(prompts, arm) for name, arm in arms.items()}
     scores = {name: {metric: case.interval(metric) for metric in prompts.metrics} for name, case in cases.items()}
     differences = {
@@ -35,9 +35,11 @@ def judge(prompts: Prompts, arms: dict[str, Arm]) -> Judgement:
     return Judgement(scores, differences, verdict)
 
 
-def describe(judgement: Judgement, prompts: Prompts, arms: dict[str, Arm]) -> dict[str, Any]:
-    """What result.json says about the evaluation."""
+def describe(prompts: Prompts, arms: dict[str, Arm], retention: dict[str, Any] | None) -> dict[str, Any]:
+    """What result.json says about the evaluation; the verdict says what the model forgot, if it did."""
+    judgement = judge(prompts, arms)
     verdict = judgement.verdict
+    sentences = [verdict.sentence, *([retention["sentence"]] if retention and retention["forgot"] else [])]
     return {
         "split": "test",
         "prompts": len(prompts.examples),
@@ -57,7 +59,8 @@ def describe(judgement: Judgement, prompts: Prompts, arms: dict[str, Arm]) -> di
             name: {metric: _plain(found) for metric, found in by_metric.items()}
             for name, by_metric in judgement.differences.items()
         },
-        "verdict": {"kind": verdict.kind, "sentence": verdict.sentence, "against": verdict.against},
+        "retention": retention,
+        "verdict": {"kind": verdict.kind, "sentence": f"{'. '.join(sentences)}.", "against": verdict.against},
     }
 
 

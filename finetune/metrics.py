@@ -41,6 +41,12 @@ def accuracy(answer: str, reference: str) -> float:
     return float(_label(answer) == _label(reference))
 
 
+def contains(answer: str, reference: str) -> float:
+    """1 if the reference stands in the answer, as whole words and whatever the case; `|` parts alternatives."""
+    alternatives = "|".join(re.escape(text.strip()) for text in reference.split("|"))
+    return float(re.search(rf"(?<!\w)(?:{alternatives})(?!\w)", answer, re.IGNORECASE) is not None)
+
+
 def chrf(answer: str, reference: str) -> float:
     """Character n-gram F-score (chrF2 of sacrebleu, Popović 2015) divided by 100."""
     from sacrebleu import sentence_chrf
@@ -79,6 +85,7 @@ PER_PROMPT: dict[str, Callable[[str, str], float]] = {
     "valid_json": valid_json,
     "field_f1": field_f1,
     "accuracy": accuracy,
+    "contains": contains,
     "chrf": chrf,
     "rouge_l": rouge_l,
 }

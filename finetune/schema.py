@@ -195,6 +195,8 @@ class Eval:
     draws: int = 2
     # Let the tuned model answer the few-shot prompts, too.
     tuned_few_shot: bool = False
+    # Score general text and simple questions before and after, to see what the model forgot.
+    retention: bool = True
     # Prompts answered at a time. None: 100, or fewer where their keys and values would take more than 4 GiB.
     batch_size: int | None = None
     # Longest answer, in tokens. None: a quarter more than the longest training answer.

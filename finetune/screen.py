@@ -63,7 +63,9 @@ class Screen:
         """The verdict, the table of all arms, example answers, the run's cost, and what to do next."""
         outcome = result["evaluation"]
         self.say(score_table(outcome))
-        self.say(f"{outcome['verdict']['sentence']}.", style="bold")
+        self.say(outcome["verdict"]["sentence"], style="bold")
+        if outcome["retention"] and not outcome["retention"]["forgot"]:
+            self.say(f"{outcome['retention']['sentence']}.")
         for row in _read_examples(self.folder):
             self.say(_example_table(row, outcome))
         training = result["training"]
@@ -123,8 +125,8 @@ def arm_name(arm: str, outcome: dict[str, Any]) -> str:
 
 
 def with_interval(found: dict[str, Any], sign: str = "") -> str:
-    """A value and the ends of its interval: `0.417 [0.352, 0.481]`; an end that nobody knows is `?`."""
-    low, high = (f"{end:{sign}.3f}" if end is not None else "?" for end in (found["low"], found["high"]))
+    """A value and the ends of its interval: `0.417 [0.35, 0.48]`; an end that nobody knows is `?`."""
+    low, high = (f"{end:{sign}.2f}" if end is not None else "?" for end in (found["low"], found["high"]))
     return f"{found['mean']:{sign}.3f} [{low}, {high}]"
 
 

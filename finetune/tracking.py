@@ -131,7 +131,17 @@ def _summary(result: dict[str, Any]) -> dict[str, Any]:
     data = result["data"]["counts"] | {"bad_rows": "\n".join(result["data"]["bad_rows"])}
     costs = {"data": data, "training": result["training"], "seconds": result["seconds"]}
     parts = {f"{part}/{key}": value for part, values in costs.items() for key, value in values.items()}
-    return scores | apart | verdict | parts
+    return scores | apart | verdict | _retention(outcome["retention"] or {}) | parts
+
+
+def _retention(outcome: dict[str, Any]) -> dict[str, Any]:
+    scores = {
+        f"retention/{arm}/{part['metric']}": part[arm]["mean"]
+        for part in outcome.values()
+        if isinstance(part, dict)
+        for arm in ("base", "tuned")
+    }
+    return scores | {f"retention/{key}": outcome[key] for key in ("forgot", "sentence") if key in outcome}
 
 
 def _intervals(arms: dict[str, Any]) -> dict[str, float]:

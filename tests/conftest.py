@@ -56,6 +56,7 @@ def tiny_run(tiny_model, tmp_path):
         "trainer.per_device_train_batch_size=4",
         "eval.max_prompts=4",
         "eval.max_new_tokens=8",
+        "eval.retention=false",
         f"output_dir={tmp_path / 'outputs'}",
     ]
 

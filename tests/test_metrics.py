@@ -129,3 +129,10 @@ def test_the_names_are_known_without_importing_a_scoring_library():
     code = "import sys, json, finetune.metrics; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert not {"sacrebleu", "rouge_score", "sklearn", "numpy", "torch"} & set(loaded)
+
+
+def test_contains_looks_for_whole_words():
+    assert metrics.contains("It is paris, France.", "Paris") == 1
+    assert metrics.contains("parisian", "Paris") == 0
+    assert metrics.contains("There are 7.", "seven|7") == metrics.contains("Seven!", "seven|7") == 1
+    assert metrics.contains("(c++)", "C++") == 1

@@ -18,6 +18,7 @@ from finetune import (
     model,
     prepare,
     recipe,
+    retention,
     schema,
     sft_settings,
     tokens,
@@ -83,6 +84,7 @@ CHANGES = {
     "eval.shots": ("0", []),
     "eval.draws": ("1", []),
     "eval.tuned_few_shot": ("true", []),
+    "eval.retention": ("false", []),
     "eval.batch_size": ("3", []),
     "eval.max_new_tokens": ("3", []),
     "eval.temperature": ("0.5", []),
@@ -226,9 +228,10 @@ def generation(config, monkeypatch, tiny_model):
     splits = data.Splits(examples, examples, examples, {}, "")
     settings = SFTConfig(use_cpu=True, bf16=False, activation_checkpointing=False)
     rows = tokens.tokenize(splits, tokenizer, settings)
-    prompts = evaluate.choose_prompts(config, prepare.Prepared(splits, tokenizer, base, settings, rows))
+    prepared = prepare.Prepared(splits, tokenizer, base, settings, rows)
+    prompts = evaluate.choose_prompts(config, prepared)
     evaluate.answer(base, tokenizer, prompts, {}, lambda arm, count: None)
-    return calls
+    return calls, list(retention.choose_prompts(config, prepared))
 
 
 def track(config, monkeypatch, tiny_model):

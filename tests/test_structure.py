@@ -21,7 +21,7 @@ LAYERS = (
     {"base_answers", "prepare", "command"},
     {"train", "evaluate", "preview"},
     {"judge", "progress"},
-    {"report"},
+    {"retention", "report"},
 )
 MAY_KNOW_HYDRA = {"schema", "command", "check", "overrides", "hydra_error"}
 

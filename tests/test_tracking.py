@@ -140,6 +140,11 @@ def test_a_complete_run_sends_its_scores_costs_and_predictions(tmp_path, said):
             "arms": {arm: {"field_f1": score, "seconds": 2.0} for arm in ("zero_shot", "few_shot", "tuned")},
             "differences": {arm: {"field_f1": score | {"p": 0.2}} for arm in ("zero_shot", "few_shot")},
             "verdict": {"kind": "cannot_tell", "sentence": "Cannot tell", "against": "few_shot"},
+            "retention": {
+                "passages": {"metric": "perplexity", "base": {"mean": 20.0}, "tuned": {"mean": 30.0}, "forgot": True},
+                "forgot": True,
+                "sentence": "It forgot",
+            },
         },
     }
     answer = {"answer": "{}", "finished": True, "scores": {"field_f1": 0.5}}
@@ -157,6 +162,7 @@ def test_a_complete_run_sends_its_scores_costs_and_predictions(tmp_path, said):
     assert summary["evaluation/few_shot/field_f1/low"] == 0.25 and summary["evaluation/few_shot/field_f1/high"] is None
     assert summary["evaluation/tuned - few_shot/field_f1/low"] == 0.25
     assert summary["verdict/sentence"] == "Cannot tell" and summary["seconds/train"] == 7.5
+    assert summary["retention/tuned/perplexity"] == 30 and summary["retention/forgot"] is True
     assert [summary["data/rows"], summary["data/bad"]] == [9, 2]
     assert summary["data/bad_rows"] == "mine.jsonl:1: wrong\nmine.jsonl:2: wrong"
     assert summary["training/steps"] == 3 and summary["training/tokens_per_second"] == 250

@@ -1,0 +1,92 @@
+"""A model that got its task and lost its language is told so."""
+
+import json
+import math
+
+import building
+import pytest
+import yaml
+
+from finetune import retention
+from finetune.base_answers import Reply
+from finetune.command import compose
+from finetune.evaluate import Arm
+from finetune.generate import Answer
+
+
+def asked(tiny_run, *overrides):
+    overrides = [*tiny_run, "eval.retention=true", *overrides]
+    return retention.choose_prompts(compose(overrides), building.prepared(overrides))
+
+
+def arms(prompts, nll, right):
+    """Base and tuned replies with these negative log-likelihoods per token and shares of right answers."""
+
+    def arm(nll, right):
+        examples = prompts.examples
+        replies = [
+            Reply(
+                Answer(example.completion.split("|")[0] if number < right * len(examples) else "?", 1, True),
+                ((nll + 0.01 * (number % 5)) * 50, 50),
+            )
+            for number, example in enumerate(examples)
+        ]
+        return Arm([replies], 1.0, False)
+
+    return {"zero_shot": arm(nll[0], right[0]), "tuned": arm(nll[1], right[1])}
+
+
+@pytest.mark.parametrize(
+    ("nll", "right", "forgot"),
+    [
+        ((3.0, 3.0), (0.6, 0.6), False),
+        ((3.0, 2.8), (0.6, 0.7), False),
+        ((3.0, 3.04), (0.6, 0.58), False),
+        ((3.0, 3.5), (0.6, 0.6), True),
+        ((3.0, 3.0), (0.6, 0.1), True),
+    ],
+)
+def test_forgetting_is_told_where_it_is_beyond_doubt(tiny_run, nll, right, forgot):
+    prompts = asked(tiny_run)
+    found = retention.describe(prompts, {name: arms(p, nll, right) for name, p in prompts.items()})
+    assert found["forgot"] is forgot
+    assert found["sentence"].startswith("It forgot: " if forgot else "No forgetting beyond doubt: ")
+    assert "questions answered went from 0.62 to" in found["sentence"]
+    assert json.dumps(found, allow_nan=False)
+
+
+def test_general_prompts_carry_neither_the_tasks_system_prompt_nor_its_rows(tiny_run):
+    content = yaml.safe_load(retention.FILE.read_text())
+    prompts = asked(tiny_run, "data.system=Task.")
+    assert [len(prompts[name].examples) for name in ("passages", "questions")] == [
+        len(content["passages"]),
+        len(content["questions"]),
+    ]
+    assert all(example.prompt == [] for example in prompts["passages"].examples)
+    assert all([message["role"] for message in e.prompt] == ["user"] for e in prompts["questions"].examples)
+
+
+def test_the_perplexity_of_the_passages_is_transformers_own(tiny_run, tiny_model):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prepared = building.prepared(tiny_run)
+    prompts = asked(tiny_run)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    found = retention.describe(prompts, retention.answer(base, prepared.tokenizer, prompts, {}))
+    losses, counts = [], []
+    for example in prompts["passages"].examples:
+        ids = prepared.tokenizer(example.completion + prepared.tokenizer.eos_token, return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            counts.append(ids.shape[1] - 1)
+            losses.append(base(input_ids=ids, labels=ids).loss.item() * counts[-1])
+    assert found["passages"]["base"]["mean"] == pytest.approx(math.exp(sum(losses) / sum(counts)), rel=1e-4)
+    assert found["passages"]["tuned"] == found["passages"]["base"] and not found["forgot"]
+
+
+@pytest.mark.slow
+def test_a_learning_rate_that_ruins_the_model_is_told(program, tmp_path):
+    few = ["trainer.max_steps=12", "eval.max_prompts=4", "eval.shots=0", "tracking=none", f"output_dir={tmp_path}"]
+    ruined = program("trainer.learning_rate=3e-2", *few)
+    assert ruined.returncode == 0, ruined.stderr
+    assert "It forgot: perplexity on general text went from" in " ".join(ruined.stdout.split())
