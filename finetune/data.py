@@ -6,6 +6,7 @@ same group, never stands on two sides. Whatever is left out is counted.
 
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -49,6 +50,8 @@ class Splits:
     fingerprint: str
     # What is wrong with the first of the bad rows, and where.
     bad: list[str] = field(default_factory=list)
+    # What the splits have in common; see overlap.py.
+    shared: list[str] = field(default_factory=list)
 
 
 def load(data: schema.Data, seed: int) -> Splits:
@@ -59,7 +62,6 @@ def load(data: schema.Data, seed: int) -> Splits:
     counts: Counter[str] = Counter(rows=0, bad=0, repeated=0, cut=0)
     recipe = find_recipe(data)
     reading = _Reading(data, recipe, find_columns(data, recipe), counts)
-    # Held-out rows come first: a row that is repeated among the training rows is left out there.
     test = _read(reading, data.test) if data.test else []
     validation = _read(reading, data.validation) if data.validation else []
     train = _read(reading, None)
@@ -96,7 +98,6 @@ class _Reading:
     columns: list[Column]
     counts: Counter[str]
     bad: list[str] = field(default_factory=list)
-    seen: set[Any] = field(default_factory=set)
     group_kind: type | None = None
 
     def leave_out(self, message: str) -> None:
@@ -119,7 +120,8 @@ class _Reading:
 def _read(reading: _Reading, held_out: str | None) -> list[Example]:
     """The examples of the training rows, or of the held-out file or split, without repeated ones."""
     examples = []
-    counts, seen = reading.counts, reading.seen
+    counts = reading.counts
+    seen: set[Any] = set()
     name, numbered = _open_rows(reading, held_out)
     for number, row in numbered:
         place = f"{name}:{number}"
@@ -211,16 +213,23 @@ def _require_rows(bad: list[str], **splits: list[Example]) -> None:
     for name, examples in splits.items():
         if not examples:
             raise UserError(
-                f"The {name} split has no rows left: all are repeated in the same or a held-out split"
+                f"The {name} split has no rows left: all are repeated"
                 + "".join([", or bad:", *(f"\n  {message}" for message in bad)] if bad else ".")
             )
 
 
+def normalise(text: str) -> str:
+    """The text without case, punctuation and extra whitespace; as it is where nothing else is left."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    plain = "".join(" " if unicodedata.category(letter)[0] == "P" else letter for letter in folded)
+    return " ".join(plain.split()) or text.strip()
+
+
 def _group(example: Example) -> str:
-    """What keeps examples together: their group, else the prompt, else (plain text) the text."""
+    """What keeps examples together: their group, else the prompt, else (plain text) the text, but for its clothes."""
     if example.group is not None:
         return example.group
-    return json.dumps(example.prompt, ensure_ascii=False) if example.prompt else example.completion
+    return normalise("\n".join(message["content"] for message in example.prompt) or example.completion)
 
 
 def _cut(train: list[Example], limit: int | None, seed: int, counts: Counter[str]) -> list[Example]:

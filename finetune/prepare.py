@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from finetune import audit, data, generate, model, sft_settings, tokens
+from finetune import audit, data, generate, model, overlap, sft_settings, tokens
 from finetune.data import Splits
 from finetune.device import Device
 from finetune.schema import Config
@@ -30,7 +30,7 @@ def prepare(config: Config, machine: Device, folder: Path) -> Prepared:
 
     Raises UserError for what is wrong with them.
     """
-    splits = data.load(config.data, config.data.seed)
+    splits = overlap.audit(data.load(config.data, config.data.seed), config.data.overlap)
     tokenizer = model.load_tokenizer(config.model)
     outline = model.load_outline(config.model)
     settings = sft_settings.build(config.trainer, machine, folder, config.seed, outline.num_parameters())

@@ -54,6 +54,7 @@ def collect(
             "fingerprint": prepared.splits.fingerprint,
             "counts": prepared.splits.counts,
             "bad_rows": prepared.splits.bad,
+            "shared": prepared.splits.shared,
             "splits": {name: asdict(size) for name, size in prepared.rows.sizes.items()},
         },
         "model": {**model.provenance(config.model), "parameters": parameters, "trainable_parameters": trainable},

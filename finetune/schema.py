@@ -80,6 +80,15 @@ class ControlTokens(Enum):
     allow = "allow"
 
 
+class Overlap(Enum):
+    """What becomes of test prompts that are among the training rows too."""
+
+    error = "error"
+    # They are left out of training.
+    drop = "drop"
+    allow = "allow"
+
+
 class Mode(Enum):
     """How W&B is reached; `auto` is online for a user who is logged in, else offline."""
 
@@ -120,6 +129,7 @@ class Data:
     bad_rows: BadRows = BadRows.error
     # With bad_rows=skip: more bad rows than this are an error after all.
     max_bad_rows: int = 100
+    overlap: Overlap = Overlap.error
     # Train on at most this many rows. None: all of them.
     max_train_rows: int | None = None
     # Largest share of rows whose answer may be cut off at trainer.max_length.

@@ -52,6 +52,8 @@ class Screen:
         self.say("  data: " + " · ".join(counts))
         for message in prepared.splits.bad:
             self.say(f"  left out: {message}", style="yellow")
+        for message in prepared.splits.shared:
+            self.say(f"  shared: {message}", style="yellow")
         for name, size in prepared.rows.sizes.items():
             self.say(f"  {name}: {size.rows:,} rows, {size.tokens:,} tokens, {size.loss_tokens:,} with loss")
             if size.truncated:

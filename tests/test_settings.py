@@ -51,6 +51,7 @@ CHANGES = {
     "data.group": ("kind", LOCAL),
     "data.bad_rows": ("skip", BAD),
     "data.max_bad_rows": ("2", [*BAD, "data.bad_rows=skip"]),
+    "data.overlap": ("allow", [*LOCAL, "data.test=FOLDER/rows.jsonl"]),
     "data.max_train_rows": ("5", LOCAL),
     "data.max_cut_share": ("1", [*LOCAL, "trainer.max_length=10"]),
     "data.control_tokens": ("allow", ["data=local", "data.path=FOLDER/control.jsonl"]),
@@ -248,6 +249,7 @@ def place(config, *_):
 
 OBSERVERS = {
     "data.max_cut_share": check_rows,
+    "data.overlap": check_rows,
     "data.control_tokens": check_rows,
     "model.plain_prompt": check_rows,
     "stage": staged,

@@ -16,7 +16,7 @@ LAYERS = (
     {"recipe"},
     {"data"},
     {"overrides", "batch", "device", "chat", "checkpoint"},
-    {"hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
+    {"overlap", "hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
     {"check", "audit", "tracking"},
     {"base_answers", "prepare", "command"},
     {"train", "evaluate", "preview"},
