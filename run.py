@@ -5,7 +5,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from finetune import checkpoint, command, schema
+from finetune import checkpoint, command, data, schema
 from finetune.schema import Config, Stage
 from finetune.screen import Screen, hush_libraries, show_complete
 
@@ -31,18 +31,20 @@ def run(config: Config) -> None:
 
 def preview_rows(config: Config, folder: Path) -> None:
     """Data, tokens, checks, and a look at them; the model is not loaded."""
+    splits = data.load(config.data)
     hush_libraries()
     from finetune import device, prepare, preview
 
     machine = device.choose(config.model, config.quantization, config.adapter)
     screen = Screen(folder, speaks=machine.is_main_process)
-    prepared = prepare.prepare(config, machine, folder)
+    prepared = prepare.prepare(config, splits, machine, folder)
     screen.show_data(prepared)
     preview.show(prepared, screen)
 
 
 def train_and_judge(config: Config, folder: Path) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
+    splits = data.load(config.data)  # before anything heavy is imported: what is wrong with a file is told at once
     hush_libraries()
     from finetune import device, evaluate, judge, model, prepare, progress, report, retention, tracking, train
 
@@ -53,7 +55,7 @@ def train_and_judge(config: Config, folder: Path) -> None:
     screen.show_start(machine, checkpoint.newest(folder))
 
     with clock.measure("prepare"):
-        prepared = prepare.prepare(config, machine, folder)
+        prepared = prepare.prepare(config, splits, machine, folder)
         prompts = evaluate.choose_prompts(config, prepared)
         general = retention.choose_prompts(config, prepared)
         screen.show_data(prepared)
@@ -80,7 +82,7 @@ def train_and_judge(config: Config, folder: Path) -> None:
 
         with clock.measure("evaluate"), progress.bar(screen) as bar:
             counter = progress.counter(bar, prompts)
-            arms = evaluate.answer(tuned, prepared.tokenizer, prompts, originals, counter)
+            arms = evaluate.answer(tuned, prepared.tokenizer, prompts, originals, counter, screen.show_arm)
             kept = retention.answer(tuned, prepared.tokenizer, general, originals)
 
         if machine.is_main_process:

@@ -109,7 +109,7 @@ def _data(data: Data) -> Iterator[str]:
             continue
         yield from _without_effect("data", data, (f"{part}_fraction",), f"data.{part}={own} gives the rows")
         if data.source is not Source.hub and not Path(own).is_file():
-            yield f"data.{part}={own}: there is no such file.{_similar_file(own)}"
+            yield f"data.{part}={own}: {_no_file(own)}"
     if data.validation is None and data.test is None and data.validation_fraction + data.test_fraction >= 1:
         yield (
             f"data.validation_fraction={data.validation_fraction} and data.test_fraction={data.test_fraction}: "
@@ -125,15 +125,20 @@ def _place(group: str, section: Data | Model) -> Iterator[str]:
     elif section.source is Source.hub and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         yield f"{group}.path={path}: this is no name on the hub. Write OWNER/NAME, or {group}=local for your own."
     elif section.source is Source.local and group == "data" and not Path(path).is_file():
-        yield f"data.path={path}: there is no such file.{_similar_file(path)}"
+        yield f"data.path={path}: {_no_file(path)}"
     elif section.source is Source.local and group == "model" and not (Path(path) / "config.json").is_file():
         yield f"model.path={path}: no config.json is there. Give a folder that save_pretrained wrote, or model=hub."
 
 
-def _similar_file(path: str) -> str:
+def _no_file(path: str) -> str:
     folder = Path(path).parent
+    if Path(path).is_dir():
+        inside = sorted(
+            str(file) for file in Path(path).iterdir() if file.suffix in (".jsonl", ".json", ".csv", ".parquet")
+        )
+        return f"this is a folder; give a file{f' in it, such as {inside[0]}' if inside else ''}."
     files = [str(file) for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
-    return did_you_mean(path, files)
+    return f"there is no such file.{did_you_mean(path, files)}"
 
 
 def _recipe(recipe: str) -> Iterator[str]:

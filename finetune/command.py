@@ -31,6 +31,7 @@ def start(main: Callable[[], None]) -> None:
     except MISTAKES as error:
         stop(error)
     except KeyboardInterrupt:
+        print("Stopped. The same command goes on from the newest checkpoint, if there is one.", file=sys.stderr)
         sys.exit(130)
 
 

@@ -54,8 +54,8 @@ class Splits:
     shared: list[str] = field(default_factory=list)
 
 
-def load(data: schema.Data, seed: int) -> Splits:
-    """The three splits of a data set; the same rows and the same seed always give the same splits.
+def load(data: schema.Data) -> Splits:
+    """The three splits of a data set; the same rows and the same `data.seed` always give the same splits.
 
     Raises UserError, with file and line, for rows or columns that are wrong, and for too few rows.
     """
@@ -68,11 +68,11 @@ def load(data: schema.Data, seed: int) -> Splits:
     _require_rows(reading.bad, train=train)
     rows_to_split = len(train)
     if not data.test:
-        train, test = _hold_out(train, round(rows_to_split * data.test_fraction), "test", seed)
+        train, test = _hold_out(train, round(rows_to_split * data.test_fraction), "test", data.seed)
     if not data.validation:
-        train, validation = _hold_out(train, round(rows_to_split * data.validation_fraction), "validation", seed)
+        train, validation = _hold_out(train, round(rows_to_split * data.validation_fraction), "validation", data.seed)
     _require_rows(reading.bad, train=train, validation=validation, test=test)
-    train = _cut(train, data.max_train_rows, seed, counts)
+    train = _cut(train, data.max_train_rows, data.seed, counts)
     counts.update(train=len(train), validation=len(validation), test=len(test))
     return Splits(train, validation, test, dict(counts), _fingerprint(train, validation, test), reading.bad)
 

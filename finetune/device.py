@@ -68,7 +68,8 @@ def _fastest_dtype(kind: str) -> tuple[torch.dtype, str]:
 def _name(kind: str) -> str:
     if kind == "cuda":
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def keep_freed_memory() -> None:

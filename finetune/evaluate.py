@@ -89,11 +89,17 @@ def choose_prompts(config: Config, prepared: Prepared) -> Prompts:
 
 
 def answer(
-    model: Any, tokenizer: Any, prompts: Prompts, originals: Weights, advance: Callable[[str, int], None]
+    model: Any,
+    tokenizer: Any,
+    prompts: Prompts,
+    originals: Weights,
+    advance: Callable[[str, int], None],
+    show: Callable[[str, Arm], None],
 ) -> dict[str, Arm]:
     """The replies of each arm: the base model's, answered by an earlier run or now, and the tuned model's.
 
-    Every process answers its share; all of them return all replies. `advance(arm, n)` is told of n answered prompts.
+    Every process answers its share; all of them return all replies. `advance(arm, n)` is told of n answered prompts,
+    `show(name, arm)` of each arm that is done.
     """
     arms = prompts.arms()
     base = {name: draws for name, draws in arms.items() if not name.startswith("tuned")}
@@ -102,8 +108,10 @@ def answer(
         remembered = base_answers.Memory.of(model)
         for name, draws in base.items():
             answered[name] = _answer_arm(model, tokenizer, prompts, draws, partial(advance, name), remembered)
+            show(name, answered[name])
     for name in arms.keys() - base.keys():
         answered[name] = _answer_arm(model, tokenizer, prompts, arms[name], partial(advance, name), None)
+        show(name, answered[name])
     return {name: answered[name] for name in arms}
 
 

@@ -31,7 +31,8 @@ Weights = dict[str, torch.Tensor]
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
     """The tokenizer of the base model; a missing padding token becomes the end token (padding never carries loss)."""
-    tokenizer = AutoTokenizer.from_pretrained(_place(model), **_hub_options(model))
+    with _explained(model):
+        tokenizer = AutoTokenizer.from_pretrained(_place(model), **_hub_options(model))
     if tokenizer.eos_token is None:
         raise UserError(
             f"model.path={model.path}: its tokenizer has no end token, so a model could not learn to stop. "
@@ -46,7 +47,8 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
 
 def load_outline(model: Model) -> PreTrainedModel:
     """The base model's shapes without its weights, on PyTorch's meta device."""
-    config = AutoConfig.from_pretrained(_place(model), **_hub_options(model))
+    with _explained(model):
+        config = AutoConfig.from_pretrained(_place(model), **_hub_options(model))
     with torch.device("meta"):
         outline: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     with suppress(OSError):  # not every model has one
@@ -57,14 +59,15 @@ def load_outline(model: Model) -> PreTrainedModel:
 def load_base(model: Model, quantization: Quantization, device: Device) -> PreTrainedModel:
     """The base model on the run's device, quantised as configured."""
     attention = batch.ATTENTION if model.attn_implementation is Attention.sdpa else model.attn_implementation.value
-    base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        _place(model),
-        dtype=device.weight_dtype,
-        quantization_config=_bitsandbytes_config(quantization, device),
-        attn_implementation=attention,
-        device_map={"": torch.cuda.current_device()} if device.kind == "cuda" else None,
-        **_hub_options(model),
-    )
+    with _explained(model):
+        base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            _place(model),
+            dtype=device.weight_dtype,
+            quantization_config=_bitsandbytes_config(quantization, device),
+            attn_implementation=attention,
+            device_map={"": torch.cuda.current_device()} if device.kind == "cuda" else None,
+            **_hub_options(model),
+        )
     keep_gradients(base)
     return base
 
@@ -185,6 +188,19 @@ def provenance(model: Model) -> dict[str, Any]:
 
 def _place(model: Model) -> str:
     return str(fetch.model(model.path)) if model.source is Source.embedded else model.path
+
+
+@contextmanager
+def _explained(model: Model) -> Iterator[None]:
+    """Tell a model that cannot be read or fetched in one paragraph."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+        check = "Check that the folder holds a whole model"
+        if model.source is Source.hub:
+            check = "Check model.path, model.revision and the network; a gated model needs HF_TOKEN in the environment"
+        raise UserError(f"model.path={model.path}: it could not be loaded: {reason}. {check}.") from error
 
 
 def _hub_options(model: Model) -> dict[str, Any]:

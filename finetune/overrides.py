@@ -128,7 +128,7 @@ def _values(override: Override) -> list[tuple[str, Any]]:
 
 def _takes_list(key: str, grammar: Grammar) -> bool:
     kind = grammar.types.get(key)
-    return any(get_origin(member) is list for member in (kind, *get_args(kind))) or kind is Any
+    return _takes_list_type(kind) or kind is Any
 
 
 def _is_open(key: str) -> bool:
@@ -213,9 +213,15 @@ def _type_problem(key: str, text: str, value: Any, kind: Any) -> str | None:
     except OmegaConfBaseException:
         default = OmegaConf.select(OmegaConf.structured(Config), key)
         example = f", such as {default}" if isinstance(default, int | float) and not isinstance(default, bool) else ""
+        if _takes_list_type(kind):
+            example = f", such as {key}=[{text}]"
         hint = did_you_mean(str(value), _members(kind), f"{key}=")
         return f"{key}={text}: expected {_expected(kind)}{example}.{hint}"
     return None
+
+
+def _takes_list_type(kind: Any) -> bool:
+    return any(get_origin(member) is list for member in (kind, *get_args(kind)))
 
 
 def _expected(kind: Any) -> str:

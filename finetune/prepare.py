@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from finetune import audit, data, generate, model, overlap, sft_settings, tokens
+from finetune import audit, generate, model, overlap, sft_settings, tokens
 from finetune.data import Splits
 from finetune.device import Device
 from finetune.schema import Config
@@ -25,12 +25,12 @@ class Prepared:
     rows: Rows
 
 
-def prepare(config: Config, machine: Device, folder: Path) -> Prepared:
-    """Read, split, tokenise and check the rows of the run in `folder`.
+def prepare(config: Config, splits: Splits, machine: Device, folder: Path) -> Prepared:
+    """Audit, tokenise and check the examples of the run in `folder`.
 
     Raises UserError for what is wrong with them.
     """
-    splits = overlap.audit(data.load(config.data, config.data.seed), config.data.overlap)
+    splits = overlap.audit(splits, config.data.overlap)
     tokenizer = model.load_tokenizer(config.model)
     outline = model.load_outline(config.model)
     settings = sft_settings.build(config.trainer, machine, folder, config.seed, outline.num_parameters())

@@ -1,6 +1,7 @@
 """What will be trained on? The very rows that the trainer reads, token by token, in the terminal and as a page."""
 
 import html
+import math
 import random
 from dataclasses import dataclass
 
@@ -93,10 +94,13 @@ Figures = tuple[str, list[str], list[list[str]]]
 def _lengths(rows: Rows) -> Figures:
     """A histogram of the lengths of training rows."""
     lengths = [len(row) for row in rows.whole["train"]["input_ids"]]
-    counts, edges = np.histogram(lengths, bins=min(BINS, len(set(lengths))))
+    width = max(1, math.ceil((max(lengths) - min(lengths) + 1) / BINS))
+    starts = range(min(lengths), max(lengths) + 1, width)
+    counts, _ = np.histogram(lengths, bins=[*starts, starts[-1] + width])
     bar = 40 / max(counts)
     cells = [
-        [f"{edges[i]:.0f}-{edges[i + 1]:.0f}", f"{count:,}", "█" * round(count * bar)] for i, count in enumerate(counts)
+        [f"{start}-{start + width - 1}" if width > 1 else str(start), f"{count:,}", "█" * round(count * bar)]
+        for start, count in zip(starts, counts, strict=True)
     ]
     return "Training rows by length", ["tokens", "rows", ""], cells
 

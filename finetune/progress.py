@@ -21,6 +21,8 @@ from finetune.evaluate import Prompts
 from finetune.screen import Screen
 from finetune.tracking import Run
 
+QUIET_SECONDS = 30.0  # where no bar can be drawn, a line tells the step after so long
+
 
 def bar(screen: Screen) -> Progress:
     """A progress bar with a free text at its end, on the terminal only."""
@@ -61,6 +63,7 @@ class Watch(TrainerCallback):
         self.seconds = 0.0
         self.tokens_before = self.loss_tokens_before = 0
         self.resumed_from_step = 0
+        self.said = time.monotonic()
         self.train_loss: float | None = None
         self.validation_loss: float | None = None
         self.last: dict[str, Any] = {}
@@ -101,7 +104,9 @@ class Watch(TrainerCallback):
             )
         self.run.log(_for_tracking(entry), step=state.global_step)
         self.bar.update(self.task, note=self._note())
-        if "eval_loss" in entry:
+        due = not self.screen.terminal.is_terminal and time.monotonic() > self.said + QUIET_SECONDS
+        if "eval_loss" in entry or due:
+            self.said = time.monotonic()
             self.screen.say(f"  step {state.global_step}/{state.max_steps}: {self._note()}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -35,10 +35,9 @@ class Column(NamedTuple):
 
 def find_recipe(data: schema.Data) -> ModuleType:
     """The module of data_recipes/ that `data.recipe` names; a column of `data.columns` that it does not have raises."""
-    known = sorted(file.stem for file in Path(data_recipes.__path__[0]).glob("[a-z]*.py"))
-    if data.recipe not in known:
-        raise UserError(f"data.recipe={data.recipe}: there is no such recipe. {_suggest(data.recipe, known)}")
-    recipe = importlib.import_module(f"data_recipes.{data.recipe}")
+    if data.recipe not in _known():
+        raise UserError(f"data.recipe={data.recipe}: there is no such recipe. {_suggest(data.recipe, _known())}")
+    recipe = _import(data.recipe)
     columns = [*recipe.COLUMNS, *_optional(recipe)]
     for column, theirs in data.columns.items():
         if column not in columns:
@@ -68,7 +67,7 @@ def check_row(row: Row, columns: list[Column], data: schema.Data) -> Row:
         if isinstance(value, kind):
             mapped[name] = value
         elif theirs not in row and (required or name in data.columns):
-            raise RowError(_missing(name, theirs, row, data.recipe))
+            raise RowError(_missing(name, theirs, row, data))
         elif theirs not in row:
             _refuse_misspelt(theirs, row, columns, data.recipe)
         elif value is not None or required:
@@ -93,6 +92,14 @@ def check_group(row: Row, column: str, kind: type | None) -> Any:
     return value
 
 
+def _known() -> list[str]:
+    return sorted(file.stem for file in Path(data_recipes.__path__[0]).glob("[a-z]*.py"))
+
+
+def _import(recipe: str) -> ModuleType:
+    return importlib.import_module(f"data_recipes.{recipe}")
+
+
 def _optional(recipe: ModuleType) -> dict[str, type]:
     return getattr(recipe, "OPTIONAL", {})
 
@@ -103,14 +110,18 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {near[0]}?" if near else f"There is: {', '.join(known)}."
 
 
-def _missing(column: str, theirs: str, row: Row, recipe: str) -> str:
+def _missing(column: str, theirs: str, row: Row, data: schema.Data) -> str:
     found = ", ".join(row) or "none"
-    near = difflib.get_close_matches(theirs, row, n=1, cutoff=0.5)
-    example = near[0] if near else next(iter(row), "yours")
+    used = find_columns(data, _import(data.recipe))
+    free = [name for name in row if name not in {one.theirs for one in used}]
+    near = difflib.get_close_matches(theirs, free, n=1, cutoff=0.5)
+    example = near[0] if near else next(iter(free), "yours")
     guess = f" Did you mean {near[0]}?" if near else ""
+    fits = [name for name in _known() if set(_import(name).COLUMNS) <= row.keys()]
+    other = f"choose the recipe that reads such rows: data.recipe={fits[0]}" if fits else "choose another data.recipe"
     return (
-        f"there is no column {theirs}, which the recipe {recipe} needs; found: {found}.{guess} "
-        f"Name your column with data.columns.{column}={example}, or choose another data.recipe."
+        f"there is no column {theirs}, which the recipe {data.recipe} needs; found: {found}.{guess} "
+        f"Name your column with data.columns.{column}={example}, or {other}."
     )
 
 

@@ -48,7 +48,9 @@ def choose_prompts(config: Config, prepared: Prepared) -> dict[str, Prompts]:
 
 def answer(model: Any, tokenizer: Any, asked: dict[str, Prompts], originals: Weights) -> dict[str, dict[str, Arm]]:
     """The replies of the base and the tuned model to all that is asked."""
-    return {name: evaluate.answer(model, tokenizer, prompts, originals, _ignore) for name, prompts in asked.items()}
+    return {
+        name: evaluate.answer(model, tokenizer, prompts, originals, _ignore, _ignore) for name, prompts in asked.items()
+    }
 
 
 def describe(asked: dict[str, Prompts], answered: dict[str, dict[str, Arm]]) -> dict[str, Any] | None:
@@ -83,5 +85,5 @@ def _sentence(parts: dict[str, Any], forgot: bool) -> str:
     return f"{'It forgot' if forgot else 'No forgetting beyond doubt'}: {' and '.join(told)}"
 
 
-def _ignore(arm: str, count: int) -> None:
+def _ignore(*_: Any) -> None:
     pass

@@ -8,6 +8,7 @@ converted, and nothing is left out unless the caller says so.
 import codecs
 import csv
 import difflib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -69,15 +70,18 @@ def read_hub(
     path: str, subset: str | None, revision: str | None, split: str, bad: Bad = refuse
 ) -> Iterator[tuple[int, Row]]:
     """The rows of one split of a data set on the Hugging Face hub, each with its number; see name_split."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are told by the error at their end
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     try:
         dataset = load_dataset(path, name=subset, revision=revision, split=split)
     except (ValueError, OSError, DatasetsError) as error:  # a wrong name, split, network or file
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
+        chosen = {"subset": subset, "revision": revision, "split": split}
+        asked = ", ".join(f"{name} {value}" for name, value in chosen.items() if value)
         raise UserError(
-            f"The data set {path} (subset {subset}, revision {revision}, split {split}) could not be loaded: {reason} "
+            f"The data set {path} ({asked}) could not be loaded: {reason}. "
             "Check data.path, data.subset, data.revision and the split's name, or the network."
         ) from error
 

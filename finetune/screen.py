@@ -11,9 +11,12 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from finetune.metrics import HIGHER_IS_BETTER
+
 if TYPE_CHECKING:  # a finished run is shown without torch
     from finetune.data import Message
     from finetune.device import Device
+    from finetune.evaluate import Arm
     from finetune.prepare import Prepared
 
 EXAMPLES_SHOWN = 3
@@ -61,6 +64,12 @@ class Screen:
                 self.say(f"  {name}: {size.truncated:,} rows are cut at trainer.max_length{lost}", style="yellow")
         self.say("  checked: every row has loss, ends with an end token that is learnt, and begins as generation will")
 
+    def show_arm(self, name: str, arm: "Arm") -> None:
+        """How many answers an arm gave, and in what time or whence."""
+        count = sum(map(len, arm.replies))
+        how = "as an earlier run of this base model answered" if arm.reused else f"answered in {arm.seconds:.0f} s"
+        self.say(f"  {name.replace('_', '-')}: {count} prompts {how}")
+
     def show_result(self, result: dict[str, Any]) -> None:
         """The verdict, the table of all arms, example answers, the run's cost, and what to do next."""
         outcome = result["evaluation"]
@@ -70,20 +79,30 @@ class Screen:
             self.say(f"{outcome['retention']['sentence']}.")
         for row in _read_examples(self.folder):
             self.say(_example_table(row, outcome))
+        self._warn_of_cut_answers(outcome)
         training = result["training"]
+        since = " since it was continued" if training["resumed_from_step"] else " in all"
         self.say(
             f"Trained {training['steps']} steps, {training['tokens']:,} tokens at "
-            f"{training['tokens_per_second']:,.0f} tokens/s; {sum(result['seconds'].values()):.0f} s in all; "
+            f"{training['tokens_per_second']:,.0f} tokens/s; {sum(result['seconds'].values()):.0f} s{since}; "
             f"peak memory {training['peak_memory_bytes'] / 2**30:.1f} GiB."
         )
         saved = "adapter" if result["config"]["adapter"]["enabled"] else "model"
         self.say(f"In {self.folder}: {saved}/, predictions.jsonl, result.json, config.yaml, log.txt")
         self.say("Next: change a setting (adapter.r=32), try several (-m adapter.r=8,32), or see --help.")
 
+    def _warn_of_cut_answers(self, outcome: dict[str, Any]) -> None:
+        cut = {arm_name(arm, outcome): found["unfinished_answers"] for arm, found in outcome["arms"].items()}
+        if any(cut.values()):
+            counts = ", ".join(f"{count} of {name}" for name, count in cut.items() if count)
+            limit = outcome["max_new_tokens"]
+            self.say(f"Answers cut off at eval.max_new_tokens={limit}: {counts}.", style="yellow")
+
 
 def hush_libraries() -> None:
     """Silence what the libraries say that a user can do nothing about; called before they are imported."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when the data loader forks
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries, which the error at their end tells
     for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' own deprecations of each other
@@ -116,7 +135,8 @@ def score_table(outcome: dict[str, Any]) -> Table:
     for metric, apart in outcome["differences"][against].items():
         cells = [with_interval(arm[metric]) for arm in outcome["arms"].values()]
         style = "bold" if metric == outcome["metric"] else ""
-        table.add_row(metric, *cells, with_interval(apart, "+"), style=style)
+        name = metric if HIGHER_IS_BETTER[metric] else f"{metric} (less is better)"
+        table.add_row(name, *cells, with_interval(apart, "+"), style=style)
     return table
 
 

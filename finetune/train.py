@@ -73,6 +73,9 @@ class Trainer(SFTTrainer):
         self.log({})  # a run that continues counts on from here
         super()._save_checkpoint(model, trial)
 
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Nothing: TRL's would be an empty form in the folder of checkpoints."""
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         counts = torch.tensor([int(self.tokens), int(self.loss_tokens)], device=self.args.device)
         total = self.accelerator.reduce(counts, reduction="sum").tolist()

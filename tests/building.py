@@ -1,6 +1,6 @@
 """What `python run.py OVERRIDES` builds before its first step."""
 
-from finetune import checkpoint, device, model, prepare, train
+from finetune import checkpoint, data, device, model, prepare, train
 from finetune.command import compose
 
 
@@ -8,13 +8,13 @@ def prepared(overrides):
     """The rows as they are trained on, checked."""
     config = compose(overrides)
     machine = device.choose(config.model, config.quantization, config.adapter)
-    return prepare.prepare(config, machine, checkpoint.folder(config))
+    return prepare.prepare(config, data.load(config.data), machine, checkpoint.folder(config))
 
 
 def trainer(overrides):
     """The trainer, with the model and the adapter loaded."""
     config = compose(overrides)
     machine = device.choose(config.model, config.quantization, config.adapter)
-    rows = prepare.prepare(config, machine, checkpoint.folder(config))
+    rows = prepare.prepare(config, data.load(config.data), machine, checkpoint.folder(config))
     base = model.load_base(config.model, config.quantization, machine)
     return train.Trainer(model.add_adapter(base, config.adapter, config.seed), rows, [])

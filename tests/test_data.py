@@ -33,7 +33,7 @@ def usaddress():
 
 def message_of(described):
     with pytest.raises(UserError) as error:
-        data.load(described, seed=1)
+        data.load(described)
     return str(error.value)
 
 
@@ -42,7 +42,7 @@ def prompts(examples):
 
 
 def test_every_row_stands_in_one_split(local):
-    splits = data.load(local(), seed=1)
+    splits = data.load(local())
     assert [len(splits.train), len(splits.validation), len(splits.test)] == [40, 5, 5]
     assert len(prompts(splits.train) | prompts(splits.validation) | prompts(splits.test)) == 50
     assert splits.counts == {
@@ -58,23 +58,23 @@ def test_every_row_stands_in_one_split(local):
 
 def test_the_seed_alone_decides_the_split(local):
     described = local()
-    assert data.load(described, seed=1) == data.load(described, seed=1)
-    assert prompts(data.load(described, seed=1).test) != prompts(data.load(described, seed=2).test)
+    assert data.load(described) == data.load(described)
+    assert prompts(data.load(described).test) != prompts(data.load(local(seed=2)).test)
 
 
 def test_fractions_are_shares_of_all_rows(local):
-    splits = data.load(local(test_fraction=0.5, validation_fraction=0.2), seed=1)
+    splits = data.load(local(test_fraction=0.5, validation_fraction=0.2))
     assert [len(splits.train), len(splits.validation), len(splits.test)] == [15, 10, 25]
 
 
 def test_a_row_added_later_moves_few_others(local):
-    before = prompts(data.load(local(), seed=1).test)
-    after = prompts(data.load(local(rows=[*ROWS, {"prompt": "new", "completion": "new"}]), seed=1).test)
+    before = prompts(data.load(local()).test)
+    after = prompts(data.load(local(rows=[*ROWS, {"prompt": "new", "completion": "new"}])).test)
     assert len(before & after) >= 4
 
 
 def test_repeated_rows_are_left_out_and_counted(local):
-    splits = data.load(local(rows=ROWS + ROWS[:7]), seed=1)
+    splits = data.load(local(rows=ROWS + ROWS[:7]))
     assert splits.counts["rows"] == 57
     assert splits.counts["repeated"] == 7
     assert len(splits.train + splits.validation + splits.test) == 50
@@ -82,13 +82,13 @@ def test_repeated_rows_are_left_out_and_counted(local):
 
 def test_several_answers_to_one_prompt_stand_on_one_side(local):
     rows = [{"prompt": f"question {number // 3}", "completion": f"answer {number}"} for number in range(90)]
-    splits = data.load(local(rows=rows), seed=1)
+    splits = data.load(local(rows=rows))
     assert not prompts(splits.train) & (prompts(splits.test) | prompts(splits.validation))
 
 
 def test_rows_with_the_same_value_of_the_group_column_stand_on_one_side(local):
     rows = [{**row, "topic": number % 10} for number, row in enumerate(ROWS)]
-    splits = data.load(local(rows=rows, group="topic", test_fraction=0.2), seed=1)
+    splits = data.load(local(rows=rows, group="topic", test_fraction=0.2))
     groups = [{example.group for example in split} for split in (splits.train, splits.validation, splits.test)]
     assert not groups[0] & groups[1]
     assert not groups[0] & groups[2]
@@ -98,18 +98,18 @@ def test_rows_with_the_same_value_of_the_group_column_stand_on_one_side(local):
 def test_a_group_too_large_for_a_held_out_split_is_trained_on(local):
     rows = [{**row, "topic": "big" if number < 30 else str(number)} for number, row in enumerate(ROWS)]
     for seed in range(5):
-        assert '"big"' in {example.group for example in data.load(local(rows=rows, group="topic"), seed).train}
+        assert '"big"' in {example.group for example in data.load(local(rows=rows, group="topic", seed=seed)).train}
 
 
 def test_too_few_rows_are_an_error(local):
     assert "too few to hold 1 out" in message_of(local(rows=ROWS[:1]))
     assert "too few to hold 1 out" in message_of(local(rows=ROWS[:2]))
-    assert len(data.load(local(rows=ROWS[:3]), seed=1).train) == 1
+    assert len(data.load(local(rows=ROWS[:3])).train) == 1
 
 
 def test_max_train_rows_cuts_only_the_training_rows_and_counts_them(local):
-    all_rows = data.load(local(), seed=1)
-    ten, twenty = (data.load(local(max_train_rows=limit), seed=1) for limit in (10, 20))
+    all_rows = data.load(local())
+    ten, twenty = (data.load(local(max_train_rows=limit)) for limit in (10, 20))
     assert [len(ten.train), len(ten.test), ten.counts["cut"]] == [10, 5, 30]
     assert ten.test == all_rows.test
     assert prompts(ten.train) < prompts(twenty.train) < prompts(all_rows.train)
@@ -118,7 +118,7 @@ def test_max_train_rows_cuts_only_the_training_rows_and_counts_them(local):
 def test_own_held_out_files_are_used_as_they_are(local):
     local(rows=ROWS[:4], path="test.jsonl")
     local(rows=ROWS[4:7], path="dev.jsonl")
-    splits = data.load(local(test="test.jsonl", validation="dev.jsonl"), seed=1)
+    splits = data.load(local(test="test.jsonl", validation="dev.jsonl"))
     assert [example.place for example in splits.test] == [f"test.jsonl:{line}" for line in range(1, 5)]
     assert prompts(splits.validation) == {"question 4", "question 5", "question 6"}
     assert [len(splits.train), splits.counts["repeated"]] == [50, 0]  # overlap.py judges what they share
@@ -130,7 +130,7 @@ def test_the_hub_splits_are_used(local, tmp_path):
     local(rows=ROWS[:5], path="set/test.jsonl")
     described = local(path="other.jsonl", test="test")
     described.source, described.path = Source.hub, "./set"
-    splits = data.load(described, seed=1)
+    splits = data.load(described)
     assert splits.test[0].place == "./set[test]:1"
     assert splits.counts == {
         "rows": 55,
@@ -145,26 +145,26 @@ def test_the_hub_splits_are_used(local, tmp_path):
 
 def test_the_system_prompt_stands_before_every_prompt_that_has_none(local):
     described = local(system="Be brief")
-    assert data.load(described, 1).train[0].prompt[0] == {"role": "system", "content": "Be brief"}
+    assert data.load(described).train[0].prompt[0] == {"role": "system", "content": "Be brief"}
     turns = [
         {"role": "system", "content": "Be kind"},
         *[{"role": role, "content": "x"} for role in ("user", "assistant")],
     ]
     rows = [{"messages": [*turns[:2], {**turns[2], "content": str(number)}], "id": number} for number in range(9)]
     described = local(rows=rows, recipe="messages", group="id", system="Be brief")
-    assert data.load(described, 1).train[0].prompt == turns[:2]
+    assert data.load(described).train[0].prompt == turns[:2]
 
 
 def test_a_system_prompt_has_no_place_in_plain_text(local):
     rows = [{"text": f"text {number}"} for number in range(9)]
-    assert data.load(local(rows=rows, recipe="text"), 1).train[0].prompt == []
+    assert data.load(local(rows=rows, recipe="text")).train[0].prompt == []
     assert "data.system is set" in message_of(local(rows=rows, recipe="text", system="Be brief"))
 
 
 def test_columns_are_mapped(local):
     rows = [{"q": row["prompt"], "a": row["completion"]} for row in ROWS]
-    mapped = data.load(local(rows=rows, columns={"prompt": "q", "completion": "a"}), seed=1)
-    assert mapped.fingerprint == data.load(local(), seed=1).fingerprint
+    mapped = data.load(local(rows=rows, columns={"prompt": "q", "completion": "a"}))
+    assert mapped.fingerprint == data.load(local()).fingerprint
 
 
 def test_a_missing_column_is_an_error_that_says_how_to_map_it(local):
@@ -180,7 +180,7 @@ def test_an_optional_column_that_is_mapped_must_be_there(local):
 
 def test_null_stands_for_an_optional_column_that_is_absent(local):
     rows = [{"instruction": f"say {number}", "input": None, "output": "y"} for number in range(9)]
-    assert data.load(local(rows=rows, recipe="alpaca"), 1).counts["rows"] == 9
+    assert data.load(local(rows=rows, recipe="alpaca")).counts["rows"] == 9
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_other_sources_have_no_digest(usaddress):
 
 
 def test_streets_of_the_embedded_addresses_stand_on_one_side(usaddress):
-    splits = data.load(usaddress, seed=42)
+    splits = data.load(usaddress)
     assert splits.counts == {
         "rows": 1513, "bad": 0, "repeated": 25, "cut": 785, "train": 480, "validation": 74, "test": 149,
     }  # fmt: skip
@@ -244,6 +244,6 @@ def test_reading_a_local_file_loads_neither_torch_nor_datasets(local):
     program = (
         "import sys; from finetune import data, schema; "
         "d = schema.Data(name='m', source=schema.Source.local, path='mine.jsonl', recipe='prompt_completion'); "
-        "data.load(d, 1); data.digest(d); sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
+        "data.load(d); data.digest(d); sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(CHECKOUT), "PATH": ""})

@@ -178,10 +178,7 @@ def load(tmp_path, monkeypatch):
 
     def load(content, path="rows.jsonl", recipe="prompt_completion", **settings):
         Path(path).write_bytes(content if isinstance(content, bytes) else content.encode())
-        return data.load(
-            schema.Data(name="mine", source=Source.local, path=path, recipe=recipe, **settings),
-            seed=1,
-        )
+        return data.load(schema.Data(name="mine", source=Source.local, path=path, recipe=recipe, **settings))
 
     return load
 

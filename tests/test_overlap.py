@@ -104,10 +104,10 @@ def test_rows_that_are_split_here_never_share_a_prompt(tmp_path):
     rows = "".join(f'{{"prompt": "Question {i % 40}{"?" * (i % 3)}", "completion": "{i}"}}\n' for i in range(120))
     (tmp_path / "rows.jsonl").write_text(rows)
     config = compose(["data=local", f"data.path={tmp_path / 'rows.jsonl'}"])
-    found = overlap.audit(data.load(config.data, 1), Overlap.error)
+    found = overlap.audit(data.load(config.data), Overlap.error)
     assert not any("by prompt:" in one for one in found.shared)
 
 
 def test_the_embedded_addresses_are_split_without_overlap():
-    found = overlap.audit(data.load(compose([]).data, 42), Overlap.error)
+    found = overlap.audit(data.load(compose([]).data), Overlap.error)
     assert all("nearly" in one for one in found.shared)

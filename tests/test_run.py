@@ -155,7 +155,7 @@ def test_csv_json_and_parquet_give_the_same_examples_as_jsonl(tmp_path):
     configs = [
         compose(["data=local", f"data.path={tmp_path}/mine.{kind}"]) for kind in ("jsonl", "json", "csv", "parquet")
     ]
-    fingerprints = {data.load(config.data, config.seed).fingerprint for config in configs}
+    fingerprints = {data.load(config.data).fingerprint for config in configs}
     assert len(fingerprints) == 1
 
 

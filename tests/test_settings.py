@@ -154,7 +154,7 @@ def read_data(config, monkeypatch, _):
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     try:
-        splits = data.load(config.data, config.data.seed)
+        splits = data.load(config.data)
     except (SeenError, schema.UserError) as call:
         return repr(call)
     found = recipe.find_recipe(config.data)
@@ -193,7 +193,11 @@ def check_rows(config, _, tiny_model):
     config.model.source, config.model.path = schema.Source.local, str(tiny_model)
     machine = device.choose(config.model, config.quantization, config.adapter)
     try:
-        return prepare.prepare(config, machine, checkpoint.folder(config)).rows.whole["train"].to_list()
+        return (
+            prepare.prepare(config, data.load(config.data), machine, checkpoint.folder(config))
+            .rows.whole["train"]
+            .to_list()
+        )
     except schema.UserError as error:
         return str(error)
 
@@ -231,7 +235,7 @@ def generation(config, monkeypatch, tiny_model):
     rows = tokens.tokenize(splits, tokenizer, settings)
     prepared = prepare.Prepared(splits, tokenizer, base, settings, rows)
     prompts = evaluate.choose_prompts(config, prepared)
-    evaluate.answer(base, tokenizer, prompts, {}, lambda arm, count: None)
+    evaluate.answer(base, tokenizer, prompts, {}, lambda *_: None, lambda *_: None)
     return calls, list(retention.choose_prompts(config, prepared))
 
 
@@ -244,7 +248,7 @@ def track(config, monkeypatch, tiny_model):
 
 
 def place(config, *_):
-    return checkpoint.folder(config), data.load(config.data, config.data.seed).fingerprint
+    return checkpoint.folder(config), data.load(config.data).fingerprint
 
 
 OBSERVERS = {
