@@ -62,22 +62,8 @@ def test_the_shown_data_set_and_model_are_whole_files(mine, tmp_path):
         assert getattr(config, group).path == file["path"]
     rows = "".join(f"question {i},team {i % 3}\n" for i in range(20))
     (tmp_path / "tickets.csv").write_text("question,team\n" + rows)
-    assert (
-        len(
-            data.load(
-                compose(
-                    [
-                        "data=local",
-                        "data.path=tickets.csv",
-                        "data.columns.prompt=question",
-                        "data.columns.completion=team",
-                    ]
-                ).data,
-                1,
-            ).train
-        )
-        == 16
-    )
+    columns = ["data.columns.prompt=question", "data.columns.completion=team"]
+    assert len(data.load(compose(["data=local", "data.path=tickets.csv", *columns]).data).train) == 16
 
 
 def test_it_stays_short():
