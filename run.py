@@ -46,7 +46,7 @@ def train_and_judge(config: Config, folder: Path) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     splits = data.load(config.data)  # before anything heavy is imported: what is wrong with a file is told at once
     hush_libraries()
-    from finetune import device, evaluate, judge, model, prepare, progress, report, retention, tracking, train
+    from finetune import device, evaluate, feasible, judge, model, prepare, progress, report, retention, tracking, train
 
     device.keep_freed_memory()
     clock = report.Clock()
@@ -59,6 +59,7 @@ def train_and_judge(config: Config, folder: Path) -> None:
         prompts = evaluate.choose_prompts(config, prepared)
         general = retention.choose_prompts(config, prepared)
         screen.show_data(prepared)
+        screen.show_notes(feasible.notes(config))
 
     with clock.measure("load"):
         base = model.load_base(config.model, config.quantization, machine)

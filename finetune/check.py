@@ -73,7 +73,7 @@ def validate(config: Config) -> None:
             *_quantization(config.quantization),
             *_adapter(config.adapter, config.quantization),
             *_eval(config.eval),
-            *check_trainer.problems(config.trainer),
+            *check_trainer.problems(config.trainer, config.model.attn_implementation.value),
         ]
     )
 

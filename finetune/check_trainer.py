@@ -74,12 +74,12 @@ RANGES: dict[str, Rule] = {
 }
 
 
-def problems(trainer: dict[str, Any]) -> Iterator[str]:
-    """What is wrong with the section `trainer`, one sentence or two for each problem."""
+def problems(trainer: dict[str, Any], attention: str) -> Iterator[str]:
+    """What is wrong with the section `trainer` under this attention, one sentence or two for each problem."""
     found = {name: field_problem(name, value) for name, value in trainer.items()}
     yield from filter(None, found.values())
     sound = {name: value for name, value in trainer.items() if not found[name]}
-    yield from _combinations(sound)
+    yield from _combinations(sound, attention)
     yield from _checkpoints(sound)
 
 
@@ -116,9 +116,23 @@ def _hint(field: Field, value: Any) -> str:
     return did_you_mean(str(value), field.choices)
 
 
-def _combinations(trainer: dict[str, Any]) -> Iterator[str]:
+def _combinations(trainer: dict[str, Any], attention: str) -> Iterator[str]:
     if trainer.get("bf16") and trainer.get("fp16"):
         yield "trainer.bf16=true and trainer.fp16=true: only one is possible. Leave out both for the machine's best."
+    rows = trainer.get("per_device_train_batch_size", 8)
+    if trainer.get("packing") and attention != "flash_attention_2" and rows > 1:
+        yield (
+            f"trainer.packing=true with trainer.per_device_train_batch_size={rows}: without flash attention the cost "
+            "of attention grows with the square of all tokens of a batch. Write trainer.per_device_train_batch_size=1 "
+            f"(and trainer.gradient_accumulation_steps={rows} for as many rows a step), or "
+            "model.attn_implementation=flash_attention_2 on a GPU that has it."
+        )
+    steps, warmup = trainer.get("max_steps", -1), trainer.get("warmup_steps", 0)
+    if steps > 0 and warmup >= max(steps, 1) and warmup >= 1:
+        yield (
+            f"trainer.warmup_steps={shown(warmup)} with trainer.max_steps={steps}: the learning rate would never be "
+            "reached. Write a share, such as trainer.warmup_steps=0.05."
+        )
     if trainer.get("packing") and "max_length" in trainer and trainer["max_length"] is None:
         yield "trainer.packing=true with trainer.max_length=null: packs need a length. Write trainer.max_length=1024."
     if trainer.get("dataloader_prefetch_factor") is not None and not trainer.get("dataloader_num_workers"):

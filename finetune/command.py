@@ -7,6 +7,9 @@ from typing import NoReturn
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +30,7 @@ def start(main: Callable[[], None]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     try:
         overrides.check_overrides(sys.argv[1:])
+        check_sweep(sys.argv[1:])
         main()
     except MISTAKES as error:
         stop(error)
@@ -55,6 +59,26 @@ def compose(arguments: list[str]) -> Config:
         settings = check.read(hydra_compose("config", overrides=arguments))
     check.validate(settings)
     return settings
+
+
+def check_sweep(arguments: list[str]) -> None:
+    """Compose and check every run of a grid sweep, so that none starts before the last is known to be valid."""
+    flags = get_args_parser().parse_args(arguments)
+    parser = OverridesParser.create()
+    given = parser.parse_overrides(flags.overrides)
+    asked = flags.multirun or any(override.key_or_group in ("sweep", "hydra.mode") for override in given)
+    if not asked or flags.config_path or flags.config_name or flags.config_dir or flags.cfg or flags.info:
+        return
+    register()
+    with initialize_config_dir(str(overrides.CONF), version_base="1.3"):
+        fixed = [override.input_line for override in given if override.input_line and not override.is_sweep_override()]
+        sweeper = hydra_compose("config", overrides=fixed, return_hydra_config=True).hydra.sweeper
+        if not str(sweeper.get("_target_")).endswith("BasicSweeper"):
+            return  # which runs there will be follows from their results
+        params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+        [runs] = BasicSweeper.split_arguments(parser.parse_overrides([*params, *flags.overrides]), None)
+        for run in runs:
+            check.validate(check.read(hydra_compose("config", overrides=run)))
 
 
 def stop(error: Exception) -> NoReturn:

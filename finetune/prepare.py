@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from finetune import audit, generate, model, overlap, sft_settings, tokens
+from finetune import audit, feasible, generate, model, overlap, sft_settings, tokens
 from finetune.data import Splits
 from finetune.device import Device
 from finetune.schema import Config
@@ -31,6 +31,7 @@ def prepare(config: Config, splits: Splits, machine: Device, folder: Path) -> Pr
     Raises UserError for what is wrong with them.
     """
     splits = overlap.audit(splits, config.data.overlap)
+    feasible.check_machine(config, machine)
     tokenizer = model.load_tokenizer(config.model)
     outline = model.load_outline(config.model)
     settings = sft_settings.build(config.trainer, machine, folder, config.seed, outline.num_parameters())
@@ -38,6 +39,7 @@ def prepare(config: Config, splits: Splits, machine: Device, folder: Path) -> Pr
     audit.require_template(tokenizer, splits, config.model.plain_prompt)
     splits = audit.guard(splits, tokenizer, config.data.control_tokens)
     rows = tokens.tokenize(splits, tokenizer, settings)
+    feasible.check(config, machine, outline, rows)
     reader = audit.Reader(tokenizer, generate.end_tokens(outline, tokenizer), settings)
     audit.check(config.data, splits, rows, reader)
     return Prepared(splits, tokenizer, outline, settings, rows)

@@ -33,7 +33,7 @@ def tiny_model(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tokenizer = AutoTokenizer.from_pretrained(fetch.model("smollm2_135m"))
-    shape = tiny.SHAPE | {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "tie_word_embeddings": True}
+    shape = tiny.SHAPE | {"vocab_size": len(tokenizer), "max_position_embeddings": 1024, "tie_word_embeddings": True}
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape, attention_bias=True)).save_pretrained(
         folder

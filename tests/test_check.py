@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from finetune import check, overrides
+from finetune import check, command, overrides
 from finetune.schema import Adapter, Config, Data, Eval, Model, Quantization, Source, UserError
 from finetune.sft_fields import sft_fields
 
@@ -45,6 +45,14 @@ def test_a_sound_configuration_passes() -> None:
 
 
 RULES = [
+    (
+        {"trainer__packing": True, "trainer__max_length": 512, "trainer__per_device_train_batch_size": 8},
+        "trainer.packing=true with trainer.per_device_train_batch_size=8: without flash attention",
+    ),
+    (
+        {"trainer__max_steps": 10, "trainer__warmup_steps": 10},
+        "trainer.warmup_steps=10 with trainer.max_steps=10: the learning rate would never be reached",
+    ),
     ({"seed": -1}, "seed=-1: it must be between 0 and 4294967295"),
     ({"seed": 2**32}, "seed=4294967296"),
     ({"name": "a/b"}, "name=a/b: it names a folder"),
@@ -245,6 +253,20 @@ def test_each_value_of_a_sweep_is_checked() -> None:
     message = refusal("-m", "adapter.r=4,eight", "trainer.learning_rate=1e-4,fast", "adapter=lora,dorra")
     for value in ("adapter.r=eight", "trainer.learning_rate=fast", "adapter=dorra"):
         assert f"\n  {value}: " in message
+
+
+@pytest.mark.parametrize(
+    "arguments", [["-m", "adapter.r=4,-1"], ["sweep=lora_rank", "seed=1,-1"], ["-m", "adapter=lora,full"]]
+)
+def test_no_run_of_a_sweep_starts_before_the_last_is_known_to_be_valid(arguments: list[str]) -> None:
+    with pytest.raises(UserError):
+        command.check_sweep(arguments)
+
+
+def test_a_valid_sweep_passes() -> None:
+    command.check_sweep(["-m", "adapter.r=4,8", "quantization=nf4,none"])
+    command.check_sweep(["sweep=lora_rank", "seed=1,2"])
+    command.check_sweep(["adapter.r=4"])
 
 
 def test_a_sweep_preset_needs_no_flag() -> None:

@@ -93,8 +93,8 @@ def test_another_seed_trains_otherwise_on_the_same_splits_prompts_and_examples(t
     ("setting", "expected"),
     [
         ("eval.shots=33", "eval.shots=33: there are only 32 training rows"),
-        ("eval.shots=20", "with its 20 examples; with answers of up to 8 it does not fit the model's context of 512"),
-        ("eval.max_new_tokens=500", "does not fit the model's context of 512. Lower eval.max_new_tokens"),
+        ("eval.shots=20", "with its 20 examples; with answers of up to 8 it does not fit the model's context of 1,024"),
+        ("eval.max_new_tokens=1000", "does not fit the model's context of 1,024. Lower eval.max_new_tokens"),
     ],
 )
 def test_prompts_that_cannot_be_asked_are_refused_before_the_model_loads(tiny_run, setting, expected):

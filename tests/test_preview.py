@@ -71,7 +71,7 @@ def test_the_page_shows_each_tokens_loss_in_the_colour_of_its_label(tiny_run, tm
 
 
 def test_the_page_escapes_what_rows_hold(tiny_model, tmp_path, browser):
-    rows = [{"prompt": f"<script>document.title = 'bad'</script>{i}", "completion": "<b>&amp;</b>"} for i in range(9)]
+    rows = [{"prompt": f"<script>document.title = 'bad'</script>{i}", "completion": "<b>&amp;</b>"} for i in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = ["data=local", f"data.path={tmp_path / 'rows.jsonl'}", "model=local", f"model.path={tiny_model}"]
     page, seen = shown(overrides, tmp_path)

@@ -17,7 +17,7 @@ LAYERS = (
     {"data"},
     {"overrides", "batch", "device", "chat", "checkpoint"},
     {"overlap", "hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
-    {"check", "audit", "tracking"},
+    {"check", "audit", "feasible", "tracking"},
     {"base_answers", "prepare", "command"},
     {"train", "evaluate", "preview"},
     {"judge", "progress"},

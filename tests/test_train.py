@@ -56,9 +56,11 @@ def test_sizes_count_what_the_labels_hold(tiny_run):
     assert rows.sizes["train"].tokens == sum(map(len, rows.train["input_ids"]))
 
 
-@pytest.mark.parametrize("setting", ["trainer.packing=true", "trainer.loss_type=dft"])
+@pytest.mark.parametrize(
+    "setting", ["trainer.packing=true trainer.per_device_train_batch_size=1", "trainer.loss_type=dft"]
+)
 def test_what_flat_batches_cannot_do_is_left_to_trl(tiny_run, setting):
-    trained = trainer(tiny_run, setting)
+    trained = trainer(tiny_run, *setting.split())
     assert not trained.flat
     assert ("packing" in trained.layout) == ("packing" in setting)
 
