@@ -19,8 +19,11 @@ LAYERS = (
     {"hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
     {"check", "audit", "tracking"},
     {"prepare", "progress", "command"},
-    {"train", "evaluate", "preview"},
-    {"report"},
+    {"train", "evaluate", "preview", "hollow"},
+    {"work", "report"},
+    {"memory", "pace"},
+    {"remedy"},
+    {"plan"},
 )
 MAY_KNOW_HYDRA = {"schema", "command", "check", "overrides", "hydra_error"}
 
