@@ -19,10 +19,12 @@ def main(config: DictConfig) -> None:
 
 
 def run(config: Config) -> None:
-    """Preview, or train and judge; a run that is complete is only shown."""
+    """Preview, plan, or train and judge; a run that is complete is only shown."""
     folder = checkpoint.folder(config)
     if config.stage is Stage.preview:
         preview_rows(config, folder)
+    elif config.stage is Stage.plan:
+        plan_run(config, folder)
     elif result := checkpoint.result(folder):
         show_complete(result, folder)
     else:
@@ -42,11 +44,27 @@ def preview_rows(config: Config, folder: Path) -> None:
     preview.show(prepared, screen)
 
 
+def plan_run(config: Config, folder: Path) -> None:
+    """Steps, memory and time, and what to change where it will not fit; the model is not loaded."""
+    splits = data.load(config.data)
+    hush_libraries()
+    from finetune import device, plan, prepare, report
+
+    clock = report.Clock()
+    machine = device.choose(config.model, config.quantization, config.adapter)
+    screen = Screen(folder, speaks=machine.is_main_process)
+    screen.show_start(machine, None)
+    with clock.measure("prepare"):
+        prepared = prepare.prepare(config, splits, machine, folder)
+    screen.show_data(prepared)
+    plan.show(plan.make(config, prepared, machine, clock.seconds["prepare"]), screen)
+
+
 def train_and_judge(config: Config, folder: Path) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     splits = data.load(config.data)  # before anything heavy is imported: what is wrong with a file is told at once
     hush_libraries()
-    from finetune import device, evaluate, feasible, judge, model, prepare, progress, report, retention, tracking, train
+    from finetune import device, evaluate, judge, model, plan, prepare, progress, report, retention, tracking, train
 
     device.keep_freed_memory()
     clock = report.Clock()
@@ -59,7 +77,7 @@ def train_and_judge(config: Config, folder: Path) -> None:
         prompts = evaluate.choose_prompts(config, prepared)
         general = retention.choose_prompts(config, prepared)
         screen.show_data(prepared)
-        screen.show_notes(feasible.notes(config))
+        plan.require_room(config, prepared, machine)
 
     with clock.measure("load"):
         base = model.load_base(config.model, config.quantization, machine)

@@ -42,6 +42,8 @@ RANGES: tuple[Rule, ...] = (
     ("eval.temperature", "at least 0", lambda v: v >= 0),
     ("eval.top_p", "above 0 and at most 1", lambda v: 0 < v <= 1),
     ("eval.top_k", "at least 0", lambda v: v >= 0),
+    ("plan.memory_gib", "above 0", lambda v: v > 0),
+    ("plan.tflops", "above 0", lambda v: v > 0),
 )
 FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant")
 

@@ -12,7 +12,7 @@ from finetune import data
 from finetune.schema import Config, Source
 
 # Settings that change where a run's numbers go, but not the numbers.
-OUTSIDE_IDENTITY = ("tracking", "name", "output_dir", "stage")
+OUTSIDE_IDENTITY = ("tracking", "name", "output_dir", "stage", "plan", "force")
 OUTSIDE_TRAINER_IDENTITY = (
     "report_to",
     "disable_tqdm",

@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from accelerate import PartialState
@@ -84,6 +85,39 @@ def keep_freed_memory() -> None:
     libc.mallopt(m_mmap_threshold, 1 << 30)
     libc.mallopt(m_trim_threshold, (1 << 31) - 1)
     libc.mallopt(m_top_pad, 64 << 20)
+
+
+def release_freed_memory() -> None:
+    """Give freed memory back between two phases: each needs blocks of other sizes than the other leaves behind."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def available_memory_bytes() -> int:
+    """How much memory this process may hold, with what it holds already: an equal share where processes share it."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    free = int(facts["MemAvailable"].split()[0]) * 1024
+    limit, used = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
+    if limit is not None and used is not None:
+        free = min(free, limit - used)
+    return free // PartialState().num_processes + held_memory_bytes()
+
+
+def held_memory_bytes() -> int:
+    """The memory that this process holds now: on the GPU where there is one, else resident in RAM."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.memory_allocated())
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _cgroup_bytes(name: str) -> int | None:
+    file = Path("/sys/fs/cgroup") / name
+    text = file.read_text().strip() if file.is_file() else "max"
+    return int(text) if text.isdigit() else None
 
 
 def peak_memory_bytes() -> int:

@@ -52,17 +52,17 @@ def answer(
     model.eval()
     # A slice of the hidden states that is not contiguous makes PyTorch copy the head's weight once for every row.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    batch_size = decoding.batch_size or _most_prompts(model, max(map(len, tokens), default=0) + max_new_tokens)
+    batch_size = decoding.batch_size or most_prompts(model, max(map(len, tokens), default=0) + max_new_tokens)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = _answer_batch(model, tokenizer, [tokens[i] for i in chosen], config, max_new_tokens)
+        batch = answer_batch(model, tokenizer, [tokens[i] for i in chosen], config, max_new_tokens)
         answers.update(zip(chosen, batch, strict=True))
         advance(len(chosen))
     hook.remove()
     return [answers[i] for i in range(len(prompts))]
 
 
-def _most_prompts(model: PreTrainedModel | PeftModel, tokens: int) -> int:
+def most_prompts(model: PreTrainedModel | PeftModel, tokens: int) -> int:
     """How many rows of so many tokens are answered at a time; the same on every machine, as rounding depends on it."""
     text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -93,7 +93,7 @@ def end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenize
 
 
 @torch.no_grad()
-def _answer_batch(
+def answer_batch(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
@@ -106,11 +106,11 @@ def _answer_batch(
     """
     longest = max(map(len, prompts))
     limit = longest + max_new_tokens
-    prefix = _shared_prefix(model, prompts, max_new_tokens)
+    prefix = shared_prefix(model, prompts, max_new_tokens)
     rows = [prompt[:prefix] + [config.pad_token_id] * (longest - len(prompt)) + prompt[prefix:] for prompt in prompts]
     masks = [[1] * prefix + [0] * (longest - len(prompt)) + [1] * (len(prompt) - prefix) for prompt in prompts]
     tokens, mask = torch.tensor(rows, device=model.device), torch.tensor(masks, device=model.device)
-    cache = _prefix_cache(model, prompts[0][:prefix], len(prompts), limit) if prefix else None
+    cache = prefix_cache(model, prompts[0][:prefix], len(prompts), limit) if prefix else None
     ends = torch.tensor(config.eos_token_id, device=model.device)
     going = torch.arange(len(prompts), device=model.device)
     answers: dict[int, list[int]] = {}
@@ -129,7 +129,7 @@ def _answer_batch(
     return [_read(tokenizer, answers[i], config.eos_token_id) for i in range(len(prompts))]
 
 
-def _shared_prefix(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int) -> int:
+def shared_prefix(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int) -> int:
     """How many leading tokens all prompts share, at least one being left; 0 where the model cannot share them.
 
     Padding between prefix and rest takes up room in a sliding window, so a window must hold everything.
@@ -142,7 +142,7 @@ def _shared_prefix(model: PreTrainedModel | PeftModel, prompts: list[list[int]],
     return next((i for i, column in enumerate(alike) if len(set(column)) > 1), min(map(len, prompts)) - 1)
 
 
-def _prefix_cache(model: PreTrainedModel | PeftModel, prefix: list[int], rows: int, capacity: int) -> DynamicCache:
+def prefix_cache(model: PreTrainedModel | PeftModel, prefix: list[int], rows: int, capacity: int) -> DynamicCache:
     """The keys and values of the prefix, once for each row, with room for `capacity` tokens."""
     cache = DynamicCache(config=model.config)
     cache.layers = [_Roomy(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]

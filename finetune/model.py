@@ -56,15 +56,19 @@ def load_outline(model: Model) -> PreTrainedModel:
     return outline
 
 
+def attention(model: Model) -> str:
+    """The attention of a run: ours in place of PyTorch's, to which it leaves batches that are not flat."""
+    return batch.ATTENTION if model.attn_implementation is Attention.sdpa else model.attn_implementation.value
+
+
 def load_base(model: Model, quantization: Quantization, device: Device) -> PreTrainedModel:
     """The base model on the run's device, quantised as configured."""
-    attention = batch.ATTENTION if model.attn_implementation is Attention.sdpa else model.attn_implementation.value
     with _explained(model):
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             _place(model),
             dtype=device.weight_dtype,
             quantization_config=_bitsandbytes_config(quantization, device),
-            attn_implementation=attention,
+            attn_implementation=attention(model),
             device_map={"": torch.cuda.current_device()} if device.kind == "cuda" else None,
             **_hub_options(model),
         )

@@ -1,6 +1,6 @@
 """What does a run consist of, before its model is loaded? Whatever is wrong with it stops the run here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ class Prepared:
     outline: Any
     settings: SFTConfig
     rows: Rows
+    # What is legal but may surprise.
+    notes: list[str] = field(default_factory=list)
 
 
 def prepare(config: Config, splits: Splits, machine: Device, folder: Path) -> Prepared:
@@ -39,7 +41,7 @@ def prepare(config: Config, splits: Splits, machine: Device, folder: Path) -> Pr
     audit.require_template(tokenizer, splits, config.model.plain_prompt)
     splits = audit.guard(splits, tokenizer, config.data.control_tokens)
     rows = tokens.tokenize(splits, tokenizer, settings)
-    feasible.check(config, machine, outline, rows)
     reader = audit.Reader(tokenizer, generate.end_tokens(outline, tokenizer), settings)
     audit.check(config.data, splits, rows, reader)
-    return Prepared(splits, tokenizer, outline, settings, rows)
+    feasible.check(config, machine, outline, rows)
+    return Prepared(splits, tokenizer, outline, settings, rows, list(feasible.notes(config)))

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from finetune import checkpoint, model
+from finetune import checkpoint, device, model
 from finetune.prepare import Prepared
 from finetune.progress import Watch
 from finetune.schema import Config
@@ -60,6 +60,7 @@ def collect(
         "model": {**model.provenance(config.model), "parameters": parameters, "trainable_parameters": trainable},
         "training": watch.outcome(),
         "evaluation": evaluation,
+        "peak_memory_bytes": device.peak_memory_bytes(),
         "seconds": {phase: round(seconds, 2) for phase, seconds in clock.seconds.items()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }

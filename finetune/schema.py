@@ -21,6 +21,8 @@ class Stage(Enum):
     train = "train"
     # Show what would be trained on; the model is not loaded.
     preview = "preview"
+    # Say how many steps, how much memory and how much time it would take; the model is not loaded.
+    plan = "plan"
 
 
 class Source(Enum):
@@ -233,6 +235,16 @@ class Tracking:
 
 
 @dataclass
+class Plan:
+    """What a run may take, where that is not what this machine has."""
+
+    # Memory that the run may use, in GiB. None: what the device has free.
+    memory_gib: float | None = None
+    # Speed that the device reaches in matrix products, in TFLOP/s, for a device that is not here. None: measured here.
+    tflops: float | None = None
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -244,7 +256,10 @@ class Config:
     trainer: dict[str, Any] = field(default_factory=dict)
     eval: Eval = field(default_factory=Eval)
     tracking: Tracking = field(default_factory=Tracking)
+    plan: Plan = field(default_factory=Plan)
     stage: Stage = Stage.train
+    # Train even where the memory is predicted not to suffice.
+    force: bool = False
     # Of training: the adapter's first weights, the order of the rows, dropout.
     seed: int = 42
     # Name of the run and of its folder. None: `<model>-<data>-<hash of the settings>`.

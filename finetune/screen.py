@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,12 +62,9 @@ class Screen:
             if size.truncated:
                 lost = f", and {size.dropped:,} of them left out: no loss is left" if size.dropped else ""
                 self.say(f"  {name}: {size.truncated:,} rows are cut at trainer.max_length{lost}", style="yellow")
-        self.say("  checked: every row has loss, ends with an end token that is learnt, and begins as generation will")
-
-    def show_notes(self, notes: Iterable[str]) -> None:
-        """What is legal but may surprise."""
-        for note in notes:
+        for note in prepared.notes:
             self.say(f"  note: {note}", style="yellow")
+        self.say("  checked: every row has loss, ends with an end token that is learnt, and begins as generation will")
 
     def show_arm(self, name: str, arm: "Arm") -> None:
         """How many answers an arm gave, and in what time or whence."""

@@ -27,9 +27,12 @@ def build(chosen: dict[str, Any], machine: Device, folder: Path, seed: int, para
         "disable_tqdm": True,
         "report_to": "none",
     }
-    # TRL turns it on; transformers 5.23 gave it a new name, which wins over the old one
-    renamed = hasattr(SFTConfig, "activation_checkpointing")
-    if not {"activation_checkpointing", "gradient_checkpointing"} & chosen.keys():
-        name = "activation_checkpointing" if renamed else "gradient_checkpointing"
-        ours[name] = parameters >= CHECKPOINTING_FROM
+    if not {"activation_checkpointing", "gradient_checkpointing"} & chosen.keys():  # TRL turns it on
+        ours[checkpointing_name()] = parameters >= CHECKPOINTING_FROM
     return SFTConfig(**(ours | chosen))
+
+
+def checkpointing_name() -> str:
+    """What the installed transformers calls it: 5.23 gave it a new name, which wins over the old one."""
+    renamed = hasattr(SFTConfig, "activation_checkpointing")
+    return "activation_checkpointing" if renamed else "gradient_checkpointing"

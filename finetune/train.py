@@ -1,17 +1,20 @@
 """How is it trained? TRL's SFTTrainer with the library's own settings, and a loss that computes nothing for nothing."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from finetune import batch
+from finetune import batch, device
 from finetune.prepare import Prepared
+from finetune.sft_settings import checkpointing_name
 
 
 class Trainer(SFTTrainer):
@@ -66,8 +69,11 @@ class Trainer(SFTTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate, and leave the random state as it was: a data loader draws from it, and dropout comes next."""
+        device.release_freed_memory()
         with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
-            return super().evaluate(*args, **kwargs)
+            losses = super().evaluate(*args, **kwargs)
+        device.release_freed_memory()
+        return losses
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.log({})  # a run that continues counts on from here
@@ -82,9 +88,26 @@ class Trainer(SFTTrainer):
         super().log(logs | {"tokens": total[0], "loss_tokens": total[1]}, start_time)
 
 
+@contextmanager
+def mixed_precision(args: TrainingArguments) -> Iterator[None]:
+    """Products in the type of training, as Accelerate has them."""
+    dtype = torch.bfloat16 if args.bf16 else torch.float16
+    with torch.autocast(args.device.type, dtype, enabled=bool(args.bf16 or args.fp16)):
+        yield
+
+
+def recompute_activations(trainer: Trainer) -> None:
+    """Where the settings ask for it, what transformers does when training begins: keep no activations inside layers."""
+    name = checkpointing_name()
+    if getattr(trainer.args, name):
+        getattr(trainer.model, f"{name}_enable")(**{f"{name}_kwargs": getattr(trainer.args, f"{name}_kwargs")})
+
+
 def train(trainer: Trainer, checkpoint: Path | None) -> None:
     """Train, from `checkpoint` on where there is one."""
+    device.release_freed_memory()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    device.release_freed_memory()
 
 
 def save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

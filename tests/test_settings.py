@@ -16,6 +16,7 @@ from finetune import (
     evaluate,
     generate,
     model,
+    plan,
     prepare,
     recipe,
     retention,
@@ -97,7 +98,10 @@ CHANGES = {
     "tracking.entity": ("other", []),
     "tracking.group": ("other", []),
     "tracking.tags": ("[other]", []),
+    "plan.memory_gib": ("1000", []),
+    "plan.tflops": ("7", ["plan.tflops=5"]),
     "stage": ("preview", []),
+    "force": ("true", ["plan.memory_gib=0.01"]),
     "seed": ("7", []),
     "name": ("other", []),
     "output_dir": ("elsewhere", []),
@@ -223,7 +227,7 @@ def generation(config, monkeypatch, tiny_model):
         calls.append((prompts, config.to_dict(), max_new_tokens))
         return [generate.Answer("", 0, True)] * len(prompts)
 
-    monkeypatch.setattr(generate, "_answer_batch", answer_batch)
+    monkeypatch.setattr(generate, "answer_batch", answer_batch)
     monkeypatch.setattr(base_answers.Memory, "recall", lambda self, asked, compute: (compute(), False))
     config.model.source, config.model.path = schema.Source.local, str(tiny_model)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -251,7 +255,22 @@ def place(config, *_):
     return checkpoint.folder(config), data.load(config.data).fingerprint
 
 
+def planned(config, _, tiny_model):
+    config.model.source, config.model.path = schema.Source.local, str(tiny_model)
+    config.plan.tflops = config.plan.tflops or 1.0
+    machine = device.choose(config.model, config.quantization, config.adapter)
+    prepared = prepare.prepare(config, data.load(config.data), machine, checkpoint.folder(config))
+    try:
+        plan.require_room(config, prepared, machine)
+    except schema.UserError:
+        return "refused"
+    made = plan.make(config, prepared, machine, 0.0)
+    return made.measured, made.need.available // 2**40 if config.force else made.need.available > 900 * 2**30
+
+
 OBSERVERS = {
+    "plan": planned,
+    "force": planned,
     "data.max_cut_share": check_rows,
     "data.overlap": check_rows,
     "data.control_tokens": check_rows,

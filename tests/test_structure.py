@@ -20,8 +20,12 @@ LAYERS = (
     {"check", "audit", "feasible", "tracking"},
     {"base_answers", "prepare", "command"},
     {"train", "evaluate", "preview"},
-    {"judge", "progress"},
+    {"hollow", "judge", "progress"},
     {"retention", "report"},
+    {"work"},
+    {"memory", "pace"},
+    {"remedy"},
+    {"plan"},
 )
 MAY_KNOW_HYDRA = {"schema", "command", "check", "overrides", "hydra_error"}
 

@@ -1,0 +1,194 @@
+"""How much memory does a run need at its peak, and for what?
+
+A run has phases: training steps, of which the longest batch counts, validation, and answers. Each is gone through with
+a model that has shapes but no contents (hollow.py); to what is alive then comes what lies still: weights, optimizer.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from finetune import device, evaluate, generate, hollow, retention, train, work
+from finetune.device import Device
+from finetune.hollow import Parts
+from finetune.prepare import Prepared
+from finetune.schema import Config, Quantization
+from finetune.work import Answers, Batch, Work
+
+GIB = 2**30
+# Above this share of the available memory a run is called tight: predictions may be off by as much.
+TIGHT = 0.85
+# On a CPU: what libraries map and keep once a model computes, and what the heap holds for every byte that is alive in
+# it. Both are measured, see benchmarks/plan_accuracy.py.
+LIBRARIES = 670 * 2**20
+HEAP = 1.4
+
+# Bytes that an optimizer keeps for each trained value, by the beginning of its name; AdamW's two float32 if none fits.
+OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0, "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "lion": 4}
+ABSMAX_BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Need:
+    """The bytes of each phase by what they are for, and how many may be used."""
+
+    phases: dict[str, Parts]
+    available: int
+    # Prompts that are answered together.
+    answered_at_a_time: int
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=self.bytes_of)
+
+    @property
+    def peak(self) -> int:
+        """Bytes of the phase that needs most."""
+        return self.bytes_of(self.peak_phase)
+
+    @property
+    def verdict(self) -> str:
+        """`fits`, `tight` or `will not fit`."""
+        share = self.peak / self.available
+        return "will not fit" if share > 1 else "tight" if share > TIGHT else "fits"
+
+    def bytes_of(self, phase: str) -> int:
+        """Bytes of a phase."""
+        return sum(self.phases[phase].values())
+
+
+def estimate(config: Config, prepared: Prepared, machine: Device) -> tuple[train.Trainer, Work, Need]:
+    """The trainer of a run around a model without contents, what it has to do, and the memory that it needs."""
+    trainer = train.Trainer(hollow.model_of(prepared.outline, config, machine), prepared, [])
+    train.recompute_activations(trainer)
+    prompts, general = evaluate.choose_prompts(config, prepared), retention.choose_prompts(config, prepared)
+    todo = work.measure(trainer, prepared, prompts, general)
+    available = config.plan.memory_gib * GIB if config.plan.memory_gib else device.available_memory_bytes()
+    return (
+        trainer,
+        todo,
+        Need(_phases(config, trainer, todo), round(available), todo.answers.batch_size if todo.answers else 0),
+    )
+
+
+def _phases(config: Config, trainer: Any, todo: Work) -> dict[str, Parts]:
+    """What the process holds now, what lies still, and what each phase has alive at its worst."""
+    on_cpu = trainer.args.device.type == "cpu"
+    still = weight_bytes(trainer.model, config.quantization)
+    trained = trained_bytes(trainer.model, str(trainer.args.optim))
+    if on_cpu:
+        device.release_freed_memory()
+        still = {
+            "Python and libraries": device.held_memory_bytes() + LIBRARIES,
+            **still,
+            "copies": _copies(trainer.model),
+        }
+    heap = HEAP if on_cpu else 1.0
+    state = {"optimizer": trained["optimizer"]}
+    if trainer.args.gradient_accumulation_steps > 1:
+        state["gradients"] = trained["gradients"]
+
+    def phase(alive: Parts) -> Parts:
+        return still | state | {part: round(size * heap) for part, size in alive.items()}
+
+    steps = [phase(training_bytes(trainer, batch)) for batch in todo.largest]
+    phases = {"training step": max(steps, key=lambda parts: sum(parts.values())), "optimizer step": still | trained}
+    if todo.largest_validation:
+        phases["validation"] = phase(validation_bytes(trainer, todo.largest_validation))
+    if todo.answers:
+        asked = [phase(answering_bytes(trainer.model, one)) for one in [todo.answers, *todo.few_shot]]
+        phases["answers"] = max(asked, key=lambda parts: sum(parts.values()))
+    return phases
+
+
+def weight_bytes(tuned: Any, quantization: Quantization) -> Parts:
+    """Bytes of the base's weights as they are stored, of the adapter, and of the largest matrix when dequantised."""
+    head = tuned.get_output_embeddings()
+    quantised = {
+        id(module.weight): module
+        for name, module in tuned.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head and "lora_" not in name
+    }
+    if not (quantization.load_in_4bit or quantization.load_in_8bit):
+        quantised = {}
+    parts: Counter[str] = Counter(weights=0, adapter=0)
+    for name, parameter in tuned.named_parameters():
+        if "lora_" in name or "modules_to_save" in name:
+            parts["adapter"] += _bytes(parameter)
+        elif id(parameter) in quantised:
+            parts["weights"] += _quantised_bytes(parameter, quantization)
+        else:
+            parts["weights"] += _bytes(parameter)
+    parts["dequantisation"] = max((_bytes(module.weight) for module in quantised.values()), default=0)
+    return dict(parts)
+
+
+def trained_bytes(tuned: Any, optimizer: str) -> Parts:
+    """Bytes of the gradients and of the optimizer's state."""
+    values = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
+    state = next((size for name, size in OPTIMIZER_BYTES.items() if optimizer.startswith(name)), 8)
+    gradients = sum(_bytes(parameter) for parameter in tuned.parameters() if parameter.requires_grad)
+    return {"gradients": gradients, "optimizer": values * state}
+
+
+def training_bytes(trainer: Any, longest: Batch) -> Parts:
+    """The most that is alive at once in a training step: activations, logits, and gradients as far as they exist."""
+
+    def step() -> None:
+        with train.mixed_precision(trainer.args):
+            loss = trainer.compute_loss(trainer.model, dict(longest))
+        loss.backward()
+
+    trainer.model.train()
+    parts = hollow.most_alive(trainer.model, step)
+    trainer.model.zero_grad(set_to_none=True)
+    return parts
+
+
+def validation_bytes(trainer: Any, longest: Batch) -> Parts:
+    """The most that is alive at once while a validation batch is scored."""
+
+    def score() -> None:
+        with torch.no_grad(), train.mixed_precision(trainer.args):
+            trainer.compute_loss(trainer.model, dict(longest))
+
+    trainer.model.eval()
+    return hollow.most_alive(trainer.model, score)
+
+
+def answering_bytes(tuned: Any, answers: Answers) -> Parts:
+    """The most that is alive at once while prompts are read, with room in the cache for whole answers."""
+    prefix = max(answers.prefix, 1)
+
+    def read() -> None:
+        with torch.no_grad():
+            room = answers.longest + answers.new_tokens
+            cache = generate.prefix_cache(tuned, [0] * prefix, answers.batch_size, room)
+            shape = answers.batch_size, max(answers.longest - prefix, 1)
+            ids = torch.zeros(shape, dtype=torch.long, device=tuned.device)
+            tuned(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.float()
+
+    tuned.eval()
+    return hollow.most_alive(tuned, read)
+
+
+def _copies(tuned: Any) -> int:
+    """Bytes of the copies that a run keeps of trained weights of the base, to put them back while the base answers."""
+    trained = [p for name, p in tuned.named_parameters() if p.requires_grad and "lora_" not in name]
+    return 2 * sum(map(_bytes, trained))
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _quantised_bytes(weight: torch.Tensor, quantization: Quantization) -> int:
+    """bitsandbytes: 4 bits and a constant for every 64 values, or 8 bits and a constant for every row."""
+    values = weight.numel()
+    if quantization.load_in_8bit:
+        return values + 4 * weight.shape[0]
+    blocks = values // ABSMAX_BLOCK
+    return values // 2 + (blocks + blocks // ABSMAX_BLOCK if quantization.bnb_4bit_use_double_quant else 4 * blocks)
