@@ -25,7 +25,7 @@ def run(config: Config) -> None:
         preview_rows(config, folder)
     elif config.stage is Stage.plan:
         plan_run(config, folder)
-    elif result := checkpoint.result(folder):
+    elif result := checkpoint.result(config, folder):
         show_complete(result, folder)
     else:
         train_and_judge(config, folder)
@@ -34,7 +34,7 @@ def run(config: Config) -> None:
 def preview_rows(config: Config, folder: Path) -> None:
     """Data, tokens, checks, and a look at them; the model is not loaded."""
     splits = data.load(config.data)
-    hush_libraries()
+    hush_libraries(config)
     from finetune import device, prepare, preview
 
     machine = device.choose(config.model, config.quantization, config.adapter)
@@ -47,7 +47,7 @@ def preview_rows(config: Config, folder: Path) -> None:
 def plan_run(config: Config, folder: Path) -> None:
     """Steps, memory and time, and what to change where it will not fit; the model is not loaded."""
     splits = data.load(config.data)
-    hush_libraries()
+    hush_libraries(config)
     from finetune import device, plan, prepare, report
 
     clock = report.Clock()
@@ -63,7 +63,7 @@ def plan_run(config: Config, folder: Path) -> None:
 def train_and_judge(config: Config, folder: Path) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     splits = data.load(config.data)  # before anything heavy is imported: what is wrong with a file is told at once
-    hush_libraries()
+    hush_libraries(config)
     from finetune import device, evaluate, judge, model, plan, prepare, progress, report, retention, tracking, train
 
     device.keep_freed_memory()
@@ -84,13 +84,16 @@ def train_and_judge(config: Config, folder: Path) -> None:
         tuned = model.add_adapter(base, config.adapter, config.seed)
         originals = model.trained_base_weights(tuned)
 
-    with tracking.start(
-        config.tracking,
-        **checkpoint.labels(config),
-        folder=folder,
-        is_main_process=machine.is_main_process,
-        say=screen.say,
-    ) as tracker:
+    with (
+        checkpoint.hold(config, folder, machine.is_main_process),
+        tracking.start(
+            config.tracking,
+            **checkpoint.labels(config),
+            folder=folder,
+            is_main_process=machine.is_main_process,
+            say=screen.say,
+        ) as tracker,
+    ):
         with clock.measure("train"):
             watch = progress.Watch(screen, tracker)
             trainer = train.Trainer(tuned, prepared, [watch])
@@ -107,7 +110,7 @@ def train_and_judge(config: Config, folder: Path) -> None:
         if machine.is_main_process:
             with clock.measure("judge"):
                 evaluation = judge.describe(prompts, arms, retention.describe(general, kept))
-            result = report.collect(config, tuned, prepared, watch, evaluation, clock)
+            result = report.collect(config, folder, tuned, prepared, watch, evaluation, clock)
             report.write(folder, result, judge.predictions(prompts, arms), watch.history)
             tracker.finish(result, folder)
             screen.show_result(result)

@@ -50,6 +50,7 @@ class SharedPrefixCollator:
             "input_ids": torch.tensor([flat]),
             "position_ids": torch.tensor([positions]),
             "shift_labels": torch.tensor([labels]),
+            "labels": torch.tensor([labels]),  # makes Trainer count them over the micro-batches and processes of a step
             "attention_mask": causal_mask(prefix, max(rest)),
             "row_tokens": row_tokens,
             "flat_tokens": inside.flatten().nonzero().flatten(),
@@ -169,7 +170,7 @@ def shares_prefixes(config: PretrainedConfig) -> bool:
 
 def negative_log_likelihood(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The summed negative log-likelihood (nats) of a flat batch's labels, and how many labels there are."""
-    given = {key: value for key, value in inputs.items() if key not in ("shift_labels", "real_tokens")}
+    given = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels", "real_tokens")}
     labels = inputs["shift_labels"][0]
     where = (labels != IGNORE).nonzero().flatten()
     if labels.device.type == "cuda":  # TRL's Triton kernel keeps no logits

@@ -69,7 +69,9 @@ def validate(config: Config) -> None:
     complain(
         [
             *_ranges(config),
-            *_name(config.name),
+            *_name("name", config.name),
+            *_name("data.name", config.data.name),
+            *_name("model.name", config.model.name),
             *_data(config.data),
             *_model(config.model),
             *_quantization(config.quantization),
@@ -91,9 +93,9 @@ def _ranges(config: Config) -> Iterator[str]:
             yield f"{key}={value}: it must be {expected}."
 
 
-def _name(name: str | None) -> Iterator[str]:
+def _name(key: str, name: str | None) -> Iterator[str]:
     if name is not None and not re.fullmatch(r"\w[\w.+=-]*", name):
-        yield f"name={name}: it names a folder. Use letters, digits and . _ - + =, a letter or digit first."
+        yield f"{key}={name}: it names a folder. Use letters, digits and . _ - + =, a letter or digit first."
 
 
 def _data(data: Data) -> Iterator[str]:
@@ -110,7 +112,7 @@ def _data(data: Data) -> Iterator[str]:
         if own is None:
             continue
         yield from _without_effect("data", data, (f"{part}_fraction",), f"data.{part}={own} gives the rows")
-        if data.source is not Source.hub and not Path(own).is_file():
+        if data.source is not Source.hub and not Path(own).expanduser().is_file():
             yield f"data.{part}={own}: {_no_file(own)}"
     if data.validation is None and data.test is None and data.validation_fraction + data.test_fraction >= 1:
         yield (
@@ -126,13 +128,14 @@ def _place(group: str, section: Data | Model) -> Iterator[str]:
         yield f"{group}.path is not set, and {group}={section.name} needs it. Write {group}.path={what}."
     elif section.source is Source.hub and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         yield f"{group}.path={path}: this is no name on the hub. Write OWNER/NAME, or {group}=local for your own."
-    elif section.source is Source.local and group == "data" and not Path(path).is_file():
+    elif section.source is Source.local and group == "data" and not Path(path).expanduser().is_file():
         yield f"data.path={path}: {_no_file(path)}"
     elif section.source is Source.local and group == "model" and not (Path(path) / "config.json").is_file():
         yield f"model.path={path}: no config.json is there. Give a folder that save_pretrained wrote, or model=hub."
 
 
 def _no_file(path: str) -> str:
+    path = str(Path(path).expanduser())
     folder = Path(path).parent
     if Path(path).is_dir():
         inside = sorted(

@@ -29,11 +29,14 @@ REFUSED = {
     "hub_strategy": PUBLISHING,
     "hub_always_push": PUBLISHING,
     "hub_revision": PUBLISHING,
+    "disable_tqdm": "the run draws a bar of its own. Leave it out",
     "do_train": "stage says what is done. Leave it out",
     "do_eval": "stage says what is done. Leave it out, and see trainer.eval_strategy",
     "do_predict": "stage says what is done. Leave it out",
     "resume_from_checkpoint": "the same command continues its run. Leave it out",
     "local_rank": "the launcher sets it. Leave it out, and see accelerate launch",
+    "save_only_model": "without the optimizer a stopped run could not go on as it was. Leave it out",
+    "ignore_data_skip": "a stopped run would read other rows when it goes on. Leave it out",
     "pad_token": "it is deprecated in TRL, and the tokenizer's own is used. Leave it out",
     "use_liger_kernel": "it is deprecated in TRL, and the loss is fused already. Leave it out",
 }
@@ -126,6 +129,11 @@ def _combinations(trainer: dict[str, Any], attention: str) -> Iterator[str]:
             "of attention grows with the square of all tokens of a batch. Write trainer.per_device_train_batch_size=1 "
             f"(and trainer.gradient_accumulation_steps={rows} for as many rows a step), or "
             "model.attn_implementation=flash_attention_2 on a GPU that has it."
+        )
+    if trainer.get("padding_free") and attention != "flash_attention_2":
+        yield (
+            "trainer.padding_free=true: it needs flash attention; and rows are laid out without padding here anyway. "
+            "Leave it out, or add model.attn_implementation=flash_attention_2 on a GPU that has it."
         )
     steps, warmup = trainer.get("max_steps", -1), trainer.get("warmup_steps", 0)
     if steps > 0 and warmup >= max(steps, 1) and warmup >= 1:

@@ -3,13 +3,22 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import yaml
+from filelock import FileLock, Timeout
+
 from finetune import data
-from finetune.schema import Config, Source
+from finetune.problem import without_secrets
+from finetune.schema import Config, Source, UserError
+
+# The first line of a run's config.yaml, before its identity.
+IDENTITY = "# identity: "
 
 # Settings that change where a run's numbers go, but not the numbers.
 OUTSIDE_IDENTITY = ("tracking", "name", "output_dir", "stage", "plan", "force")
@@ -81,8 +90,55 @@ def newest(run: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def result(run: Path) -> dict[str, Any] | None:
-    """The result of a run that is complete, else None."""
+def _require_same(config: Config, run: Path) -> None:
+    file = run / "config.yaml"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    first = text.partition("\n")[0]
+    if first == f"{IDENTITY}{identity(config)}" or not first.startswith(IDENTITY):
+        return
+    before, now = _flat(yaml.safe_load(text)), _flat(without_secrets(plain(config)))
+    other = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    other = [key for key in other if key.partition(".")[0] not in OUTSIDE_IDENTITY]
+    apart = ", ".join(f"{key}={now.get(key)} (there: {before.get(key)})" for key in other) or "the data files"
+    raise UserError(f"name={config.name}: {run} holds another run; different: {apart}. Choose another name.")
+
+
+@contextmanager
+def hold(config: Config, run: Path, is_main_process: bool) -> Iterator[None]:
+    """Keep the run's folder for this process alone, and write its configuration there.
+
+    Raises UserError where another process is at it.
+    """
+    if not is_main_process:
+        yield
+        return
+    run.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{run}: another process is at this run. Wait for it, or choose another name=NAME.") from error
+    try:
+        settings = yaml.safe_dump(without_secrets(plain(config)), sort_keys=False, allow_unicode=True)
+        write(run / "config.yaml", f"{IDENTITY}{identity(config)}\n{settings}")
+        yield
+    finally:
+        lock.release()
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def result(config: Config, run: Path) -> dict[str, Any] | None:
+    """The result of the run in its folder if it is complete, else None.
+
+    Raises UserError where the folder, which `name` may choose, holds a run of other settings or data.
+    """
+    _require_same(config, run)
     file = run / "result.json"
     content = json.loads(file.read_text()) if file.exists() else {}
     return content if content.get("status") == "complete" else None

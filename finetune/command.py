@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
 from yaml import YAMLError
 
 from finetune import check, hydra_error, overrides
@@ -35,6 +36,7 @@ def start(main: Callable[[], None]) -> None:
     except MISTAKES as error:
         stop(error)
     except KeyboardInterrupt:
+        Console().show_cursor(True)  # a progress bar hides it
         print("Stopped. The same command goes on from the newest checkpoint, if there is one.", file=sys.stderr)
         sys.exit(130)
 

@@ -19,6 +19,17 @@ def names_secret(key: str) -> bool:
     return bool(SECRET.search(key) and not NO_SECRET.search(key))
 
 
+def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with `***` for every value whose key names a secret, such as `hub_token`."""
+    return {key: "***" if value and names_secret(str(key)) else _inside(value) for key, value in config.items()}
+
+
+def _inside(value: Any) -> Any:
+    if isinstance(value, dict):
+        return without_secrets(value)
+    return [_inside(item) for item in value] if isinstance(value, list) else value
+
+
 def complain(problems: list[str]) -> None:
     """Raise one UserError with all `problems`, if there are any."""
     if len(problems) == 1:

@@ -98,6 +98,7 @@ class Watch(TrainerCallback):
         entry["tokens_per_second"] = entry["tokens"] / max(self.seconds, 1e-9)
         self._remember(entry)
         if not math.isfinite(entry.get("loss", 0.0)):
+            self.bar.stop()
             raise FloatingPointError(
                 f"The training loss is {entry['loss']} at step {state.global_step}: it diverged. "
                 "Try a lower trainer.learning_rate or a longer trainer.warmup_steps."

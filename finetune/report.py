@@ -1,4 +1,4 @@
-"""What happened? The run's result.json, predictions.jsonl, history.jsonl and config.yaml."""
+"""What happened? The run's result.json, predictions.jsonl and history.jsonl."""
 
 import json
 import platform
@@ -10,13 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from finetune import checkpoint, device, model
 from finetune.prepare import Prepared
+from finetune.problem import without_secrets
 from finetune.progress import Watch
 from finetune.schema import Config
-from finetune.tracking import without_secrets
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "hydra-core")
 
@@ -37,6 +35,7 @@ class Clock:
 
 def collect(
     config: Config,
+    folder: Path,
     trained: Any,
     prepared: Prepared,
     watch: Watch,
@@ -46,7 +45,7 @@ def collect(
     """Everything that result.json holds."""
     parameters, trainable = model.count_parameters(trained)
     return {
-        "name": checkpoint.folder(config).name,
+        "name": folder.name,
         "status": "complete",
         "seed": config.seed,
         "config": without_secrets(checkpoint.plain(config)),
@@ -73,5 +72,4 @@ def write(
     for name, rows in (("predictions", predictions), ("history", history)):
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         checkpoint.write(folder / f"{name}.jsonl", "".join(lines))
-    checkpoint.write(folder / "config.yaml", yaml.safe_dump(result["config"], sort_keys=False, allow_unicode=True))
     checkpoint.write(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

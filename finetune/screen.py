@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.metrics import HIGHER_IS_BETTER
+from finetune.schema import Config, Source
 
 if TYPE_CHECKING:  # a finished run is shown without torch
     from finetune.data import Message
@@ -101,8 +102,14 @@ class Screen:
             self.say(f"Answers cut off at eval.max_new_tokens={limit}: {counts}.", style="yellow")
 
 
-def hush_libraries() -> None:
-    """Silence what the libraries say that a user can do nothing about; called before they are imported."""
+def hush_libraries(config: Config) -> None:
+    """Silence what the libraries say that a user can do nothing about, to the user and to a hub that is not used.
+
+    Called before they are imported.
+    """
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if Source.hub not in (config.model.source, config.data.source):
+        os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when the data loader forks
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries, which the error at their end tells
     for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "torch.distributed"):
@@ -120,7 +127,7 @@ def hush_libraries() -> None:
 
 def show_complete(result: dict[str, Any], folder: Path) -> None:
     """Show a run that was finished earlier."""
-    screen = Screen(folder, speaks=True)
+    screen = Screen(folder, speaks=os.environ.get("RANK", "0") == "0")
     screen.logs = False
     screen.say(f"{folder} is complete: nothing to do.", style="bold")
     screen.show_result(result)

@@ -99,7 +99,14 @@ class _Preparation(SFTTrainer):
             self._settings.max_length = None
         self.completion_only_loss = settings.completion_only_loss is not False
         marked = not settings.assistant_only_loss or has_generation_markers(tokenizer.chat_template)
-        self.chat_template = None if marked else get_training_chat_template(tokenizer)
+        try:
+            self.chat_template = None if marked else get_training_chat_template(tokenizer)
+        except ValueError as error:
+            raise UserError(
+                "trainer.assistant_only_loss=true: this model's chat template does not mark the assistant's words with "
+                "{% generation %}, and TRL knows no such form of it. Leave the setting out (only the last answer then "
+                "carries loss), or give a template that does with trainer.chat_template_path=FILE.jinja."
+            ) from error
 
     def run(self, rows: Dataset, packing: bool, name: str) -> Dataset:
         prepared: Dataset = self._prepare_dataset(rows, self._tokenizer, self._settings, packing, None, name)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from finetune.problem import names_secret
+from finetune.problem import without_secrets
 from finetune.schema import Mode, Tracking, UserError
 
 CONNECT_SECONDS = 2.0  # to open a connection
@@ -118,11 +118,6 @@ def run_id(name: str) -> str:
     return name if plain == name and len(name) <= 128 else f"{plain[:119]}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
-def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with `***` for every value whose key names a secret, such as `hub_token`."""
-    return {key: "***" if value and names_secret(str(key)) else _inside(value) for key, value in config.items()}
-
-
 def _summary(result: dict[str, Any]) -> dict[str, Any]:
     outcome = result["evaluation"]
     scores = {f"evaluation/{key}": value for key, value in _intervals(outcome["arms"]).items()}
@@ -157,8 +152,8 @@ def _intervals(arms: dict[str, Any]) -> dict[str, float]:
 
 def _read_predictions(folder: Path) -> tuple[list[str], list[list[Any]]]:
     """The columns and rows of the table of held-out predictions."""
-    lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [_flatten(json.loads(line)) for line in lines]
+    with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:  # not splitlines: U+2028 may stand in a text
+        rows = [_flatten(json.loads(line)) for line in lines]
     return list(rows[0]), [list(row.values()) for row in rows]
 
 
@@ -170,12 +165,6 @@ def _flatten(prediction: dict[str, Any]) -> dict[str, Any]:
         **{f"{arm}/answer": value.get("draws", [value])[0].get("answer") for arm, value in arms.items()},
         **{f"{arm}/{metric}": score for arm, value in arms.items() for metric, score in value["scores"].items()},
     }
-
-
-def _inside(value: Any) -> Any:
-    if isinstance(value, dict):
-        return without_secrets(value)
-    return [_inside(item) for item in value] if isinstance(value, list) else value
 
 
 @contextmanager

@@ -9,7 +9,14 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from finetune import batch, device
@@ -104,10 +111,23 @@ def recompute_activations(trainer: Trainer) -> None:
 
 
 def train(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train, from `checkpoint` on where there is one."""
+    """Train, from `checkpoint` on where there is one; after the last step's, nothing is left but to load it."""
     device.release_freed_memory()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
+    if state is None or state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    else:
+        _load_trained(trainer, str(checkpoint), state)  # Trainer would begin the next epoch, and take a step of it
     device.release_freed_memory()
+
+
+def _load_trained(trainer: Trainer, checkpoint: str, state: TrainerState) -> None:
+    trainer.state = state
+    trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
+    trainer._load_from_checkpoint(checkpoint)
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+        trainer._load_best_model()
+    trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
 
 
 def save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -121,6 +141,8 @@ def _layout(model: PreTrainedModel | PeftModel, args: SFTConfig) -> tuple[bool, 
     """Whether training runs on flat batches, and in words how a batch is laid out and why."""
     if args.packing or args.padding_free:
         return False, "rows are laid end to end by TRL (trainer.packing or trainer.padding_free)"
+    if args.neftune_noise_alpha or args.pad_to_multiple_of:
+        return False, "padded batches: trainer.neftune_noise_alpha and trainer.pad_to_multiple_of are defined on these"
     if args.loss_type != "nll" or args.label_smoothing_factor:
         return False, f"padded batches: TRL computes this loss ({args.loss_type}) itself"
     if not batch.shares_prefixes(model.config):

@@ -309,3 +309,31 @@ def test_ctrl_c_ends_with_code_130_and_no_stack(tiny_run, tmp_path):
     _, error = process.communicate()
     assert process.returncode == 130
     assert "Traceback" not in error
+
+
+def test_a_run_stopped_after_its_last_step_takes_no_further_one(tiny_run):
+    settings = ["trainer.max_steps=6", "trainer.save_steps=6", "trainer.lr_scheduler_type=constant", "name=late"]
+    result, predictions, folder = in_this_process(*tiny_run, *settings)
+    trained = weights(folder)
+    (folder / "result.json").unlink()
+    again, same, _ = in_this_process(*tiny_run, *settings)
+    assert again["training"]["steps"] == result["training"]["steps"] == 6
+    assert again["training"]["tokens"] == result["training"]["tokens"]
+    assert all(torch.equal(trained[name], tensor) for name, tensor in weights(folder).items())
+    assert [row["tuned"] for row in same] == [row["tuned"] for row in predictions]
+
+
+def test_a_name_that_another_run_has_is_refused(tiny_run, tmp_path):
+    in_this_process(*tiny_run, "name=one")
+    with pytest.raises(UserError) as error:
+        in_this_process(*tiny_run, "name=one", "adapter.r=4")
+    assert "name=one: " in str(error.value) and "adapter.r=4 (there: 16)" in str(error.value)
+
+
+def test_a_folder_that_another_process_works_in_is_left_alone(tiny_run):
+    from filelock import FileLock
+
+    folder = run.checkpoint.folder(compose([*tiny_run, "name=busy"]))
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"), pytest.raises(UserError, match="another process is at this run"):
+        in_this_process(*tiny_run, "name=busy")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from finetune import tracking
+from finetune import problem, tracking
 from finetune.schema import Mode, Tracking, UserError
 
 CONFIG = {"adapter": {"r": 16}, "trainer": {"hub_token": "hf_Secret", "learning_rate": 1e-4}}
@@ -274,7 +274,7 @@ def test_the_run_goes_on_when_wandbs_own_process_is_killed(tmp_path):
     code = """
 import subprocess
 from pathlib import Path
-from finetune import tracking
+from finetune import problem, tracking
 from finetune.schema import Tracking
 
 started = []
@@ -388,7 +388,7 @@ def test_tracking_that_is_off_and_other_processes_import_no_wandb(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from finetune import tracking
+from finetune import problem, tracking
 from finetune.schema import Tracking
 
 for enabled, main in ((False, True), (True, False)):
@@ -426,7 +426,7 @@ def test_secrets_are_replaced_wherever_they_lie_and_vocabulary_tokens_are_kept()
         "max_new_tokens": 5,
         "monkey": "banana",
     }
-    assert tracking.without_secrets(config) == {
+    assert problem.without_secrets(config) == {
         "hub_token": "***",
         "push": {"api_key": "***", "WANDB_API_KEY": "***", "password": "***", "client_secret": "***", "token": None},
         "list": [{"access_token": "***"}, "plain"],

@@ -70,3 +70,21 @@ def test_large_models_recompute_activations_unless_told_otherwise(tiny_run, monk
     monkeypatch.setattr(sft_settings, "CHECKPOINTING_FROM", 1)
     assert trainer(tiny_run).args.activation_checkpointing
     assert not trainer(tiny_run, "trainer.activation_checkpointing=false").args.activation_checkpointing
+
+
+def test_micro_batches_weigh_every_token_alike(tiny_run):
+    """Four micro-batches of one row give the gradient step of one batch of four, though rows differ in length."""
+    trained = []
+    for rows, grown in ((4, 1), (1, 4)):
+        few = [f"trainer.per_device_train_batch_size={rows}", f"trainer.gradient_accumulation_steps={grown}"]
+        one = trainer(tiny_run, *few, "trainer.max_steps=2", "trainer.learning_rate=1e-2", "trainer.eval_strategy=no")
+        assert one.flat
+        one.train()
+        trained.append({n: p.detach().clone() for n, p in one.model.named_parameters() if p.requires_grad})
+    for name, weights in trained[0].items():
+        torch.testing.assert_close(weights, trained[1][name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("setting", ["trainer.neftune_noise_alpha=5", "trainer.pad_to_multiple_of=8"])
+def test_what_is_defined_on_padded_batches_runs_on_these(tiny_run, setting):
+    assert not trainer(tiny_run, setting).flat
