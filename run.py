@@ -48,6 +48,7 @@ def plan_run(config: Config, folder: Path) -> None:
     hush_libraries()
     from finetune import device, plan, prepare, report
 
+    device.keep_freed_memory()
     clock = report.Clock()
     machine = device.choose(config.model, config.quantization, config.adapter)
     screen = Screen(folder, speaks=machine.is_main_process)

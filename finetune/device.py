@@ -87,10 +87,8 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Give freed memory back between two phases: each needs blocks of other sizes than the other leaves behind."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    elif platform.libc_ver()[0] == "glibc":
+    """On a CPU, give freed memory back to the system: while blocks are of ever other sizes, the heap grows."""
+    if not torch.cuda.is_available() and platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
