@@ -48,7 +48,7 @@ def plan_run(config: Config, folder: Path) -> None:
     hush_libraries()
     from finetune import device, plan, prepare, report
 
-    device.keep_freed_memory()
+    device.set_up_memory()
     clock = report.Clock()
     machine = device.choose(config.model, config.quantization, config.adapter)
     screen = Screen(folder, speaks=machine.is_main_process)
@@ -64,7 +64,7 @@ def train_and_judge(config: Config, folder: Path) -> None:
     hush_libraries()
     from finetune import device, evaluate, model, plan, prepare, progress, report, tracking, train
 
-    device.keep_freed_memory()
+    device.set_up_memory()
     clock = report.Clock()
     machine = device.choose(config.model, config.quantization, config.adapter)
     screen = Screen(folder, speaks=machine.is_main_process)
