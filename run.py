@@ -50,6 +50,7 @@ def plan_run(config: Config, folder: Path) -> None:
     hush_libraries(config)
     from finetune import device, plan, prepare, report
 
+    device.set_up_memory()
     clock = report.Clock()
     machine = device.choose(config.model, config.quantization, config.adapter)
     screen = Screen(folder, speaks=machine.is_main_process)
@@ -66,7 +67,7 @@ def train_and_judge(config: Config, folder: Path) -> None:
     hush_libraries(config)
     from finetune import device, evaluate, judge, model, plan, prepare, progress, report, retention, tracking, train
 
-    device.keep_freed_memory()
+    device.set_up_memory()
     clock = report.Clock()
     machine = device.choose(config.model, config.quantization, config.adapter)
     screen = Screen(folder, speaks=machine.is_main_process)

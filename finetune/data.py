@@ -229,7 +229,8 @@ def _group(example: Example) -> str:
     """What keeps examples together: their group, else the prompt, else (plain text) the text, but for its clothes."""
     if example.group is not None:
         return example.group
-    return normalise("\n".join(message["content"] for message in example.prompt) or example.completion)
+    asked = "\n".join(message["content"] for message in example.prompt)
+    return normalise(asked if example.prompt else example.completion)
 
 
 def _cut(train: list[Example], limit: int | None, seed: int, counts: Counter[str]) -> list[Example]:

@@ -50,15 +50,12 @@ def answer(
     answers: dict[int, Answer] = {}
     torch.manual_seed(seed)
     model.eval()
-    # A slice of the hidden states that is not contiguous makes PyTorch copy the head's weight once for every row.
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     batch_size = decoding.batch_size or most_prompts(model, max(map(len, tokens), default=0) + max_new_tokens)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = answer_batch(model, tokenizer, [tokens[i] for i in chosen], config, max_new_tokens)
         answers.update(zip(chosen, batch, strict=True))
         advance(len(chosen))
-    hook.remove()
     return [answers[i] for i in range(len(prompts))]
 
 
@@ -113,6 +110,8 @@ def answer_batch(
     cache = prefix_cache(model, prompts[0][:prefix], len(prompts), limit) if prefix else None
     ends = torch.tensor(config.eos_token_id, device=model.device)
     going = torch.arange(len(prompts), device=model.device)
+    # A slice of the hidden states that is not contiguous makes PyTorch copy the head's weight once for every row.
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     answers: dict[int, list[int]] = {}
     while len(going):
         config.max_new_tokens = min(ROUND if cache else max_new_tokens, limit - tokens.shape[1])
@@ -126,6 +125,7 @@ def answer_batch(
         tokens, mask, going = tokens[~ended], mask[~ended], going[~ended]
         if cache and len(going):
             cache.batch_select_indices(~ended)
+    hook.remove()
     return [_read(tokenizer, answers[i], config.eos_token_id) for i in range(len(prompts))]
 
 

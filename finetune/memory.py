@@ -36,6 +36,8 @@ class Need:
 
     phases: dict[str, Parts]
     available: int
+    # Bytes that the process holds before the model is loaded.
+    held: int
     # Prompts that are answered together.
     answered_at_a_time: int
 
@@ -60,29 +62,32 @@ class Need:
         return sum(self.phases[phase].values())
 
 
-def estimate(config: Config, prepared: Prepared, machine: Device) -> tuple[train.Trainer, Work, Need]:
-    """The trainer of a run around a model without contents, what it has to do, and the memory that it needs."""
+def estimate(
+    config: Config, prepared: Prepared, machine: Device, held: int | None = None
+) -> tuple[train.Trainer, Work, Need]:
+    """The trainer of a run around a model without contents, what it has to do, and the memory that it needs.
+
+    `held` are the bytes that the process holds already, by default what it does hold.
+    """
+    device.release_freed_memory()
+    held = device.held_memory_bytes() if held is None else held
     trainer = train.Trainer(hollow.model_of(prepared.outline, config, machine), prepared, [])
     train.recompute_activations(trainer)
     prompts, general = evaluate.choose_prompts(config, prepared), retention.choose_prompts(config, prepared)
     todo = work.measure(trainer, prepared, prompts, general)
     available = config.plan.memory_gib * GIB if config.plan.memory_gib else device.available_memory_bytes()
-    return (
-        trainer,
-        todo,
-        Need(_phases(config, trainer, todo), round(available), todo.answers.batch_size if todo.answers else 0),
-    )
+    together = todo.answers.batch_size if todo.answers else 0
+    return trainer, todo, Need(_phases(config, trainer, todo, held), round(available), held, together)
 
 
-def _phases(config: Config, trainer: Any, todo: Work) -> dict[str, Parts]:
+def _phases(config: Config, trainer: Any, todo: Work, held: int) -> dict[str, Parts]:
     """What the process holds now, what lies still, and what each phase has alive at its worst."""
     on_cpu = trainer.args.device.type == "cpu"
     still = weight_bytes(trainer.model, config.quantization)
     trained = trained_bytes(trainer.model, str(trainer.args.optim))
     if on_cpu:
-        device.release_freed_memory()
         still = {
-            "Python and libraries": device.held_memory_bytes() + LIBRARIES,
+            "Python and libraries": held + LIBRARIES,
             **still,
             "copies": _copies(trainer.model),
         }

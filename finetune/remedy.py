@@ -42,7 +42,7 @@ def find(config: Config, prepared: Prepared, machine: Device, need: Need) -> Ite
         if not options or (not options[0] and not free):
             continue
         for settings in options:
-            remedy = _try(config, prepared, machine, free | settings, cost)
+            remedy = _try(config, prepared, machine, need.held, free | settings, cost)
             if remedy:
                 found = True
                 yield remedy
@@ -50,7 +50,7 @@ def find(config: Config, prepared: Prepared, machine: Device, need: Need) -> Ite
         together |= options[-1]
         costs.append(cost)
         if not found and together != free | options[-1]:
-            remedy = _try(config, prepared, machine, together, ", ".join(costs))
+            remedy = _try(config, prepared, machine, need.held, together, ", ".join(costs))
             if remedy:
                 yield remedy
                 return
@@ -110,7 +110,9 @@ def _changes(config: Config, prepared: Prepared) -> Iterator[Change]:
     )
 
 
-def _try(config: Config, prepared: Prepared, machine: Device, settings: Settings, cost: str) -> Remedy | None:
+def _try(
+    config: Config, prepared: Prepared, machine: Device, held: int, settings: Settings, cost: str
+) -> Remedy | None:
     changed = deepcopy(config)
     for key, value in settings.items():
         section, _, name = key.partition(".")
@@ -126,7 +128,7 @@ def _try(config: Config, prepared: Prepared, machine: Device, settings: Settings
         return None
     if not len(again.rows.train) or not len(again.rows.validation):
         return None
-    _, _, need = memory.estimate(changed, again, machine)
+    need = memory.estimate(changed, again, machine, held)[2]
     written = " ".join(f"{key}={shown(value)}" for key, value in settings.items())
     return Remedy(written, cost, need.peak) if need.verdict != "will not fit" else None
 

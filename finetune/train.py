@@ -23,6 +23,9 @@ from finetune import batch, device
 from finetune.prepare import Prepared
 from finetune.sft_settings import checkpointing_name
 
+# Every so many steps, freed memory is given back; at each step, it would cost time to get it again.
+TIDY_STEPS = 8
+
 
 class Trainer(SFTTrainer):
     """SFTTrainer on flat batches (see batch.py) where the model and the settings allow, with its own token counts."""
@@ -53,6 +56,12 @@ class Trainer(SFTTrainer):
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
         return dataset  # prepare.py has prepared it
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step % TIDY_STEPS == 0:
+            device.release_freed_memory()
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
 
     def compute_loss(
         self,

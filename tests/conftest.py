@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny matrices gain nothing from threads that wait for each other
 ROOT = Path(__file__).parent.parent
 
 
