@@ -149,6 +149,7 @@ def keys(overrides, monkeypatch):
     return set(asked)
 
 
+@pytest.mark.slow
 def test_answers_to_other_prompts_decoded_otherwise_or_of_another_base_are_not_reused(tiny_run, monkeypatch):
     before = keys(tiny_run, monkeypatch)
     assert len(before) == 3
@@ -167,6 +168,7 @@ def test_answers_to_other_prompts_decoded_otherwise_or_of_another_base_are_not_r
         assert not before & keys([*tiny_run, change], monkeypatch), change
 
 
+@pytest.mark.slow
 def test_another_draw_of_examples_is_computed_and_the_known_ones_are_not(tiny_run, cache):
     finished(*tiny_run)
     before = set(cache.glob("*.json"))

@@ -100,6 +100,7 @@ def without_weights(folder, **shape):
     return ["model=local", f"model.path={folder}"]
 
 
+@pytest.mark.slow
 def test_a_deep_model_is_gone_through_at_two_depths_only(tiny_run, tmp_path, monkeypatch):
     shape = tiny.SHAPE | {"vocab_size": 49152, "num_hidden_layers": 9, "max_position_embeddings": 512}
     settings = [*tiny_run, *without_weights(tmp_path, **shape), "trainer.max_length=512"]

@@ -208,6 +208,7 @@ def test_validation_during_training_changes_nothing_that_is_learnt(tiny_run, qua
     assert with_it[0]["training"]["validation_loss"] and without[0]["training"]["validation_loss"] is None
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_can_be_kept(tiny_run):
     settings = ["trainer.max_steps=3", "trainer.eval_steps=1", "trainer.save_steps=1", "trainer.learning_rate=2"]
     diverging = [*tiny_run, *settings, "trainer.lr_scheduler_type=constant", "trainer.warmup_steps=0"]
@@ -241,6 +242,7 @@ def test_a_killed_run_continues_to_the_result_that_it_would_have_had(tiny_run, t
         assert continued["training"][key] == whole["training"][key], key
 
 
+@pytest.mark.slow
 def test_two_processes_give_one_folder_and_one_result(program, tiny_run, tmp_path):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     done = program(*tiny_run, launcher=[*launcher, "--num_machines", "1", "--main_process_port", "0"])

@@ -130,7 +130,13 @@ def test_the_table_names_every_setting():
     assert set(CHANGES) == set(settings())
 
 
-@pytest.mark.parametrize("setting", sorted(CHANGES))
+# Their observer plans a run, several times where it does not fit.
+SLOW = {"force", "plan.memory_gib", "plan.tflops"}
+
+
+@pytest.mark.parametrize(
+    "setting", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in sorted(CHANGES)]
+)
 def test_changing_it_changes_something(setting, tmp_path, monkeypatch, tiny_model):
     table = [{"prompt": f"{i}", "other": f"o{i}", "completion": "c", "kind": i // 2} for i in range(30)]
     alpaca = [{"instruction": f"Do {row['prompt']}", "output": "c"} for row in table]
