@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import resource
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,13 +79,27 @@ KERNELS_KEPT = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "
 
 
 def set_up_memory() -> None:
-    """Before the first computation on a CPU: keep freed memory for the next step, but few compiled kernels.
+    """Before the first computation: count the peak from here; on a CPU, keep freed memory, but few compiled kernels.
 
     A kernel is compiled for each length of a batch, and a thousand of them, which are kept otherwise, take gigabytes.
     """
     for name, capacity in KERNELS_KEPT.items():
         os.environ.setdefault(name, capacity)
     _keep_freed_memory()
+    _reset_peak_memory()
+
+
+def _reset_peak_memory() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+    with suppress(OSError):  # not every sandbox lets a process write here
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak resident size becomes the present one
+
+
+def finish_queued_work() -> None:
+    """Wait for the GPU, so that a clock that is read next tells how long its work took."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def _keep_freed_memory() -> None:

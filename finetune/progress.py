@@ -86,9 +86,12 @@ class Watch(TrainerCallback):
         self.started = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # The last loss is part of the result, and a run that continues from a checkpoint averages on from there.
+        control.should_log |= control.should_save or state.global_step == state.max_steps
+        if control.should_log or control.should_evaluate:
+            device.finish_queued_work()
         self.seconds += time.perf_counter() - self.started
         self.bar.update(self.task, completed=state.global_step)
-        control.should_log |= state.global_step == state.max_steps  # the last loss is part of the result
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         entry: dict[str, Any] = state.log_history[-1]

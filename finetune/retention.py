@@ -66,10 +66,13 @@ def describe(asked: dict[str, Prompts], answered: dict[str, dict[str, Arm]]) -> 
 def _part(judgement: Judgement, metric: str) -> dict[str, Any]:
     base, tuned = (judgement.scores[arm][metric] for arm in ("zero_shot", "tuned"))
     apart = judgement.differences["zero_shot"][metric]
-    forgot = apart.low > MOST_RISE * base.mean if metric == "perplexity" else apart.high < -MOST_LOST
-    certain = forgot and apart.p <= significance.MAX_P
+    # How much worse the tuned model is than may be, at least (by the interval) and most likely (by the mean).
+    rise = MOST_RISE * base.mean
+    least, likely = (apart.low, apart.mean) if metric == "perplexity" else (-apart.high, -apart.mean)
+    allowed = rise if metric == "perplexity" else MOST_LOST
     return {"metric": metric, "base": asdict(base), "tuned": asdict(tuned), "difference": asdict(apart)} | {
-        "forgot": bool(certain)
+        "forgot": bool(least > allowed and apart.p <= significance.MAX_P),
+        "suspected": bool(likely > allowed),
     }
 
 
@@ -82,7 +85,9 @@ def _sentence(parts: dict[str, Any], forgot: bool) -> str:
             f"{what} went from {part['base']['mean']:.2f} to {part['tuned']['mean']:.2f} "
             f"(difference {apart['mean']:z.2f} [{apart['low']:z.2f}, {apart['high']:z.2f}])"
         )
-    return f"{'It forgot' if forgot else 'No forgetting beyond doubt'}: {' and '.join(told)}"
+    suspected = any(part["suspected"] for part in parts.values())
+    opinion = "It forgot" if forgot else "It may have forgotten, not beyond doubt" if suspected else "It forgot little"
+    return f"{opinion}: {' and '.join(told)}"
 
 
 def _ignore(*_: Any) -> None:

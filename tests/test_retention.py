@@ -37,20 +37,21 @@ def arms(prompts, nll, right):
 
 
 @pytest.mark.parametrize(
-    ("nll", "right", "forgot"),
+    ("nll", "right", "opinion"),
     [
-        ((3.0, 3.0), (0.6, 0.6), False),
-        ((3.0, 2.8), (0.6, 0.7), False),
-        ((3.0, 3.04), (0.6, 0.58), False),
-        ((3.0, 3.5), (0.6, 0.6), True),
-        ((3.0, 3.0), (0.6, 0.1), True),
+        ((3.0, 3.0), (0.6, 0.6), "It forgot little"),
+        ((3.0, 2.8), (0.6, 0.7), "It forgot little"),
+        ((3.0, 3.04), (0.6, 0.58), "It forgot little"),
+        ((3.0, 3.0), (0.6, 0.48), "It may have forgotten, not beyond doubt"),
+        ((3.0, 3.5), (0.6, 0.6), "It forgot"),
+        ((3.0, 3.0), (0.6, 0.1), "It forgot"),
     ],
 )
-def test_forgetting_is_told_where_it_is_beyond_doubt(tiny_run, nll, right, forgot):
+def test_forgetting_is_told_where_it_is_beyond_doubt(tiny_run, nll, right, opinion):
     prompts = asked(tiny_run)
     found = retention.describe(prompts, {name: arms(p, nll, right) for name, p in prompts.items()})
-    assert found["forgot"] is forgot
-    assert found["sentence"].startswith("It forgot: " if forgot else "No forgetting beyond doubt: ")
+    assert found["forgot"] is (opinion == "It forgot")
+    assert found["sentence"].startswith(f"{opinion}: ")
     assert "questions answered went from 0.62 to" in found["sentence"]
     assert json.dumps(found, allow_nan=False)
 
