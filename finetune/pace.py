@@ -24,6 +24,7 @@ MOST_LAYERS = 8
 # On a CPU, a model whose layer and embeddings hold more than this is timed by its matrix products alone.
 LARGEST_PROBE = 250_000_000
 REPEATS = 3
+ENOUGH_SECONDS = 1.0  # calls that took so long are not repeated
 DECODED = 12
 # Share of the speed of matrix products that one answered token at a time reaches; an assumption, and said to be one.
 DECODING_SHARE = 0.1
@@ -191,7 +192,9 @@ def _seconds(call: Callable[[], Any]) -> float:
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
     started = time.perf_counter()
-    for _ in range(REPEATS):
+    for calls in range(1, REPEATS + 1):
         call()
-    wait()
-    return (time.perf_counter() - started) / REPEATS
+        wait()
+        if time.perf_counter() > started + ENOUGH_SECONDS:
+            break
+    return (time.perf_counter() - started) / calls
