@@ -9,6 +9,7 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -57,8 +58,15 @@ def compose(arguments: list[str]) -> Config:
     """The checked configuration of `python run.py ARGUMENTS`, for a program or a test that has no command line."""
     overrides.check_overrides(arguments)
     register()
-    with initialize_config_dir(str(overrides.CONF), version_base="1.3"):
-        settings = check.read(hydra_compose("config", overrides=arguments))
+    running, GlobalHydra.instance().hydra = (
+        GlobalHydra.instance().hydra,
+        None,
+    )  # the program may run inside Hydra's main
+    try:
+        with initialize_config_dir(str(overrides.CONF), version_base="1.3"):
+            settings = check.read(hydra_compose("config", overrides=arguments))
+    finally:
+        GlobalHydra.instance().hydra = running
     check.validate(settings)
     return settings
 

@@ -111,8 +111,15 @@ class _Cases:
     def _reply(self, draw: int, number: int) -> dict[str, Any]:
         reply, scores = self.arm.replies[draw][number], self.scores[draw][number]
         answer = {"answer": reply.answer.text, "finished": reply.answer.finished} if reply.answer else {}
-        perplexity = {"perplexity": metrics.perplexity(*reply.likelihood)} if reply.likelihood else {}
-        return {**answer, "scores": scores | perplexity}
+        if not reply.likelihood:
+            return {**answer, "scores": scores}
+        nll, tokens = reply.likelihood
+        return {
+            **answer,
+            "nll": nll,
+            "tokens": tokens,
+            "scores": scores | {"perplexity": metrics.perplexity(nll, tokens)},
+        }
 
     def _matrix(self, metric: str) -> list[list[float]]:
         """Scores as prompts x draws."""

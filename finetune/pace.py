@@ -192,9 +192,9 @@ def _seconds(call: Callable[[], Any]) -> float:
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     wait()
     started = time.perf_counter()
-    for calls in range(1, REPEATS + 1):
+    calls = 0
+    while calls < REPEATS and time.perf_counter() < started + ENOUGH_SECONDS:
         call()
         wait()
-        if time.perf_counter() > started + ENOUGH_SECONDS:
-            break
+        calls += 1
     return (time.perf_counter() - started) / calls

@@ -1,4 +1,4 @@
-"""What happened? The run's result.json, predictions.jsonl and history.jsonl."""
+"""What happened? The run's result.json, predictions.jsonl, history.jsonl and report.html."""
 
 import json
 import platform
@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from finetune import checkpoint, device, model
+from finetune import checkpoint, device, model, run_page
 from finetune.prepare import Prepared
 from finetune.problem import without_secrets
 from finetune.progress import Watch
@@ -68,8 +68,9 @@ def collect(
 def write(
     folder: Path, result: dict[str, Any], predictions: list[dict[str, Any]], history: list[dict[str, Any]]
 ) -> None:
-    """Write the run's files; result.json is the last, its presence says that the run is complete."""
+    """Write the run's files; with result.json it is complete, and report.html follows from the others."""
     for name, rows in (("predictions", predictions), ("history", history)):
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         checkpoint.write(folder / f"{name}.jsonl", "".join(lines))
     checkpoint.write(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    run_page.write(folder)

@@ -91,7 +91,7 @@ class Screen:
             f"peak memory {training['peak_memory_bytes'] / 2**30:.1f} GiB."
         )
         saved = "adapter" if result["config"]["adapter"]["enabled"] else "model"
-        self.say(f"In {self.folder}: {saved}/, predictions.jsonl, result.json, config.yaml, log.txt")
+        self.say(f"In {self.folder}: report.html, {saved}/, predictions.jsonl, result.json, config.yaml, log.txt")
         self.say("Next: change a setting (adapter.r=32), try several (-m adapter.r=8,32), or see --help.")
 
     def _warn_of_cut_answers(self, outcome: dict[str, Any]) -> None:

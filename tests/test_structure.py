@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = [ROOT / "run.py", *sorted((ROOT / "finetune").glob("*.py")), *sorted((ROOT / "data_recipes").glob("*.py"))]
 # From the ground up: a module imports, of this package, only modules of earlier lines.
 LAYERS = (
-    {"schema"},
+    {"schema", "page", "curves", "importance"},
     {"problem", "download"},
     {"strict_json", "fetch", "sft_fields", "metrics"},
     {"check_trainer", "rows", "significance"},
@@ -19,7 +19,11 @@ LAYERS = (
     {"overlap", "hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
     {"check", "audit", "feasible", "tracking"},
     {"base_answers", "prepare", "command"},
-    {"train", "evaluate", "preview"},
+    {"settings", "ranking"},
+    {"train", "evaluate", "preview", "run_page", "compare"},
+    {"compare_table"},
+    {"compare_page"},
+    {"__main__"},
     {"hollow", "judge", "progress"},
     {"retention", "report"},
     {"work"},

@@ -1,0 +1,44 @@
+"""What can be asked about runs that are done: `python -m finetune --help`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from finetune.schema import UserError
+
+
+def main() -> None:
+    """The exit code is 0 for success and 2 for a user's mistake, which is told in one paragraph."""
+    parser = argparse.ArgumentParser(prog="python -m finetune", description="Look at runs; `run.py` makes them.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    compare = commands.add_parser("compare", help="rank runs, and say which of them cannot be told apart")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of runs, or a glob of either")
+    compare.add_argument("--metric", help="rank by this one of the runs' metrics instead of their first")
+    compare.add_argument("--prompts", type=int, default=3, metavar="N", help="show N prompts that set the runs apart")
+    compare.add_argument("--html", metavar="FILE", help="write one page with the same, curves and all answers")
+    arguments = parser.parse_args()
+    try:
+        compare_runs(arguments)
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def compare_runs(arguments: argparse.Namespace) -> None:
+    """Print the comparison, and write it as a page if asked to."""
+    from finetune import compare, compare_table
+
+    runs, unfinished = compare.find(arguments.runs)
+    comparisons = compare.compare(runs, arguments.metric)
+    compare_table.show(comparisons, unfinished, arguments.prompts)
+    if arguments.html:
+        from finetune import compare_page
+
+        compare_page.write(Path(arguments.html), comparisons, unfinished)
+        print(f"Written: {arguments.html}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""How does a comparison of runs look in a browser? Ranking, curves, settings, and all answers side by side."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from finetune import checkpoint, curves, importance, metrics, page, ranking
+from finetune.compare import Comparison, Run
+from finetune.compare_table import cost, settings_of, to_best
+from finetune.screen import first_answer, with_interval
+
+ANSWER_LENGTH = 600  # characters of an answer that the page holds
+BROWSER_BYTES = 2_000_000  # of answers that the page holds; the rest is counted
+# Shows the chosen answers: those that hold a text, or where runs differ; the largest differences first.
+BROWSE = """
+for (const place of document.querySelectorAll(".browser")) {
+  const known = JSON.parse(document.getElementById(place.dataset.of).textContent);
+  const [search, only, list, count] = [".search", ".only", ".answers", ".count"].map(x => place.querySelector(x));
+  const line = (name, content) => {
+    const [dt, dd] = ["dt", "dd"].map(tag => document.createElement(tag));
+    dt.textContent = name; dd.textContent = content; return [dt, dd];
+  };
+  const show = () => {
+    const wanted = search.value.toLowerCase();
+    const chosen = known.rows.filter(row => (!only.checked || row.spread > 0) &&
+      [row.prompt, row.reference, ...row.answers].some(one => one.toLowerCase().includes(wanted)));
+    count.textContent = `${chosen.length} of ${known.rows.length} prompts`;
+    list.replaceChildren(...chosen.slice(0, 100).map(row => {
+      const [box, all, title] = ["div", "dl", "p"].map(tag => document.createElement(tag));
+      box.className = "example"; title.className = "dim"; title.textContent = row.place;
+      all.append(...line("prompt", row.prompt), ...line("reference", row.reference));
+      known.runs.forEach((run, i) => all.append(...line(`${run} ${row.scores[i].toFixed(2)}`, row.answers[i])));
+      box.append(title, all); return box;
+    }));
+  };
+  search.addEventListener("input", show); only.addEventListener("change", show); show();
+}
+"""
+
+
+def write(file: Path, comparisons: list[Comparison], unfinished: list[Path]) -> None:
+    """Write the page."""
+    count = sum(len(comparison.runs) for comparison in comparisons)
+    parts = [part for number, comparison in enumerate(comparisons) for part in _comparison(comparison, number)]
+    if len(comparisons) > 1:
+        told = f"The runs answered {len(comparisons)} different sets of prompts; only runs on the same are paired."
+        parts.insert(0, page.paragraph(told))
+    if unfinished:
+        parts.append(page.paragraph(f"Left out, as not complete: {', '.join(folder.name for folder in unfinished)}."))
+    checkpoint.write(file, page.page(f"Comparison of {count} runs", *parts, script=BROWSE))
+
+
+def _comparison(comparison: Comparison, number: int) -> list[str]:
+    runs, metric = comparison.runs, comparison.metric
+    title = f"{len(runs)} runs on {len(runs[0].predictions):,} {comparison.split} prompts by {metrics.SPELLED[metric]}"
+    return [
+        page.heading(title),
+        _ranked(comparison),
+        *([page.paragraph(comparison.correction, "dim")] if len(runs) > 1 else []),
+        page.figure(curves.intervals(metric, {run.name: run.tuned(metric) for run in runs}, "")),
+        page.heading("Verdicts"),
+        page.table(["run", "verdict"], [[run.name, run.verdict] for run in runs], texts=[1]),
+        page.heading("Learning"),
+        *(page.figure(curves.losses({run.name: run.history for run in runs}, x)) for x in ("tokens", "train_seconds")),
+        *_settings(comparison),
+        *_scores(comparison),
+        *_browser(comparison, number),
+    ]
+
+
+def _ranked(comparison: Comparison) -> str:
+    names = ["group", "run", comparison.metric, "minus the best", "p (Holm)", *cost(comparison.runs[0].result)]
+    rows = [
+        [
+            comparison.groups[i],
+            run.name,
+            with_interval(run.tuned(comparison.metric)),
+            *to_best(comparison.to_best[i]),
+            *cost(run.result).values(),
+            settings_of(comparison.settings[i]),
+        ]
+        for i, run in enumerate(comparison.runs)
+    ]
+    return page.table([*names, "settings that differ"], rows, texts=[1, len(names)])
+
+
+def _settings(comparison: Comparison) -> list[str]:
+    varying = {key: [one[key] for one in comparison.settings] for key in comparison.settings[0]}
+    if not varying or len(comparison.runs) < 2:
+        return []
+    scores = [run.tuned(comparison.metric)["mean"] for run in comparison.runs]
+    parts = [
+        page.heading("Settings"),
+        page.figure(curves.parallel_coordinates(varying, scores, comparison.metric)),
+    ]
+    found, why_not = importance.measure(varying, scores)
+    if why_not:
+        return [*parts, page.paragraph(why_not, "dim")]
+    return [*parts, page.figure(curves.bars(f"Importance of the settings ({importance.METHOD})", found))]
+
+
+def _scores(comparison: Comparison) -> list[str]:
+    scores = {run.name: ranking.scores(run.predictions, comparison.metric) for run in comparison.runs}
+    return [page.heading("Scores"), page.figure(curves.distributions(scores, comparison.metric))]
+
+
+def _browser(comparison: Comparison, number: int) -> list[str]:
+    spreads = dict(comparison.disagreements)
+    order = [*spreads, *(i for i in range(len(comparison.runs[0].predictions)) if i not in spreads)]
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for index in order:
+        row = _answers(comparison.runs, index, comparison.metric) | {"spread": spreads.get(index, 0)}
+        size += len(json.dumps(row))
+        if size > BROWSER_BYTES:
+            break
+        rows.append(row)
+    left = len(order) - len(rows)
+    name = f"answers-{number}"
+    return [
+        page.heading("Answers side by side"),
+        *([page.paragraph(f"{left:,} prompts with the smallest differences are left out for size.")] if left else []),
+        page.data(name, json.dumps({"runs": [run.name for run in comparison.runs], "rows": rows})),
+        f'<div class="browser" data-of="{name}"><input class="search" placeholder="Search texts">'
+        '<label> <input type="checkbox" class="only" checked> only where runs differ</label> '
+        '<span class="count"></span>'
+        '<div class="answers"></div></div>',
+    ]
+
+
+def _answers(runs: list[Run], index: int, metric: str) -> dict[str, Any]:
+    row = runs[0].predictions[index]
+    return {
+        "place": row["place"],
+        "prompt": row["prompt"][-1]["content"] if row["prompt"] else "",
+        "reference": row["reference"],
+        "scores": [ranking.score(run.predictions[index], "tuned", metric) for run in runs],
+        "answers": [first_answer(run.predictions[index]["tuned"])[:ANSWER_LENGTH] for run in runs],
+    }

@@ -1,0 +1,112 @@
+"""How do training, scores and answers look as figures? Of one run, or of several."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from plotly import graph_objects as go
+
+History = Sequence[Mapping[str, Any]]
+COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#eab308", "#6366f1", "#ec4899", "#84cc16")
+AXES = {"step": "step", "tokens": "tokens", "train_seconds": "seconds of training"}
+MARGIN = {"l": 55, "r": 15, "t": 45, "b": 45}
+
+
+def losses(runs: Mapping[str, History], axis: str) -> go.Figure:
+    """Training loss (thin) and validation loss (thick, dots) of each run against a column of its history."""
+    figure = go.Figure(layout=_layout(f"Loss by {AXES[axis]}", AXES[axis], "loss"))
+    for number, (name, history) in enumerate(runs.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        for key, label, line in (("loss", "training", 1), ("eval_loss", "validation", 3)):
+            points = [row for row in history if key in row and axis in row]
+            figure.add_scatter(
+                x=[row[axis] for row in points],
+                y=[row[key] for row in points],
+                name=f"{name} {label}" if len(runs) > 1 else label,
+                mode="lines+markers" if line > 1 else "lines",
+                line={"color": colour, "width": line},
+                opacity=1.0 if line > 1 else 0.5,
+                legendgroup=name,
+            )
+    return figure
+
+
+def learning_rate(history: History) -> go.Figure:
+    """The learning rate by step."""
+    figure = go.Figure(layout=_layout("Learning rate", "step", ""))
+    points = [row for row in history if "learning_rate" in row]
+    figure.add_scatter(x=[row["step"] for row in points], y=[row["learning_rate"] for row in points], mode="lines")
+    return figure
+
+
+def intervals(title: str, values: Mapping[str, Mapping[str, Any]], axis: str) -> go.Figure:
+    """Means with their 95 % intervals, one below the other."""
+    names, found = list(values), list(values.values())
+    figure = go.Figure(layout=_layout(title, axis, ""))
+    figure.add_scatter(
+        x=[one["mean"] for one in found],
+        y=names,
+        mode="markers",
+        marker={"size": 10},
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [_length(one["high"], one["mean"]) for one in found],
+            "arrayminus": [_length(one["mean"], one["low"]) for one in found],
+        },
+    )
+    figure.update_layout(yaxis={"autorange": "reversed", "automargin": True}, height=150 + 45 * len(names))
+    return figure
+
+
+def distributions(scores: Mapping[str, Sequence[float]], metric: str) -> go.Figure:
+    """How often each run's answers got each score."""
+    figure = go.Figure(layout=_layout("Scores of the prompts", metric, "prompts"))
+    for number, (name, values) in enumerate(scores.items()):
+        figure.add_histogram(x=list(values), name=name, opacity=0.7, marker_color=COLOURS[number % len(COLOURS)])
+    figure.update_layout(barmode="group", bargap=0.1)
+    return figure
+
+
+def parallel_coordinates(settings: Mapping[str, Sequence[Any]], scores: Sequence[float], metric: str) -> go.Figure:
+    """One line for each run through its settings to its score; settings that are no numbers get a place each."""
+    dimensions = [_dimension(name, values) for name, values in settings.items()]
+    figure = go.Figure(layout=_layout("Settings and score", "", ""))
+    figure.add_parcoords(
+        dimensions=[*dimensions, {"label": metric, "values": list(scores)}],
+        line={"color": list(scores), "colorscale": "Viridis", "showscale": True},
+    )
+    figure.update_layout(margin={"l": 60, "r": 60, "t": 80, "b": 30})
+    return figure
+
+
+def bars(title: str, values: Mapping[str, float]) -> go.Figure:
+    """A bar for each value, the largest on top."""
+    order = sorted(values, key=values.__getitem__)
+    figure = go.Figure(layout=_layout(title, "", ""))
+    figure.add_bar(x=[values[name] for name in order], y=order, orientation="h")
+    figure.update_layout(yaxis={"automargin": True}, height=150 + 35 * len(order))
+    return figure
+
+
+def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
+    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        return {"label": name, "values": list(values)}
+    known = sorted({str(value) for value in values})
+    places = [known.index(str(value)) for value in values]
+    return {"label": name, "values": places, "tickvals": list(range(len(known))), "ticktext": known}
+
+
+def _length(end: float | None, start: float | None) -> float:
+    return 0.0 if end is None or start is None else max(end - start, 0.0)
+
+
+def _layout(title: str, x: str, y: str) -> dict[str, Any]:
+    grid = {"gridcolor": "rgba(128,128,128,.3)", "zerolinecolor": "rgba(128,128,128,.5)"}
+    return {
+        "title": {"text": title},
+        "xaxis": {"title": {"text": x}, **grid},
+        "yaxis": {"title": {"text": y}, **grid},
+        "margin": MARGIN,
+        "colorway": COLOURS,
+        "legend": {"orientation": "h", "y": -0.25},
+    }

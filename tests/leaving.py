@@ -1,0 +1,64 @@
+"""A folder with the files that a complete run leaves, made in no time: what its models answered is given."""
+
+import json
+
+from finetune import checkpoint, judge
+from finetune.base_answers import Reply
+from finetune.command import compose
+from finetune.data import Example
+from finetune.evaluate import Arm, Draw, Prompts
+from finetune.generate import Answer
+
+
+def leave_run(folder, *overrides, tuned, base=None, metrics=("exact_match",), system="Answer.", likelihoods=None):
+    """Leave the run in the folder; `tuned` and `base` are answers to prompts whose references are 0, 1, 2 and so on."""
+    config = compose([*overrides, "data.metrics=[" + ",".join(metrics) + "]"])
+    examples = [
+        Example(
+            [{"role": "system", "content": system}, {"role": "user", "content": f"Say {i}"}], str(i), f"a.jsonl:{i}"
+        )
+        for i in range(len(tuned))
+    ]
+    prompts = Prompts(Draw(examples, None, []), [], list(metrics), config.eval, 16, config.data.seed)
+    likelihoods = likelihoods or [None] * len(tuned)
+
+    def arm(texts):
+        answers = [Answer(text, len(text), True) for text in texts]
+        return Arm([[Reply(*pair) for pair in zip(answers, likelihoods, strict=True)]], 1.0, False)
+
+    arms = {"zero_shot": arm(base or ["?"] * len(tuned)), "tuned": arm(tuned)}
+    history = [
+        {"step": 5 * i, "loss": 2 / i, "learning_rate": 1e-3, "tokens": 100 * i, "train_seconds": float(i)}
+        for i in range(1, 9)
+    ]
+    history += [{"step": 20 * i, "eval_loss": 1 / i, "tokens": 400 * i, "train_seconds": 4.0 * i} for i in (1, 2)]
+    result = {
+        "name": folder.name,
+        "status": "complete",
+        "seed": config.seed,
+        "config": checkpoint.plain(config),
+        "data": {"fingerprint": "f" * 64, "counts": {"train": 9}, "bad_rows": [], "shared": [], "splits": {}},
+        "model": {"path": "tiny", "licence": None, "parameters": 1000, "trainable_parameters": 10},
+        "training": {
+            "steps": 40,
+            "epochs": 1.0,
+            "tokens": 800,
+            "tokens_per_second": 100.0,
+            "train_loss": 0.25,
+            "validation_loss": 0.5,
+            "peak_memory_bytes": 2**30,
+            "resumed_from_step": 0,
+        },
+        "evaluation": judge.describe(prompts, arms, None),
+        "seconds": {"train": 8.0, "evaluate": 2.0},
+        "versions": {"python": "3.11"},
+    }
+    for name, rows in (("predictions", judge.predictions(prompts, arms)), ("history", history)):
+        checkpoint.write(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    checkpoint.write(folder / "result.json", json.dumps(result))
+    return folder
+
+
+def answers(right, count):
+    """Answers to `count` prompts of which those in `right` are as the reference."""
+    return [str(i) if i in right else "no" for i in range(count)]
