@@ -3,27 +3,38 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from finetune.schema import UserError
 
 
 def main() -> None:
     """The exit code is 0 for success and 2 for a user's mistake, which is told in one paragraph."""
-    parser = argparse.ArgumentParser(prog="python -m finetune", description="Look at runs; `run.py` makes them.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    compare = commands.add_parser("compare", help="rank runs, and say which of them cannot be told apart")
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="a run's folder, a folder of runs, or a glob of either")
-    compare.add_argument("--metric", help="rank by this one of the runs' metrics instead of their first")
-    compare.add_argument("--prompts", type=int, default=3, metavar="N", help="show N prompts that set the runs apart")
-    compare.add_argument("--html", metavar="FILE", help="write one page with the same, curves and all answers")
-    arguments = parser.parse_args()
+    arguments = parser().parse_args()
     try:
-        compare_runs(arguments)
+        arguments.call(arguments)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the program understands; `call` is the function of the command."""
+    program = argparse.ArgumentParser(prog="python -m finetune", description="Look at runs; `run.py` makes them.")
+    commands = program.add_subparsers(required=True, metavar="COMMAND")
+    where: dict[str, Any] = {"nargs": "+", "metavar": "RUN", "help": "a run's folder, a folder of runs, a sweep's, or a glob of these"}
+    compare = commands.add_parser("compare", help="rank runs, and say which of them cannot be told apart")
+    compare.add_argument("runs", **where)
+    compare.add_argument("--metric", help="rank by this one of the runs' metrics instead of their first")
+    compare.add_argument("--prompts", type=int, default=3, metavar="N", help="show N prompts that set the runs apart")
+    compare.add_argument("--html", metavar="FILE", help="write one page with the same, curves and all answers")
+    compare.set_defaults(call=compare_runs)
+    sync = commands.add_parser("sync", help="send offline runs to W&B")
+    sync.add_argument("runs", **where)
+    sync.set_defaults(call=sync_runs)
+    return program
 
 
 def compare_runs(arguments: argparse.Namespace) -> None:
@@ -38,6 +49,13 @@ def compare_runs(arguments: argparse.Namespace) -> None:
 
         compare_page.write(Path(arguments.html), comparisons, unfinished)
         print(f"Written: {arguments.html}")
+
+
+def sync_runs(arguments: argparse.Namespace) -> None:
+    """Send the runs; the exit code is wandb's."""
+    from finetune import sync
+
+    sys.exit(sync.sync(arguments.runs))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from finetune import metrics, ranking, settings, significance
 from finetune.schema import UserError
 from finetune.significance import Difference
 
-BEGUN = ("result.json", "log.txt", "checkpoints")
+BEGUN = ("result.json", "log.txt", "checkpoints", "wandb")
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,8 @@ def find(arguments: Iterable[str]) -> tuple[list[Run], list[Path]]:
 
     Raises UserError where there is no run.
     """
-    folders = list(dict.fromkeys(path.resolve() for argument in arguments for path in _folders(argument)))
     complete, unfinished = [], []
-    for folder in folders:
+    for folder in dict.fromkeys(path.resolve() for argument in arguments for path in folders(argument)):
         if run := _read(folder):
             complete.append(run)
         else:
@@ -148,14 +147,14 @@ def _require_metric(run: Run, metric: str) -> None:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def _folders(argument: str) -> Iterator[Path]:
-    """The folders of runs that an argument names."""
+def folders(argument: str) -> Iterator[Path]:
+    """The folders of runs that an argument names. Raises UserError where there is none."""
     path = Path(argument)
     matches = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    folders = [match for match in matches if match.is_dir()]
-    found = [run for folder in folders for run in _runs(folder)]
+    known = [match for match in matches if match.is_dir()]
+    found = [run for folder in known for run in _runs(folder)]
     if not found:
-        why = "holds no run" if folders else "is no folder" if path.exists() else "does not exist"
+        why = "holds no run" if known else "is no folder" if path.exists() else "does not exist"
         raise UserError(f"{argument}: {why}. Name folders of runs, such as outputs/NAME or outputs.")
     yield from found
 

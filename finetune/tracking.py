@@ -47,11 +47,24 @@ class Run:
 
         self._send(add)
 
+    def artifact(self, kind: str, file: Path) -> None:
+        """Add a file."""
+
+        def add(run: Any) -> None:
+            from wandb import Artifact
+
+            artifact = Artifact(f"{run.id}-{kind}", type=kind)
+            artifact.add_file(str(file), policy="immutable")  # else it is copied into the user's cache
+            run.log_artifact(artifact)
+
+        self._send(add)
+
     def finish(self, result: dict[str, Any], folder: Path) -> None:
-        """Send what a complete run leaves: its data, costs and scores as its summary, its predictions as a table."""
+        """Send what a complete run leaves: data, costs and scores as its summary, all answers as a table, its page."""
         if self.wandb_run:
             self.summarise(_summary(result))
             self.table("predictions", *_read_predictions(folder))
+            self.artifact("report", folder / "report.html")
 
     def close(self, exit_code: int) -> None:
         """Wait until everything is sent, but not for long; an exit code above 0 marks the run as failed."""
@@ -196,7 +209,7 @@ def _init(mode: Mode, identity: dict[str, Any], say: Callable[[str], object]) ->
         run = _open("offline", identity)
     except wandb.errors.UsageError as error:
         raise UserError(f"tracking: {error}") from error
-    say(f"W&B: offline ({why_offline}). To send it later: wandb sync {run.settings.sync_dir}")
+    say(f"W&B: offline ({why_offline}). To send it later: python -m finetune sync {identity['dir']}")
     return run
 
 
@@ -241,16 +254,19 @@ def _why_offline(mode: Mode) -> str | None:
     settings = wandb.setup(wandb.Settings(silent=True)).settings
     if mode is Mode.auto and settings.mode != "online":
         return f"wandb's own mode is {settings.mode}"
-    if not _is_logged_in(settings):
+    if not is_logged_in():
         return "nobody is logged in, see wandb login"
     if not _is_reachable(settings.base_url):
         return f"no connection to {settings.base_url}"
     return None
 
 
-def _is_logged_in(settings: Any) -> bool:
+def is_logged_in() -> bool:
+    """Whether the user has given wandb a key, in any of the ways that it knows."""
+    import wandb
     from wandb.sdk.lib.wbauth import read_netrc_auth  # wandb.login asks for a key in versions before 0.31
 
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
     return bool(settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url))
 
 

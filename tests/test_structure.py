@@ -21,7 +21,7 @@ LAYERS = (
     {"base_answers", "prepare", "command"},
     {"settings", "ranking"},
     {"train", "evaluate", "preview", "run_page", "compare"},
-    {"compare_table"},
+    {"compare_table", "sync"},
     {"compare_page"},
     {"__main__"},
     {"hollow", "judge", "progress"},

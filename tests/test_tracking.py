@@ -126,8 +126,7 @@ def next_table(tmp_path):
 
 
 def sync(tmp_path):
-    [folder] = (tmp_path / "run/wandb").glob("offline-run-*")
-    return f"wandb sync {folder}"
+    return f"python -m finetune sync {tmp_path / 'run'}"
 
 
 def test_a_complete_run_sends_its_scores_costs_and_predictions(tmp_path, said):
@@ -154,9 +153,12 @@ def test_a_complete_run_sends_its_scores_costs_and_predictions(tmp_path, said):
         json.dumps(row | {"zero_shot": answer, "few_shot": {"draws": [answer] * 2, "scores": {"field_f1": 0.75}}})
         + "\n"
     )
+    (tmp_path / "run/report.html").write_text("the page")
     with start(tmp_path / "run", said) as run:
         run.finish(result, tmp_path / "run")
     records = read_records(tmp_path / "run")
+    [artifact] = [one for one in read(records, "artifact") if one.type == "report"]
+    assert artifact.name.endswith("-report") and artifact.manifest.contents[0].local_path.endswith("run/report.html")
     summary = {key: value for update in read(records, "summary") for key, value in values(update.update).items()}
     assert summary["evaluation/zero_shot/field_f1"] == summary["evaluation/tuned/field_f1"] == 0.5
     assert summary["evaluation/few_shot/field_f1/low"] == 0.25 and summary["evaluation/few_shot/field_f1/high"] is None
@@ -444,3 +446,21 @@ def test_the_environment_is_the_users_during_the_run_and_afterwards(tmp_path, sa
         run.table("predictions", ["a"], [["b"]])
     assert {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"} == before
     assert (tmp_path / "mine").exists()
+
+
+def test_offline_runs_are_sent_later_by_one_command(tmp_path, said, monkeypatch):
+    for step in (1, 2):  # the second continues the first
+        with start(tmp_path / "run", said) as run:
+            run.log({"train/loss": 1.0}, step=step)
+    command = [sys.executable, "-m", "finetune", "sync", str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and "wandb login" in refused.stderr and "Traceback" not in refused.stderr
+    monkeypatch.setattr(Service, "operations", [])
+    with serve(Service, monkeypatch):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    sent = [variables["name"] for name, variables in Service.operations if name == "UpsertBucket"]
+    assert sent and set(sent) == {"smollm2-usaddress-1a2b3c4d"}
+    (tmp_path / "none/checkpoints").mkdir(parents=True)
+    nothing = subprocess.run([*command[:-1], str(tmp_path / "none")], capture_output=True, text=True, check=False)
+    assert nothing.returncode == 2 and "no offline run lies there" in nothing.stderr
