@@ -24,7 +24,8 @@ def parser() -> argparse.ArgumentParser:
     """What the program understands; `call` is the function of the command."""
     program = argparse.ArgumentParser(prog="python -m finetune", description="Look at runs; `run.py` makes them.")
     commands = program.add_subparsers(required=True, metavar="COMMAND")
-    where: dict[str, Any] = {"nargs": "+", "metavar": "RUN", "help": "a run's folder, a folder of runs, a sweep's, or a glob of these"}
+    known = "a run's folder, a folder of runs, a sweep's, or a glob of these"
+    where: dict[str, Any] = {"nargs": "+", "metavar": "RUN", "help": known}
     compare = commands.add_parser("compare", help="rank runs, and say which of them cannot be told apart")
     compare.add_argument("runs", **where)
     compare.add_argument("--metric", help="rank by this one of the runs' metrics instead of their first")
