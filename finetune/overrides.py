@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer, ValueType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from finetune import check_trainer
 from finetune.problem import complain, did_you_mean, names_secret
@@ -209,6 +209,8 @@ def _option_problem(group: str, text: str, value: Any, options: list[str]) -> st
 
 def _type_problem(key: str, text: str, value: Any, kind: Any) -> str | None:
     try:
+        if kind is bool and not isinstance(value, bool):  # OmegaConf would take 2 for true
+            raise ValidationError
         OmegaConf.update(OmegaConf.structured(Config), key, value)
     except OmegaConfBaseException:
         default = OmegaConf.select(OmegaConf.structured(Config), key)
