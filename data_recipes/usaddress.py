@@ -51,15 +51,15 @@ OF_A_STREET = {"number", "predir", "pretype", "street", "type", "postdir"}
 def read(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
     """The address as people write it, and its parts as one line of JSON in the order of the text."""
     address = " ".join(row["address"].split())
-    return [{"role": "user", "content": address}], json.dumps(_split(row["labels"]), ensure_ascii=False)
+    return [{"role": "user", "content": address}], json.dumps(split(row["labels"]), ensure_ascii=False)
 
 
 def group(row: dict[str, Any]) -> str:
     """The street's name, or the whole address where it has none, without case and punctuation."""
-    return re.sub(r"[\W_]", "", _split(row["labels"]).get("street", row["address"]).lower())
+    return re.sub(r"[\W_]", "", split(row["labels"]).get("street", row["address"]).lower())
 
 
-def _split(labels: list[Any]) -> dict[str, str]:
+def split(labels: list[Any]) -> dict[str, str]:
     """Key -> its words in the order of the text; commas and semicolons stay only inside a run of words."""
     crossing = False
     tokens = []

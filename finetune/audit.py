@@ -48,6 +48,19 @@ def check(data: Data, splits: Splits, rows: Rows, reader: Reader) -> None:
     complain(problems)
 
 
+def notes(splits: Splits, rows: Rows, reader: Reader) -> Iterator[str]:
+    """What the chat template makes the model write before its answer, to judge by the first training row."""
+    example, learnt = splits.train[0], rows.whole["train"][0]["input_ids"]
+    asked = len(prompt_tokens(example.prompt, reader.tokenizer)) if example.prompt else 0
+    answer = str(reader.tokenizer.decode(learnt[asked:], skip_special_tokens=True))
+    before = answer.partition(example.completion.strip())[0]
+    if example.prompt and before.strip() and before != answer:
+        yield (
+            f"the chat template has the model write {before!r} before each answer, which is scored with it. If a "
+            "variable of the template turns that off, set it: model.chat_template_kwargs.enable_thinking=false, say"
+        )
+
+
 def require_template(tokenizer: PreTrainedTokenizerBase, splits: Splits, plain_prompt: bool) -> None:
     """Raise UserError for prompts and a tokenizer that has no chat template to put them in."""
     if splits.train[0].prompt and not tokenizer.chat_template and not plain_prompt:

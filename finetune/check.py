@@ -171,6 +171,16 @@ def _model(model: Model) -> Iterator[str]:
         yield from _without_effect("model", model, ("revision",), "it is for models of the hub")
     if model.source is Source.embedded:
         yield from _without_effect("model", model, ("trust_remote_code",), "an embedded model brings no code")
+    if model.plain_prompt:
+        yield from _without_effect(
+            "model", model, ("chat_template_kwargs",), "model.plain_prompt=true uses no template"
+        )
+    for name, value in model.chat_template_kwargs.items():
+        if not str(name).isidentifier() or not isinstance(value, bool | int | float | str):
+            yield (
+                f"model.chat_template_kwargs.{name}={shown(value)}: expected the name of a variable of the chat "
+                "template, and true, false, a number or text."
+            )
 
 
 def _quantization(quantization: Quantization) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """What does a model answer to these prompts?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,9 +116,10 @@ def answer_batch(
     answers: dict[int, list[int]] = {}
     while len(going):
         config.max_new_tokens = min(ROUND if cache else max_new_tokens, limit - tokens.shape[1])
-        tokens = model.generate(  # type: ignore[operator]
-            input_ids=tokens, attention_mask=mask, past_key_values=cache, generation_config=config
-        )
+        with _no_defaults(model):
+            tokens = model.generate(  # type: ignore[operator]
+                input_ids=tokens, attention_mask=mask, past_key_values=cache, generation_config=config
+            )
         mask = functional.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1)
         new = tokens[:, longest:]
         ended = torch.isin(new, ends).any(dim=1) | (tokens.shape[1] == limit or cache is None)
@@ -127,6 +129,20 @@ def answer_batch(
             cache.batch_select_indices(~ended)
     hook.remove()
     return [_read(tokenizer, answers[i], config.eos_token_id) for i in range(len(prompts))]
+
+
+@contextmanager
+def _no_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Within the block the model's own generation settings, such as a penalty on repetition, are out of the way.
+
+    transformers lets them fill whatever the settings given to `generate` leave open.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def shared_prefix(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int) -> int:

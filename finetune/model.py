@@ -187,7 +187,13 @@ def provenance(model: Model) -> dict[str, Any]:
         return where | fetch.provenance(model.path)
     if model.source is Source.hub:
         return where | {"revision": model.revision}
-    return where | {"files": {f.name: f.stat().st_size for f in sorted(Path(model.path).glob("*.safetensors"))}}
+    files = sorted(file for kind in ("*.safetensors", "*.bin") for file in Path(model.path).glob(kind))
+    return where | {"files": {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _place(model: Model) -> str:

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer, ValueType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from finetune import check_trainer
 from finetune.problem import complain, did_you_mean, names_secret
@@ -29,6 +29,8 @@ OPTIONAL = ("experiment", "sweep")
 # What people call a setting elsewhere.
 RENAMED = {"alpha": "adapter.lora_alpha", "dropout": "adapter.lora_dropout", "rank": "adapter.r", "lora_r": "adapter.r"}
 RENAMED |= check_trainer.RENAMED
+# Mappings whose keys are the user's.
+OPEN = ("data.columns.", "model.chat_template_kwargs.")
 # A sweep over these is for the sweeper to read.
 UNLISTED = (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP)
 
@@ -132,7 +134,7 @@ def _takes_list(key: str, grammar: Grammar) -> bool:
 
 
 def _is_open(key: str) -> bool:
-    return key.startswith(("trainer.", "data.columns."))
+    return key.startswith(("trainer.", *OPEN))
 
 
 def _deletion(key: str, grammar: Grammar) -> Iterator[str]:
@@ -147,7 +149,7 @@ def _deletion(key: str, grammar: Grammar) -> Iterator[str]:
 
 def _unknown(key: str, grammar: Grammar) -> str | None:
     """Why there is no such key, and the one that was probably meant."""
-    if key in grammar.options or key in grammar.types or key.startswith("data.columns."):
+    if key in grammar.options or key in grammar.types or key.startswith(OPEN):
         return None
     if names_secret(key) and key != "trainer.hub_token":
         return "a secret does not belong in a configuration. Set WANDB_API_KEY or HF_TOKEN in the environment."
@@ -195,6 +197,8 @@ def _value_problem(key: str, text: str, value: Any, grammar: Grammar) -> str | N
         return check_trainer.field_problem(name, value) if "." not in name else None
     if key.startswith("data.columns."):
         return None if isinstance(value, str) else f"{key}={text}: expected the name of a column."
+    if key.startswith(OPEN):
+        return None  # check.py looks at it
     return _type_problem(key, text, value, grammar.types[key])
 
 
@@ -209,6 +213,8 @@ def _option_problem(group: str, text: str, value: Any, options: list[str]) -> st
 
 def _type_problem(key: str, text: str, value: Any, kind: Any) -> str | None:
     try:
+        if kind is bool and not isinstance(value, bool):  # OmegaConf would take 2 for true
+            raise ValidationError
         OmegaConf.update(OmegaConf.structured(Config), key, value)
     except OmegaConfBaseException:
         default = OmegaConf.select(OmegaConf.structured(Config), key)

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from finetune import audit, feasible, generate, model, overlap, sft_settings, tokens
+from finetune import audit, chat, feasible, generate, model, overlap, sft_settings, tokens
 from finetune.data import Splits
 from finetune.device import Device
 from finetune.schema import Config
@@ -38,10 +38,13 @@ def prepare(config: Config, splits: Splits, machine: Device, folder: Path) -> Pr
     outline = model.load_outline(config.model)
     settings = sft_settings.build(config.trainer, machine, folder, config.seed, outline.num_parameters())
     tokens.apply_settings(settings, tokenizer)
+    chat.set_variables(tokenizer, config.model.chat_template_kwargs)
     audit.require_template(tokenizer, splits, config.model.plain_prompt)
     splits = audit.guard(splits, tokenizer, config.data.control_tokens)
     rows = tokens.tokenize(splits, tokenizer, settings)
     reader = audit.Reader(tokenizer, generate.end_tokens(outline, tokenizer), settings)
     audit.check(config.data, splits, rows, reader)
     feasible.check(config, machine, outline, rows)
-    return Prepared(splits, tokenizer, outline, settings, rows, list(feasible.notes(config)))
+    return Prepared(
+        splits, tokenizer, outline, settings, rows, [*feasible.notes(config), *audit.notes(splits, rows, reader)]
+    )

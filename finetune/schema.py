@@ -156,6 +156,8 @@ class Model:
     attn_implementation: Attention = Attention.sdpa
     # Put the messages of a prompt one a line, without the chat template, which some base models do not have.
     plain_prompt: bool = False
+    # Values of the chat template's own variables, such as enable_thinking, in training and in generation.
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     # Runs Python code that comes with the model. Only for a source that you trust.
     trust_remote_code: bool = False
 
@@ -273,6 +275,7 @@ def register() -> None:
     schema = OmegaConf.structured(Config)
     OmegaConf.set_struct(schema.trainer, False)  # any SFTConfig field may be set with no plus; check.py refuses others
     OmegaConf.set_struct(schema.data.columns, False)  # likewise the columns of any recipe; data.py refuses others
+    OmegaConf.set_struct(schema.model.chat_template_kwargs, False)  # and the variables of any template; chat.py
     ConfigStore.instance().store(name="schema", node=schema)
 
 

@@ -12,9 +12,9 @@ from datasets import Dataset
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
-from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+from trl.chat_template_utils import has_generation_markers
 
-from finetune.chat import training_row
+from finetune.chat import training_row, training_template
 from finetune.data import Example, Splits
 from finetune.schema import UserError
 
@@ -100,7 +100,7 @@ class _Preparation(SFTTrainer):
         self.completion_only_loss = settings.completion_only_loss is not False
         marked = not settings.assistant_only_loss or has_generation_markers(tokenizer.chat_template)
         try:
-            self.chat_template = None if marked else get_training_chat_template(tokenizer)
+            self.chat_template = None if marked else training_template(tokenizer)
         except ValueError as error:
             raise UserError(
                 "trainer.assistant_only_loss=true: this model's chat template does not mark the assistant's words with "

@@ -1,7 +1,8 @@
 import copy
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from omegaconf import OmegaConf
@@ -38,6 +39,25 @@ def refusal(*arguments: str) -> str:
     with pytest.raises(UserError) as caught:
         overrides.check_overrides(list(arguments))
     return str(caught.value)
+
+
+def switches(section: type = Config, prefix: str = "") -> Iterator[str]:
+    """Every setting that is on or off."""
+    for name, kind in get_type_hints(section).items():
+        if dataclasses.is_dataclass(kind):
+            yield from switches(kind, f"{prefix}{name}.")
+        elif kind is bool:
+            yield prefix + name
+
+
+@pytest.mark.parametrize("setting", [*switches(), "trainer.packing"])
+@pytest.mark.parametrize("value", ["1", "2", "0", "1.0", "yes", "null"])
+def test_a_switch_is_true_or_false_and_nothing_else(setting: str, value: str) -> None:
+    told = refusal(f"{setting}={value}")
+    assert told.startswith(f"{setting}={value}: expected true or false")
+    assert refusal("-m", f"{setting}=true,{value}").startswith(f"{setting}={value}: expected true or false")
+    overrides.check_overrides([f"{setting}=true"])
+    overrides.check_overrides([f"{setting}=False"])
 
 
 def test_a_sound_configuration_passes() -> None:

@@ -26,3 +26,19 @@ def test_another_quantization_and_adapter_on_the_embedded_model(program, tmp_pat
     assert done.returncode == 0, done.stderr
     [file] = tmp_path.glob("*/result.json")
     assert json.loads(file.read_text())["training"]["steps"] == 3
+
+
+def test_where_prompting_suffices_the_verdict_says_so(program, tmp_path):
+    done = program("data=usaddress_zip", "trainer.max_steps=10", "tracking=none", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "Prompting is enough: tuned is not better than 3-shot" in done.stdout
+    [file] = tmp_path.glob("*/result.json")
+    outcome = json.loads(file.read_text())["evaluation"]
+    assert outcome["verdict"]["kind"] == "prompting_is_enough"
+    assert (
+        outcome["arms"]["zero_shot"]["exact_match"]["mean"]
+        < 0.2
+        < 0.9
+        < outcome["arms"]["few_shot"]["exact_match"]["mean"]
+    )
+    assert outcome["prompts"] == 100

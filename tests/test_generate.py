@@ -1,8 +1,10 @@
+import shutil
+
 import pytest
 import tiny
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from finetune import batch, generate
 from finetune.schema import Eval
@@ -41,14 +43,35 @@ def test_answers_in_a_batch_are_those_given_one_by_one(family, tokenizer, monkey
     assert len({answer.text for answer in together}) > 1
 
 
-def test_an_answer_ends_at_the_end_token(tokenizer):
+def test_an_answer_ends_before_the_first_end_token_and_says_whether_it_ended(tokenizer):
     model = tiny.model("llama")
     with torch.no_grad():
-        model.lm_head.weight.zero_()
-        model.lm_head.weight[7] = model.lm_head.weight[2] = 0
-    assert all(answer.tokens <= 12 for answer in answers(model, tokenizer, prompts()))
-    model.generation_config.eos_token_id = [0]  # with all logits equal, greedy decoding takes token 0
-    assert [(a.text, a.finished) for a in answers(model, tokenizer, prompts())] == [("", True)] * 4
+        model.lm_head.weight[:3] = 0  # no special tokens: each token that it says is a word
+    endless = answers(model, tokenizer, prompts())
+    assert all((answer.tokens, answer.finished) == (12, False) for answer in endless)
+    said = [answer.text.split() for answer in endless]
+    end = said[0][4]
+    model.generation_config.eos_token_id = [2, int(end[1:])]
+    for answer, words in zip(answers(model, tokenizer, prompts()), said, strict=True):
+        length = words.index(end) if end in words else 12
+        assert answer == generate.Answer(" ".join(words[:length]), length, finished=length < 12)
+    assert said[0].index(end) < 12
+
+
+def test_answers_follow_the_settings_of_eval_alone_and_not_those_that_a_model_brings(tokenizer, tmp_path):
+    model = tiny.model("llama")
+    plain = answers(model, tokenizer, prompts())
+    hot = answers(model, tokenizer, prompts(), temperature=2.0)
+    bad = [[int(word[1:])] for word in plain[0].text.split()[:1]]
+    brought = {"repetition_penalty": 5.0, "cache_implementation": "static", "bad_words_ids": bad, "top_k": 3}
+    GenerationConfig(do_sample=True, min_length=60, num_beams=2, eos_token_id=[2], **brought).save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "model")
+    shutil.copy(tmp_path / "generation_config.json", tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation=batch.ATTENTION)
+    assert loaded.generation_config.repetition_penalty == 5.0
+    assert answers(loaded, tokenizer, prompts()) == plain
+    assert answers(loaded, tokenizer, prompts(), temperature=2.0) == hot
+    assert loaded.generation_config.repetition_penalty == 5.0
 
 
 def test_sampling_follows_the_seed_and_differs_from_greedy(tokenizer):

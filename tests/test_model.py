@@ -1,3 +1,4 @@
+import hashlib
 import math
 
 import pytest
@@ -127,3 +128,10 @@ def test_the_adapters_scale_follows_r_alpha_and_rslora(tiny_model, setting, expe
 def test_every_family_that_shares_prefixes_says_so(family):
     assert batch.shares_prefixes(tiny.model(family).config)
     assert not batch.shares_prefixes(tiny.model(family, attention="eager").config)
+
+
+def test_a_local_models_files_are_told_with_their_checksums(tiny_model):
+    found = model.provenance(compose(["model=local", f"model.path={tiny_model}"]).model)
+    [file] = tiny_model.glob("*.safetensors")
+    content = file.read_bytes()
+    assert found["files"] == {file.name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}

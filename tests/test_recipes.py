@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import data_recipes
-from data_recipes import alpaca, messages, prompt_completion, sharegpt, text, usaddress
+from data_recipes import alpaca, messages, prompt_completion, sharegpt, text, usaddress, usaddress_zip
 
 USER = {"role": "user", "content": "Hi"}
 CHECKOUT = Path(__file__).parent.parent
@@ -18,7 +18,7 @@ def crossing(*labels):
 
 
 def test_every_recipe_shows_an_example_row_that_has_its_columns():
-    for recipe in (alpaca, messages, prompt_completion, sharegpt, text, usaddress):
+    for recipe in (alpaca, messages, prompt_completion, sharegpt, text, usaddress, usaddress_zip):
         example = re.search(r"^(\{.*\})$", recipe.__doc__, re.MULTILINE)[1]
         assert ast.literal_eval(example.replace("...]", "[]]")).keys() >= recipe.COLUMNS.keys()
 
@@ -140,3 +140,21 @@ def test_the_prompt_names_every_key_of_the_address_recipe():
     system = yaml.safe_load((CHECKOUT / "conf/data/usaddress.yaml").read_text())["system"]
     assert len(usaddress.KEYS) == 29
     assert set(usaddress.KEYS.values()) <= set(re.findall(r"\w+", system))
+
+
+def test_the_zip_code_of_an_address_is_copied_from_its_city_state_and_code():
+    row = crossing(
+        ("StreetName", "Elm"),
+        ("PlaceName", "Seguin,"),
+        ("StateName", "TX"),
+        ("ZipCode", "78155-2725"),
+        ("OccupancyIdentifier", "4"),
+    )
+    assert usaddress_zip.read(row) == ([USER | {"content": "city: Seguin\nstate: TX\nzip: 78155"}], "78155")
+    assert usaddress_zip.group(row) == "78155"
+
+
+@pytest.mark.parametrize("labels", [[("StreetName", "Elm")], [("ZipCode", "7815")], [("ZipCode", "781550")]])
+def test_an_address_without_five_digits_has_no_zip_code(labels):
+    with pytest.raises(ValueError, match="no ZIP code"):
+        usaddress_zip.read(crossing(*labels))

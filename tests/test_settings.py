@@ -64,6 +64,7 @@ CHANGES = {
     "model.dtype": ("float16", []),
     "model.attn_implementation": ("eager", []),
     "model.plain_prompt": ("true", LOCAL),
+    "model.chat_template_kwargs": ("{mood:glad}", [*LOCAL, "trainer.chat_template_path=FOLDER/chat.jinja"]),
     "model.trust_remote_code": ("true", HUB_MODEL),
     "quantization.load_in_4bit": ("true", ["quantization=none"]),
     "quantization.load_in_8bit": ("true", ["quantization=none"]),
@@ -145,6 +146,7 @@ def test_changing_it_changes_something(setting, tmp_path, monkeypatch, tiny_mode
     (tmp_path / "others.jsonl").write_text("".join(line.replace('"c"', '"d"') for line in lines[:20]))
     (tmp_path / "control.jsonl").write_text("".join(line.replace('"c"', '"<|im_end|>"') for line in lines))
     (tmp_path / "bad.jsonl").write_text("".join([*lines, "{\n" * 3]))
+    (tmp_path / "chat.jinja").write_text("{{ mood }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
     change, beside = CHANGES[setting]
     key = "trainer.learning_rate" if setting == "trainer" else setting
     more = WITH.get(setting, [])
@@ -281,6 +283,7 @@ OBSERVERS = {
     "data.overlap": check_rows,
     "data.control_tokens": check_rows,
     "model.plain_prompt": check_rows,
+    "model.chat_template_kwargs": check_rows,
     "stage": staged,
     "data": read_data,
     "model": load_model,
