@@ -44,6 +44,8 @@ RANGES: tuple[Rule, ...] = (
     ("eval.top_k", "at least 0", lambda v: v >= 0),
     ("plan.memory_gib", "above 0", lambda v: v > 0),
     ("plan.tflops", "above 0", lambda v: v > 0),
+    ("sweep.max_failures", "at least 0", lambda v: v >= 0),
+    ("sweep.time_limit", "above 0", lambda v: v > 0),
 )
 FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant")
 
@@ -70,6 +72,7 @@ def validate(config: Config) -> None:
         [
             *_ranges(config),
             *_name("name", config.name),
+            *_name("sweep.name", config.sweep.name),
             *_name("data.name", config.data.name),
             *_name("model.name", config.model.name),
             *_data(config.data),

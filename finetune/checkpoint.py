@@ -17,11 +17,16 @@ from finetune import data
 from finetune.problem import without_secrets
 from finetune.schema import Config, Source, UserError
 
+
+class BusyError(UserError):
+    """Another process is at the run."""
+
+
 # The first line of a run's config.yaml, before its identity.
 IDENTITY = "# identity: "
 
 # Settings that change where a run's numbers go, but not the numbers.
-OUTSIDE_IDENTITY = ("tracking", "name", "output_dir", "stage", "plan", "force")
+OUTSIDE_IDENTITY = ("tracking", "name", "output_dir", "stage", "plan", "sweep", "force")
 OUTSIDE_TRAINER_IDENTITY = (
     "report_to",
     "disable_tqdm",
@@ -117,13 +122,26 @@ def hold(config: Config, run: Path, is_main_process: bool) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise UserError(f"{run}: another process is at this run. Wait for it, or choose another name=NAME.") from error
+        raise BusyError(f"{run}: another process is at this run. Wait for it, or choose another name=NAME.") from error
     try:
         settings = yaml.safe_dump(without_secrets(plain(config)), sort_keys=False, allow_unicode=True)
         write(run / "config.yaml", f"{IDENTITY}{identity(config)}\n{settings}")
         yield
     finally:
         lock.release()
+
+
+def write_failure(config: Config, run: Path, status: str, reason: str, seconds: float) -> None:
+    """Leave a result.json that says how the run ended, unless its folder is in another process's or run's hands."""
+    try:
+        if result(config, run):
+            return
+        with hold(config, run, is_main_process=True):
+            content = {"name": run.name, "status": status, "reason": reason, "seconds_in_all": round(seconds, 1)}
+            content |= {"config": without_secrets(plain(config))}
+            write(run / "result.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    except UserError:
+        return
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

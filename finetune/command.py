@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
-from finetune import check, hydra_error, overrides
+from finetune import check, hydra_error, overrides, trials
 from finetune.schema import Config, UserError, register
 
 # What a wrong configuration raises while it is composed.
@@ -34,6 +34,8 @@ def start(main: Callable[[], None]) -> None:
         overrides.check_overrides(sys.argv[1:])
         check_sweep(sys.argv[1:])
         main()
+        if any(state not in trials.SUCCESSFUL for state in trials.ended):
+            sys.exit(1)
     except MISTAKES as error:
         stop(error)
     except KeyboardInterrupt:

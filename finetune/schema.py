@@ -247,6 +247,20 @@ class Plan:
 
 
 @dataclass
+class Sweep:
+    """How the trials of a sweep (`-m`) are kept together, and when one of them or all are given up."""
+
+    # Name of the sweep's folder in `<output_dir>/sweeps`. None: a hash of what is swept.
+    name: str | None = None
+    # Start no further trial once more than so many have failed. None: all are tried.
+    max_failures: int | None = None
+    # Seconds after which a trial is taken to hang and is ended. None: no limit.
+    time_limit: float | None = None
+    # Repeat even trials that would end the same way: pruned, diverged, out of memory, refused.
+    repeat_failures: bool = False
+
+
+@dataclass
 class Config:
     """One run."""
 
@@ -259,6 +273,7 @@ class Config:
     eval: Eval = field(default_factory=Eval)
     tracking: Tracking = field(default_factory=Tracking)
     plan: Plan = field(default_factory=Plan)
+    sweep: Sweep = field(default_factory=Sweep)
     stage: Stage = Stage.train
     # Train even where the memory is predicted not to suffice.
     force: bool = False

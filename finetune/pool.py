@@ -1,0 +1,277 @@
+"""How do many runs share this machine? Each in a process of its own, some at a time; the others outlive it."""
+
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from finetune import checkpoint, trials
+from finetune.schema import Config, UserError
+from finetune.sweep_screen import SweepScreen
+from finetune.trials import Outcome, Record, State
+from finetune.warm import LARGEST_MESSAGE, Job, send
+
+ROOT = Path(__file__).parent.parent
+# How long a process may take to end once it is told to.
+GRACE_SECONDS = 10.0
+TICK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Share:
+    """What of the machine the trials may use."""
+
+    # Trials at a time. None: one on each device; without a GPU, as many as there are cores.
+    n_jobs: int | None = None
+    # CUDA devices, each for one trial at a time; one that is named twice takes two. None: all of them, once.
+    devices: Sequence[int] | None = None
+
+
+@dataclass
+class Running:
+    """A trial that has a process."""
+
+    number: int
+    config: Config
+    folder: Path
+    device: int | None
+    started: float
+    kills: int
+    pid: int | None = None
+    # What the process said about its end.
+    said: tuple[State, str] | None = None
+    told_to_end: float | None = None
+    # Trials of the same settings, which end as it does.
+    twins: list[int] = field(default_factory=list)
+
+
+class Pool:
+    """Runs trials until there are none left; `on_end` is told of each that ended, with its number and its outcome."""
+
+    def __init__(
+        self,
+        script: Path,
+        compose: Callable[[list[str]], Config],
+        record: Record,
+        share: Share,
+        on_end: Callable[[int, Outcome], None] = lambda number, outcome: None,
+    ) -> None:
+        self.script, self.compose, self.record, self.share, self.on_end = script, compose, record, share, on_end
+        self.running: dict[int, Running] = {}
+        self.slots: list[int | None] = [None]
+        self.threads = 1
+        self.failures = 0
+        self.limit: int | None = None
+        self.server: subprocess.Popen[bytes] | None = None
+        self.channel: socket.socket | None = None
+
+    def run(self, jobs: Iterable[Sequence[str]], first: int = 0, total: int | None = None) -> None:
+        """Run each of `jobs`, lists of overrides that are drawn only when a trial can start, numbered from `first`."""
+        numbered = enumerate(iter(jobs), first)
+        with SweepScreen(self.record, total) as self.screen:
+            try:
+                while self._fill(numbered) or self.running:
+                    self._listen()
+                    self._end_late()
+            except KeyboardInterrupt:
+                self._end_all()
+                raise
+            finally:
+                self._close()
+
+    def _fill(self, jobs: Iterator[tuple[int, Sequence[str]]]) -> bool:
+        """Start trials while there is room; False once there are no more."""
+        while len(self.running) < len(self.slots):
+            job = None if self.given_up else next(jobs, None)
+            if job is None:
+                return False
+            self._begin(*job)
+        return True
+
+    @property
+    def given_up(self) -> bool:
+        """Whether more trials failed than may."""
+        return self.limit is not None and self.failures > self.limit
+
+    def _begin(self, number: int, overrides: Sequence[str]) -> None:
+        self.record.begin(number, overrides, None, State.waiting)
+        try:
+            config = self.compose(list(overrides))
+            folder = checkpoint.folder(config)
+            self.record.begin(number, overrides, folder, State.waiting)
+            known = trials.settled(config, folder)
+        except UserError as error:
+            self._end(number, Outcome(State.refused, str(error)))
+            return
+        self.limit = config.sweep.max_failures
+        if known:
+            self._end(number, known)
+            return
+        for other in self.running.values():
+            if other.folder == folder:
+                other.twins.append(number)
+                return
+        if self.server is None:
+            self._start()
+        assert self.channel
+        free = list(self.slots)
+        for other in self.running.values():
+            free.remove(other.device)
+        self.record.begin(number, overrides, folder, State.running)
+        self.running[number] = Running(number, config, folder, free[0], time.monotonic(), _kills_for_memory())
+        self.screen.began(number)
+        send(self.channel, Job(number, config, self.threads, free[0]))
+
+    def _start(self) -> None:
+        """Start the process that the trials are forked from, and learn from it which devices there are."""
+        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+        with theirs:
+            self.server = subprocess.Popen(
+                [sys.executable, "-P", "-m", "finetune.warm", str(theirs.fileno()), str(self.script)],
+                env=os.environ | single | {"PYTHONPATH": path},
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for this process, which ends the others
+            )
+        hello = self._receive()
+        if hello is None:
+            raise RuntimeError("the process that trials are forked from ended while it started; see above")
+        self.slots, self.threads = slots(self.share, hello["devices"])
+
+    def _receive(self) -> dict[str, Any] | None:
+        assert self.channel
+        packet = self.channel.recv(LARGEST_MESSAGE)
+        return pickle.loads(packet) if packet else None
+
+    def _listen(self) -> None:
+        """Wait for news of the trials, but not long."""
+        self.screen.show(self.running)
+        if not self.running:
+            return
+        assert self.channel
+        if not select.select([self.channel], [], [], TICK_SECONDS)[0]:
+            return
+        news = self._receive()
+        if news is None:
+            raise RuntimeError("the process that trials are forked from ended; the same command goes on")
+        trial = self.running[news["number"]]
+        if "pid" in news:
+            trial.pid = news["pid"]
+        elif "state" in news:
+            trial.said = State(news["state"]), news["reason"]
+        else:
+            del self.running[trial.number]
+            self._finish(trial, news["exit"])
+
+    def _finish(self, trial: Running, status: int) -> None:
+        state, reason = _ending(trial, status)
+        seconds = time.monotonic() - trial.started
+        outcome = Outcome(state, reason, trial.folder, seconds)
+        if state is State.complete:
+            result = checkpoint.result(trial.config, trial.folder)
+            assert result
+            score, metric = trials.score_of(result)
+            outcome = replace(outcome, score=score, metric=metric)
+        else:
+            checkpoint.write_failure(trial.config, trial.folder, state.value, reason, seconds)
+        for number in (trial.number, *trial.twins):
+            self._end(number, outcome)
+
+    def _end(self, number: int, outcome: Outcome) -> None:
+        self.record.end(number, outcome)
+        trials.ended.append(outcome.state)
+        self.failures += outcome.state not in trials.SUCCESSFUL and not outcome.known
+        self.screen.ended(number, outcome)
+        self.on_end(number, outcome)
+
+    def _end_late(self) -> None:
+        """Tell trials that hang to end, and end those that do not."""
+        now = time.monotonic()
+        for trial in self.running.values():
+            limit = trial.config.sweep.time_limit
+            if trial.told_to_end is None and limit and now > trial.started + limit:
+                trial.told_to_end = now
+                _signal(trial, signal.SIGTERM)
+            elif trial.told_to_end is not None and now > trial.told_to_end + GRACE_SECONDS:
+                _signal(trial, signal.SIGKILL)
+
+    def _end_all(self) -> None:
+        """End every trial, as after Ctrl-C."""
+        for trial in self.running.values():
+            trial.said = State.killed, "the sweep was stopped"
+            _signal(trial, signal.SIGTERM)
+        given_up = time.monotonic() + GRACE_SECONDS
+        while self.running and time.monotonic() < given_up:
+            self._listen()
+        for trial in self.running.values():
+            _signal(trial, signal.SIGKILL)
+
+    def _close(self) -> None:
+        if self.channel:
+            self.channel.close()  # which ends the server, and all that it has forked
+        if self.server:
+            self.server.wait()
+
+
+def slots(share: Share, devices: int) -> tuple[list[int | None], int]:
+    """The device of each trial that may run at a time, and the threads that each of them may use."""
+    cores = _cores()
+    if devices:
+        chosen = list(range(devices) if share.devices is None else share.devices)
+        if wrong := [device for device in chosen if device not in range(devices)]:
+            raise UserError(f"hydra.launcher.devices={chosen}: there is no device {wrong[0]}; there are {devices}.")
+        room: list[int | None] = [chosen[i % len(chosen)] for i in range(share.n_jobs or len(chosen))]
+    else:
+        if share.devices:
+            raise UserError(
+                f"hydra.launcher.devices={list(share.devices)}: there is no GPU. Set hydra.launcher.n_jobs."
+            )
+        room = [None] * (share.n_jobs or cores)
+    return room, max(1, cores // len(room))
+
+
+def _cores() -> int:
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdigit() else len(os.sched_getaffinity(0))
+
+
+def _ending(trial: Running, status: int) -> tuple[State, str]:
+    """How a trial ended, from what was done to it, from what it said, and from how its process ended."""
+    if trial.told_to_end is not None and not trial.said:
+        limit = trial.config.sweep.time_limit
+        return State.timed_out, f"it took longer than sweep.time_limit={limit:g} seconds"
+    if trial.said:
+        return trial.said
+    if not os.WIFSIGNALED(status):
+        return State.exited, f"its process ended itself with code {os.waitstatus_to_exitcode(status)}"
+    number = os.WTERMSIG(status)
+    if number == signal.SIGKILL and _kills_for_memory() > trial.kills:
+        return State.out_of_memory, "the system killed it, because memory ran out"
+    return State.killed, f"signal {number} ({signal.Signals(number).name}) ended it"
+
+
+def _kills_for_memory() -> int:
+    """How many processes the kernel has killed because memory ran out."""
+    counted = 0
+    for file in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control", "/proc/vmstat"):
+        with suppress(OSError):
+            lines = map(str.split, Path(file).read_text().splitlines())
+            counted += sum(int(value) for name, value, *_ in lines if name == "oom_kill")
+    return counted
+
+
+def _signal(trial: Running, number: int) -> None:
+    if trial.pid is not None:
+        with suppress(ProcessLookupError):
+            os.killpg(trial.pid, number)

@@ -1,0 +1,156 @@
+"""What became of each trial of a sweep? Kept in `<output_dir>/sweeps/<name>/sweep.json`, up to date at any time."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from finetune import checkpoint
+from finetune.schema import Config
+
+
+class State(Enum):
+    """What a trial is doing, or how it ended."""
+
+    waiting = "waiting"
+    running = "running"
+    complete = "complete"
+    # Ended early, because others do better.
+    pruned = "pruned"
+    # It raised an exception.
+    failed = "failed"
+    # It ended its own process, by sys.exit or the like.
+    exited = "exited"
+    # A signal ended it.
+    killed = "killed"
+    timed_out = "timed_out"
+    # Its loss is NaN or infinite.
+    diverged = "diverged"
+    out_of_memory = "out_of_memory"
+    # The user's mistake: a setting or a row.
+    refused = "refused"
+
+
+# How a trial would end again; the same command leaves those that ended so, and repeats all others.
+FINAL = (State.complete, State.pruned, State.diverged, State.out_of_memory, State.refused)
+SUCCESSFUL = (State.complete, State.pruned)
+UNENDED = (State.waiting, State.running)
+# Settings of the command that do not make it another sweep.
+OUTSIDE_NAME = ("sweep.", "hydra.launcher", "hydra/launcher", "hydra.sweeper.n_", "tracking", "force", "plan.")
+
+
+class Pruned(Exception):  # noqa: N818 (it is no error)
+    """Raised within a run to end it early; its message is the reason."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a trial ended."""
+
+    state: State
+    reason: str = ""
+    folder: Path | None = None
+    seconds: float = 0.0
+    # Of its headline metric, where it is complete.
+    score: float | None = None
+    metric: str = ""
+    # It ended so in an earlier sweep and was not run again.
+    known: bool = False
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One line of sweep.json."""
+
+    number: int
+    overrides: list[str]
+    folder: str
+    state: State = State.waiting
+    reason: str = ""
+    seconds: float = 0.0
+    score: float | None = None
+
+
+# What the trials of this process came to; the exit code follows from it.
+ended: list[State] = []
+
+
+@dataclass
+class Record:
+    """The sweep's sweep.json. Several processes may write to it, each the lines of its own trials."""
+
+    folder: Path
+    command: list[str]
+    trials: dict[int, Trial] = field(default_factory=dict)
+
+    @property
+    def file(self) -> Path:
+        """`<output_dir>/sweeps/<name>/sweep.json`."""
+        return self.folder / "sweep.json"
+
+    def begin(self, number: int, overrides: Sequence[str], folder: Path | None, state: State) -> None:
+        """Write that a trial waits or runs."""
+        self._write(Trial(number, list(overrides), str(folder or ""), state))
+
+    def end(self, number: int, outcome: Outcome) -> None:
+        """Write how a trial that was begun ended."""
+        found = replace(self.trials[number], state=outcome.state, reason=outcome.reason, score=outcome.score)
+        self._write(replace(found, seconds=round(outcome.seconds, 1)))
+
+    def _write(self, trial: Trial) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.folder / ".lock"):
+            self.trials = read(self.file) | {trial.number: trial}
+            trials = [_plain(self.trials[number]) for number in sorted(self.trials)]
+            content = {"name": self.folder.name, "command": self.command, "trials": trials}
+            checkpoint.write(self.file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def read(file: Path) -> dict[int, Trial]:
+    """The trials of a sweep.json by number; none where there is no such file."""
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {"trials": []}
+    return {line["number"]: Trial(**(line | {"state": State(line["state"])})) for line in content["trials"]}
+
+
+def open_record(output_dir: str, name: str | None, command: Iterable[str]) -> Record:
+    """The record of the sweep that a command line starts or continues."""
+    command = list(command)
+    return Record(Path(output_dir) / "sweeps" / (name or name_of(command)), command)
+
+
+def name_of(command: Iterable[str]) -> str:
+    """Eight hexadecimal digits that follow from what a command line sweeps, behind the name of its preset if any."""
+    swept = sorted(text for text in command if not text.lstrip("+").startswith(OUTSIDE_NAME))
+    presets = [text.partition("=")[2] for text in swept if text.startswith("sweep=")]
+    return "-".join([*presets, hashlib.sha256(json.dumps(swept).encode()).hexdigest()[:8]])
+
+
+def settled(config: Config, folder: Path) -> Outcome | None:
+    """How a trial ended earlier, if it would end so again.
+
+    Raises UserError where the folder holds another run.
+    """
+    if result := checkpoint.result(config, folder):
+        score, metric = score_of(result)
+        return Outcome(State.complete, "", folder, sum(result["seconds"].values()), score, metric, known=True)
+    file = folder / "result.json"
+    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    state = State(earlier.get("status", "waiting"))
+    if state not in FINAL or config.sweep.repeat_failures:
+        return None
+    return Outcome(state, earlier["reason"], folder, earlier["seconds_in_all"], known=True)
+
+
+def score_of(result: dict[str, Any]) -> tuple[float, str]:
+    """The tuned model's mean on the headline metric, and that metric's name."""
+    metric = result["evaluation"]["metric"]
+    return result["evaluation"]["arms"]["tuned"][metric]["mean"], metric
+
+
+def _plain(trial: Trial) -> dict[str, Any]:
+    return asdict(trial) | {"state": trial.state.value}

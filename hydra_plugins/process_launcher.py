@@ -1,0 +1,79 @@
+"""`hydra/launcher=process`, the default: how does Hydra hand the trials of a sweep to finetune/pool.py?"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.config_store import ConfigStore
+from hydra.core.utils import JobReturn, JobStatus, setup_globals
+
+
+@dataclass
+class ProcessLauncherConf:
+    """How many trials run at a time, and on what."""
+
+    _target_: str = "hydra_plugins.process_launcher.ProcessLauncher"
+    # Trials at a time. None: one on each device; without a GPU, one on each core.
+    n_jobs: int | None = None
+    # CUDA devices by index, each for one trial at a time; name one twice for two. None: all of them, once.
+    devices: list[int] | None = None
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="process", node=ProcessLauncherConf, provider="finetune")
+
+
+class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
+    """Each trial in a fresh process; with nothing to train (stage=plan), one after the other in this one."""
+
+    def __init__(self, n_jobs: int | None, devices: Sequence[int] | None) -> None:
+        super().__init__()
+        self.n_jobs, self.devices = n_jobs, devices
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run a batch of trials; what each came to is its return value."""
+        from finetune.schema import Stage
+
+        setup_globals()
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        if not alone or self.compose(list(job_overrides[0])).stage is not Stage.train:
+            return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]
+        outcomes: dict[int, Any] = {}
+        self.stream(job_overrides, outcomes.__setitem__, initial_job_idx, len(job_overrides))
+        numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
+        return [JobReturn(status=JobStatus.COMPLETED, _return_value=outcomes.get(number)) for number in numbers]
+
+    def stream(
+        self,
+        jobs: Iterable[Sequence[str]],
+        on_end: Callable[[int, Any], None],
+        first: int = 0,
+        total: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        """Run trials that are drawn from `jobs` only when one can start; `on_end(number, outcome)` is told of each."""
+        from finetune import trials
+        from finetune.pool import Pool, Share
+
+        setup_globals()
+        assert self.config is not None
+        script = Path(self.task_function.__code__.co_filename)
+        record = trials.open_record(self.config.output_dir, name or self.config.sweep.name, sys.argv[1:])
+        Pool(script, self.compose, record, Share(self.n_jobs, self.devices), on_end).run(jobs, first, total)
+
+    def compose(self, overrides: list[str]) -> Any:
+        """The checked configuration of a trial."""
+        from omegaconf import open_dict
+
+        from finetune import check
+
+        assert self.hydra_context is not None
+        composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+        with open_dict(composed):
+            del composed["hydra"]
+        settings = check.read(composed)
+        check.validate(settings)
+        return settings
