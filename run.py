@@ -65,7 +65,8 @@ def train_and_judge(config: Config, folder: Path) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     splits = data.load(config.data)  # before anything heavy is imported: what is wrong with a file is told at once
     hush_libraries(config)
-    from finetune import device, evaluate, judge, model, plan, prepare, progress, report, retention, tracking, train
+    from finetune import device, evaluate, judge, model, plan, prepare, progress, prune, report, retention, tracking
+    from finetune import train as sft
 
     device.set_up_memory()
     clock = report.Clock()
@@ -97,11 +98,11 @@ def train_and_judge(config: Config, folder: Path) -> None:
     ):
         with clock.measure("train"):
             watch = progress.Watch(screen, tracker)
-            trainer = train.Trainer(tuned, prepared, [watch])
+            trainer = sft.Trainer(tuned, prepared, [watch, *prune.callbacks(config.sweep)])
             screen.say(f"  attention: {trainer.layout}")
-            train.train(trainer, checkpoint.newest(folder))
+            sft.train(trainer, checkpoint.newest(folder))
             if machine.is_main_process:
-                train.save(tuned, prepared.tokenizer, folder)
+                sft.save(tuned, prepared.tokenizer, folder)
 
         with clock.measure("evaluate"), progress.bar(screen) as bar:
             counter = progress.counter(bar, prompts)

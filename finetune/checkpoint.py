@@ -22,6 +22,8 @@ class BusyError(UserError):
     """Another process is at the run."""
 
 
+# What a trial of a search leaves instead of result.json: its score on validation prompts.
+SELECTION = "selection.json"
 # The first line of a run's config.yaml, before its identity.
 IDENTITY = "# identity: "
 
@@ -133,8 +135,9 @@ def hold(config: Config, run: Path, is_main_process: bool) -> Iterator[None]:
 
 def write_failure(config: Config, run: Path, status: str, reason: str, seconds: float) -> None:
     """Leave a result.json that says how the run ended, unless its folder is in another process's or run's hands."""
+    file = run / "result.json"
     try:
-        if result(config, run):
+        if result(config, run) or (file.exists() and json.loads(file.read_text())["status"] == "complete"):
             return
         with hold(config, run, is_main_process=True):
             content = {"name": run.name, "status": status, "reason": reason, "seconds_in_all": round(seconds, 1)}
@@ -157,8 +160,8 @@ def result(config: Config, run: Path) -> dict[str, Any] | None:
     Raises UserError where the folder, which `name` may choose, holds a run of other settings or data.
     """
     _require_same(config, run)
-    file = run / "result.json"
-    content = json.loads(file.read_text()) if file.exists() else {}
+    file = run / (SELECTION if config.sweep.on_validation else "result.json")
+    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     return content if content.get("status") == "complete" else None
 
 

@@ -12,12 +12,13 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from hydra.types import HydraContext
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
-from finetune import check, hydra_error, overrides, trials
+from finetune import check, checkpoint, hydra_error, overrides, trials
 from finetune.schema import Config, UserError, register
 
 # What a wrong configuration raises while it is composed.
@@ -50,6 +51,8 @@ def run_job(run: Callable[[Config], None], config: DictConfig) -> None:
         settings = check.read(config)
         check.validate(settings)
         run(settings)
+    except trials.Pruned as reason:  # by a search that uses another launcher than ours
+        checkpoint.write_failure(settings, checkpoint.folder(settings), trials.State.pruned.value, str(reason), 0.0)
     except UserError as error:
         stop(error)  # here and not in `start`, because Hydra would add a line of its own
     except MISTAKES as error:
@@ -69,6 +72,16 @@ def compose(arguments: list[str]) -> Config:
             settings = check.read(hydra_compose("config", overrides=arguments))
     finally:
         GlobalHydra.instance().hydra = running
+    check.validate(settings)
+    return settings
+
+
+def compose_trial(context: HydraContext, sweep: DictConfig, arguments: list[str]) -> Config:
+    """The checked configuration of one trial of a sweep that Hydra has begun."""
+    composed = context.config_loader.load_sweep_config(sweep, arguments)
+    with open_dict(composed):
+        del composed["hydra"]
+    settings = check.read(composed)
     check.validate(settings)
     return settings
 

@@ -43,6 +43,8 @@ class Prompts:
     decoding: Eval
     max_new_tokens: int
     seed: int
+    # Of which rows they are: test, or validation in a trial of a search, which only the tuned model answers.
+    split: str = "test"
 
     @property
     def examples(self) -> list[Example]:
@@ -51,7 +53,7 @@ class Prompts:
 
     def arms(self) -> dict[str, list[Draw]]:
         """The draws that each arm answers."""
-        base = {"zero_shot": [self.zero_shot], "few_shot": self.few_shot}
+        base = {"zero_shot": [self.zero_shot], "few_shot": self.few_shot} if self.split == "test" else {}
         tuned = {"tuned": [self.zero_shot], "tuned_few_shot": self.few_shot if self.decoding.tuned_few_shot else []}
         return {name: draws for name, draws in (base | tuned).items() if draws}
 
@@ -71,19 +73,21 @@ class Arm:
 def choose_prompts(config: Config, prepared: Prepared) -> Prompts:
     """The held-out prompts of a run: at most `eval.max_prompts`, and the draws of `eval.shots` training rows.
 
+    A trial of a search answers validation prompts, the others are of the test rows.
     `data.seed` chooses both. Raises UserError where a metric cannot score a reference, and where the longest prompt
     with its answer does not fit the model's context.
     """
-    examples, rows = prepared.splits.test, prepared.rows
+    split = "validation" if config.sweep.on_validation else "test"
+    examples, rows = getattr(prepared.splits, split), prepared.rows
     limit = min(config.eval.max_prompts or len(examples), len(examples))
     places = sorted(random.Random(config.data.seed).sample(range(len(examples)), limit))
-    zero_shot = Draw([examples[i] for i in places], rows.whole["test"].select(places), [])
+    zero_shot = Draw([examples[i] for i in places], rows.whole[split].select(places), [])
     longest = math.ceil(1.25 * rows.sizes["train"].longest_answer)
     names = config.data.metrics or find_recipe(config.data).METRICS
     _require_scorable(names, zero_shot.examples)
-    few_shot = list(_draw_shots(config, prepared, zero_shot.examples))
+    few_shot = list(_draw_shots(config, prepared, zero_shot.examples)) if split == "test" else []
     max_new_tokens = config.eval.max_new_tokens or longest
-    prompts = Prompts(zero_shot, few_shot, list(names), config.eval, max_new_tokens, config.data.seed)
+    prompts = Prompts(zero_shot, few_shot, list(names), config.eval, max_new_tokens, config.data.seed, split)
     _require_context(prompts, prepared)
     return prompts
 

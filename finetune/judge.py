@@ -16,7 +16,8 @@ class Judgement:
 
     scores: dict[str, dict[str, Interval]]
     differences: dict[str, dict[str, Difference]]
-    verdict: Verdict
+    # None where the tuned model alone has answered.
+    verdict: Verdict | None
 
 
 def judge(prompts: Prompts, arms: dict[str, Arm]) -> Judgement:
@@ -31,7 +32,7 @@ def judge(prompts: Prompts, arms: dict[str, Arm]) -> Judgement:
     headline = prompts.metrics[0]
     base = {name: found[headline] for name, found in scores.items() if not name.startswith("tuned")}
     against = {name: differences[name][headline] for name in base}
-    verdict = significance.verdict(headline, base, against, prompts.decoding.shots)
+    verdict = significance.verdict(headline, base, against, prompts.decoding.shots) if base else None
     return Judgement(scores, differences, verdict)
 
 
@@ -39,9 +40,10 @@ def describe(prompts: Prompts, arms: dict[str, Arm], retention: dict[str, Any] |
     """What result.json says about the evaluation; the verdict says what the model forgot, if it did."""
     judgement = judge(prompts, arms)
     verdict = judgement.verdict
-    sentences = [verdict.sentence, *([retention["sentence"]] if retention and retention["forgot"] else [])]
+    forgot = [retention["sentence"]] if retention and retention["forgot"] else []
+    told = verdict and _verdict(verdict, forgot)
     return {
-        "split": "test",
+        "split": prompts.split,
         "prompts": len(prompts.examples),
         "metric": prompts.metrics[0],
         "max_new_tokens": prompts.max_new_tokens,
@@ -60,7 +62,7 @@ def describe(prompts: Prompts, arms: dict[str, Arm], retention: dict[str, Any] |
             for name, by_metric in judgement.differences.items()
         },
         "retention": retention,
-        "verdict": {"kind": verdict.kind, "sentence": f"{'. '.join(sentences)}.", "against": verdict.against},
+        "verdict": told,
     }
 
 
@@ -79,6 +81,11 @@ def predictions(prompts: Prompts, arms: dict[str, Arm]) -> list[dict[str, Any]]:
         }
         for number, example in enumerate(prompts.examples)
     ]
+
+
+def _verdict(verdict: Verdict, forgot: list[str]) -> dict[str, str]:
+    sentence = f"{'. '.join([verdict.sentence, *forgot])}."
+    return {"kind": verdict.kind, "sentence": sentence, "against": verdict.against}
 
 
 class _Cases:

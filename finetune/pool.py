@@ -74,9 +74,9 @@ class Pool:
         self.server: subprocess.Popen[bytes] | None = None
         self.channel: socket.socket | None = None
 
-    def run(self, jobs: Iterable[Sequence[str]], first: int = 0, total: int | None = None) -> None:
-        """Run each of `jobs`, lists of overrides that are drawn only when a trial can start, numbered from `first`."""
-        numbered = enumerate(iter(jobs), first)
+    def run(self, jobs: Iterable[tuple[int, Sequence[str]]], total: int | None = None) -> None:
+        """Run each of `jobs`, a number and overrides each, which are drawn only when a trial can start."""
+        numbered = iter(jobs)
         with SweepScreen(self.record, total) as self.screen:
             try:
                 while self._fill(numbered) or self.running:

@@ -68,9 +68,17 @@ def collect(
 def write(
     folder: Path, result: dict[str, Any], predictions: list[dict[str, Any]], history: list[dict[str, Any]]
 ) -> None:
-    """Write the run's files; with result.json it is complete, and report.html follows from the others."""
-    for name, rows in (("predictions", predictions), ("history", history)):
+    """Write the run's files; with result.json it is complete, and report.html follows from the others.
+
+    A trial of a search is left as a run that is complete but for its test prompts: selection.json takes the place of
+    result.json, and there is no page.
+    """
+    final = result["evaluation"]["split"] == "test"
+    answered = "predictions" if final else "validation_predictions"
+    for name, rows in ((answered, predictions), ("history", history)):
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         checkpoint.write(folder / f"{name}.jsonl", "".join(lines))
-    checkpoint.write(folder / "result.json", json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    run_page.write(folder)
+    name = "result.json" if final else checkpoint.SELECTION
+    checkpoint.write(folder / name, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    if final:
+        run_page.write(folder)

@@ -27,7 +27,7 @@ MOST_LOST = 0.1
 
 def choose_prompts(config: Config, prepared: Prepared) -> dict[str, Prompts]:
     """The `passages` and, for a model that is prompted, the `questions`; nothing where `eval.retention` is off."""
-    if not config.eval.retention:
+    if not config.eval.retention or config.sweep.on_validation:
         return {}
     content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     place = FILE.name

@@ -256,6 +256,14 @@ class Sweep:
     max_failures: int | None = None
     # Seconds after which a trial is taken to hang and is ended. None: no limit.
     time_limit: float | None = None
+    # After a search, repeat the best trials over more seeds: 3x2 is the best three over two more seeds each.
+    repeat_best: str | None = None
+    # Set by a search for its trials: where its study is, this trial's number in it, and what may end it early.
+    study: str | None = None
+    trial: int | None = None
+    pruner: str = "none"
+    # Set by a search for its trials: score the tuned model on validation prompts, and leave the test prompts alone.
+    on_validation: bool = False
     # Repeat even trials that would end the same way: pruned, diverged, out of memory, refused.
     repeat_failures: bool = False
 

@@ -76,6 +76,10 @@ class Screen:
     def show_result(self, result: dict[str, Any]) -> None:
         """The verdict, the table of all arms, example answers, the run's cost, and what to do next."""
         outcome = result["evaluation"]
+        if outcome["verdict"] is None:
+            found = with_interval(outcome["arms"]["tuned"][outcome["metric"]])
+            self.say(f"{outcome['metric']} {found} on {outcome['prompts']} {outcome['split']} prompts", style="bold")
+            return
         self.say(score_table(outcome))
         self.say(outcome["verdict"]["sentence"], style="bold")
         if outcome["retention"] and not outcome["retention"]["forgot"]:

@@ -63,8 +63,9 @@ class Run:
         """Send what a complete run leaves: data, costs and scores as its summary, all answers as a table, its page."""
         if self.wandb_run:
             self.summarise(_summary(result))
-            self.table("predictions", *_read_predictions(folder))
-            self.artifact("report", folder / "report.html")
+            if result["evaluation"]["split"] == "test":
+                self.table("predictions", *_read_predictions(folder))
+                self.artifact("report", folder / "report.html")
 
     def close(self, exit_code: int) -> None:
         """Wait until everything is sent, but not for long; an exit code above 0 marks the run as failed."""
@@ -133,9 +134,10 @@ def run_id(name: str) -> str:
 
 def _summary(result: dict[str, Any]) -> dict[str, Any]:
     outcome = result["evaluation"]
-    scores = {f"evaluation/{key}": value for key, value in _intervals(outcome["arms"]).items()}
+    prefix = "evaluation" if outcome["split"] == "test" else outcome["split"]
+    scores = {f"{prefix}/{key}": value for key, value in _intervals(outcome["arms"]).items()}
     apart = {f"evaluation/tuned - {key}": value for key, value in _intervals(outcome["differences"]).items()}
-    verdict = {f"verdict/{key}": value for key, value in outcome["verdict"].items()}
+    verdict = {f"verdict/{key}": value for key, value in (outcome["verdict"] or {}).items()}
     data = result["data"]["counts"] | {"bad_rows": "\n".join(result["data"]["bad_rows"])}
     costs = {"data": data, "training": result["training"], "seconds": result["seconds"]}
     parts = {f"{part}/{key}": value for part, values in costs.items() for key, value in values.items()}

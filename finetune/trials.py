@@ -141,6 +141,8 @@ def settled(config: Config, folder: Path) -> Outcome | None:
     file = folder / "result.json"
     earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     state = State(earlier.get("status", "waiting"))
+    if state is State.pruned and config.sweep.trial is None:
+        return None  # a search gave it up, which is no reason for others to
     if state not in FINAL or config.sweep.repeat_failures:
         return None
     return Outcome(state, earlier["reason"], folder, earlier["seconds_in_all"], known=True)

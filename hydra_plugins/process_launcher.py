@@ -42,19 +42,21 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         if not alone or self.compose(list(job_overrides[0])).stage is not Stage.train:
             return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]
         outcomes: dict[int, Any] = {}
-        self.stream(job_overrides, outcomes.__setitem__, initial_job_idx, len(job_overrides))
+        self.stream(enumerate(job_overrides, initial_job_idx), outcomes.__setitem__, len(job_overrides))
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=outcomes.get(number)) for number in numbers]
 
     def stream(
         self,
-        jobs: Iterable[Sequence[str]],
+        jobs: Iterable[tuple[int, Sequence[str]]],
         on_end: Callable[[int, Any], None],
-        first: int = 0,
         total: int | None = None,
         name: str | None = None,
     ) -> None:
-        """Run trials that are drawn from `jobs` only when one can start; `on_end(number, outcome)` is told of each."""
+        """Run trials, each a number and its overrides, drawn from `jobs` only when one can start.
+
+        `on_end(number, outcome)` is told of each.
+        """
         from finetune import trials
         from finetune.pool import Pool, Share
 
@@ -62,18 +64,11 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         assert self.config is not None
         script = Path(self.task_function.__code__.co_filename)
         record = trials.open_record(self.config.output_dir, name or self.config.sweep.name, sys.argv[1:])
-        Pool(script, self.compose, record, Share(self.n_jobs, self.devices), on_end).run(jobs, first, total)
+        Pool(script, self.compose, record, Share(self.n_jobs, self.devices), on_end).run(jobs, total)
 
     def compose(self, overrides: list[str]) -> Any:
         """The checked configuration of a trial."""
-        from omegaconf import open_dict
-
-        from finetune import check
+        from finetune import command
 
         assert self.hydra_context is not None
-        composed = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(composed):
-            del composed["hydra"]
-        settings = check.read(composed)
-        check.validate(settings)
-        return settings
+        return command.compose_trial(self.hydra_context, self.config, overrides)

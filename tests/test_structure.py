@@ -10,18 +10,21 @@ SOURCES = [ROOT / "run.py", *sorted((ROOT / "finetune").glob("*.py")), *sorted((
 # From the ground up: a module imports, of this package, only modules of earlier lines.
 LAYERS = (
     {"schema", "page", "curves", "importance"},
-    {"problem", "download"},
+    {"problem", "download", "space"},
     {"strict_json", "fetch", "sft_fields", "metrics"},
     {"check_trainer", "rows", "significance"},
     {"recipe"},
     {"data"},
     {"overrides", "batch", "device", "chat", "checkpoint"},
     {"trials"},
+    {"study"},
     {"overlap", "hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
     {"check", "audit", "feasible", "tracking", "sweep_screen", "warm"},
     {"pool"},
     {"base_answers", "prepare", "command"},
-    {"settings", "ranking"},
+    {"settings", "ranking", "prune"},
+    {"answer"},
+    {"search"},
     {"train", "evaluate", "preview", "run_page", "compare"},
     {"compare_table", "sync"},
     {"compare_page"},
@@ -33,7 +36,7 @@ LAYERS = (
     {"remedy"},
     {"plan"},
 )
-MAY_KNOW_HYDRA = {"schema", "command", "check", "overrides", "hydra_error"}
+MAY_KNOW_HYDRA = {"schema", "command", "check", "overrides", "hydra_error", "space", "search"}
 
 
 def imports(path):

@@ -1,0 +1,143 @@
+"""How does a search go from its first trial to its last? `hydra/sweeper=optuna` calls it."""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+from filelock import FileLock, Timeout
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+
+from finetune import answer, check, checkpoint, metrics, recipe, space, study, trials
+from finetune.answer import Compose, Run
+from finetune.schema import Config, UserError
+from finetune.space import Space
+from finetune.study import Plan, Search
+from finetune.trials import Outcome, State
+
+# Of a result, by the name of the objective; the score is the headline metric's.
+COSTS: dict[str, Callable[[dict[str, Any]], float]] = {
+    "validation_loss": lambda result: result["training"]["validation_loss"],
+    "memory": lambda result: result["training"]["peak_memory_bytes"],
+    "seconds": lambda result: result["training"]["seconds"],
+}
+
+
+def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: Sequence[str]) -> None:
+    """Try settings until there are `n_trials` in the study, then say what was found.
+
+    Raises UserError, before the first trial, for a space or settings that cannot work.
+    """
+    given = OverridesParser.create().parse_overrides(list(arguments))
+    fixed = [str(override.input_line) for override in given if not override.is_sweep_override()]
+    searched = space.read(settings["params"], [one for one in given if one.is_sweep_override()], settings["conditions"])
+    base = compose(fixed)
+    plan = _plan(settings, base)
+    _check(compose, fixed, searched, plan, base)
+    record = trials.open_record(base.output_dir, base.sweep.name, sys.argv[1:])
+    name = record.folder.name
+    place = settings["storage"] or str(record.folder / "study.journal")
+    own = [f"sweep.name={name}", "sweep.on_validation=true"]
+
+    def frame(number: int, point: list[str]) -> list[str]:
+        return [*fixed, *point, *own, f"sweep.study='{place}'", f"sweep.pruner={plan.pruner}", f"sweep.trial={number}"]
+
+    def tell(number: int, outcome: Outcome) -> None:
+        values = None
+        if outcome.state is State.complete and outcome.folder:
+            values = _values(outcome.folder / checkpoint.SELECTION, plan)
+        tried.tell(number, outcome, values)
+
+    with _alone(record.folder, place):
+        opened = study.open_study(place, name, plan, settings["heartbeat_seconds"])
+        tried = Search(opened, searched, plan, study.is_shared(place), frame)
+        tried.begin(lambda key: OmegaConf.select(OmegaConf.structured(base), key))
+        with _beating(tried, settings["heartbeat_seconds"]):
+            run(tried, tell, plan.n_trials, name)
+        answer.give(tried, compose, run, answer.Frame(fixed, own, base, record.folder))
+
+
+def outcome_of(config: Config, done: JobReturn) -> Outcome:
+    """How a trial ended that another launcher than ours has run, by what Hydra and the trial's folder tell."""
+    folder = checkpoint.folder(config)
+    if known := trials.settled(config, folder):
+        return known
+    failed = done.status is JobStatus.FAILED
+    return Outcome(State.failed, str(done._return_value) if failed else "it left no result", folder)
+
+
+def _plan(settings: Mapping[str, Any], base: Config) -> Plan:
+    metric = (base.data.metrics or recipe.find_recipe(base.data).METRICS)[0]
+    return Plan(
+        settings["sampler"],
+        settings["pruner"],
+        settings["n_trials"],
+        settings["seed"],
+        tuple(settings["objectives"]),
+        metrics.HIGHER_IS_BETTER[metric],
+    )
+
+
+def _check(compose: Compose, fixed: list[str], searched: Space, plan: Plan, base: Config) -> None:
+    """Raise UserError for a plan that cannot work, and for a value of the space that no run may have."""
+    study.check(plan)
+    answer.repetitions(base.sweep.repeat_best)
+    if not searched.dimensions:
+        raise UserError(f"hydra/sweeper=optuna: nothing is searched. Write SETTING={space.GRAMMAR}.")
+    if plan.pruner != "none" and base.trainer.get("eval_strategy", "no") == "no":
+        raise UserError(
+            f"hydra.sweeper.pruner={plan.pruner}: trials are judged at each validation, and trainer.eval_strategy=no "
+            "has none. Set trainer.eval_strategy=steps, or hydra.sweeper.pruner=none."
+        )
+    for point in searched.corners():
+        check.validate(compose([*fixed, *space.overrides(point)]))
+    if plan.sampler == "grid":
+        list(searched.grid())
+
+
+def _values(file: Path, plan: Plan) -> list[float]:
+    """What a trial came to, by objective."""
+    result = answer.read(file)
+    score = trials.score_of(result)[0]
+    return [score if name == "score" else float(COSTS[name](result)) for name in plan.objectives]
+
+
+@contextmanager
+def _alone(folder: Path, place: str) -> Iterator[None]:
+    """Keep a study in a file for this search alone; a database may be shared."""
+    if study.is_shared(place):
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".search", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        told = f"{folder}: another search is at this study. Wait for it, or choose another sweep.name."
+        raise UserError(told) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _beating(tried: Search, seconds: int) -> Iterator[None]:
+    """Tell others of the study, for the length of the block, that this worker is alive."""
+    ended = Event()
+
+    def beat() -> None:
+        while not ended.wait(seconds / 2):
+            tried.beat()
+
+    thread = Thread(target=beat, daemon=True)
+    if tried.shared:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
