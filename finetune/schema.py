@@ -211,6 +211,10 @@ class Eval:
     tuned_few_shot: bool = False
     # Score general text and simple questions before and after, to see what the model forgot.
     retention: bool = True
+    # Tasks of EleutherAI's lm-evaluation-harness to score before and after: names, YAML files or folders of them.
+    harness_tasks: list[str] = field(default_factory=list)
+    # Documents of each such task. None: all of them.
+    harness_limit: int | None = None
     # Prompts answered at a time. None: 100, or fewer where their keys and values would take more than 4 GiB.
     batch_size: int | None = None
     # Longest answer, in tokens. None: a quarter more than the longest training answer.

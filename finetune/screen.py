@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from finetune.harness_tasks import needs_hub
 from finetune.metrics import HIGHER_IS_BETTER
 from finetune.schema import Config, Source
 
@@ -80,6 +81,8 @@ class Screen:
         self.say(outcome["verdict"]["sentence"], style="bold")
         if outcome["retention"] and not outcome["retention"]["forgot"]:
             self.say(f"{outcome['retention']['sentence']}.")
+        if outcome.get("harness"):
+            self.say(harness_table(outcome["harness"]))
         for row in _read_examples(self.folder):
             self.say(_example_table(row, outcome))
         self._warn_of_cut_answers(outcome)
@@ -108,11 +111,11 @@ def hush_libraries(config: Config) -> None:
     Called before they are imported.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    if Source.hub not in (config.model.source, config.data.source):
+    if Source.hub not in (config.model.source, config.data.source) and not needs_hub(config.eval.harness_tasks):
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when the data loader forks
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries, which the error at their end tells
-    for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "torch.distributed"):
+    for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "torch.distributed", "lm_eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' own deprecations of each other
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -147,6 +150,22 @@ def score_table(outcome: dict[str, Any]) -> Table:
         name = metric if HIGHER_IS_BETTER[metric] else f"{metric} (less is better)"
         table.add_row(name, *cells, with_interval(apart, "+"), style=style)
     return table
+
+
+def harness_table(outcome: dict[str, Any]) -> Table:
+    """Each metric of each task of lm-evaluation-harness, before and after, with its standard error."""
+    table = Table("task", "metric", title="lm-evaluation-harness", title_justify="left")
+    for arm in ("base", "tuned"):
+        table.add_column(arm, justify="right")
+    for task, metrics in outcome.items():
+        for metric, found in metrics.items():
+            pairs = ((found[arm], found[f"{arm}_stderr"]) for arm in ("base", "tuned"))
+            table.add_row(task, metric, *(f"{_maybe(value)} ± {_maybe(error)}" for value, error in pairs))
+    return table
+
+
+def _maybe(value: float | None) -> str:
+    return "?" if value is None else f"{value:.3f}"
 
 
 def arm_name(arm: str, outcome: dict[str, Any]) -> str:

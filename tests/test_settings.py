@@ -88,6 +88,8 @@ CHANGES = {
     "eval.draws": ("1", []),
     "eval.tuned_few_shot": ("true", []),
     "eval.retention": ("false", []),
+    "eval.harness_tasks": ("[./FOLDER]", []),
+    "eval.harness_limit": ("2", ["eval.harness_tasks=[FOLDER/questions.yaml]"]),
     "eval.batch_size": ("3", []),
     "eval.max_new_tokens": ("3", []),
     "eval.temperature": ("0.5", []),
