@@ -58,7 +58,7 @@ def choose_tasks(settings: Eval) -> Tasks | None:
         try:
             manager.load([task])
         except UNREADABLE as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = " ".join(f"{type(error).__name__} {error}".split())
             raise UserError(
                 f"eval.harness_tasks: {task} could not be loaded: {reason}. Check the task's file, its data (relative "
                 "paths count from the working folder) and, for data of the hub, the network."
