@@ -131,7 +131,7 @@ def _number(value: Any) -> float | None:
 def _tied_as_it_is(model: Any) -> Iterator[None]:
     """Within the block nothing ties the model's weights anew.
 
-    The harness does, and would put the base's embeddings in the place of trained ones.
+    The harness does, which embeddings that are trained with an adapter do not bear.
     """
     model.tie_weights = lambda *_, **__: None
     try:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -157,15 +158,18 @@ def harness_table(outcome: dict[str, Any]) -> Table:
     table = Table("task", "metric", title="lm-evaluation-harness", title_justify="left")
     for arm in ("base", "tuned"):
         table.add_column(arm, justify="right")
-    for task, metrics in outcome.items():
-        for metric, found in metrics.items():
-            pairs = ((found[arm], found[f"{arm}_stderr"]) for arm in ("base", "tuned"))
-            table.add_row(task, metric, *(f"{_maybe(value)} ± {_maybe(error)}" for value, error in pairs))
+    for row in harness_rows(outcome):
+        table.add_row(*row)
     return table
 
 
-def _maybe(value: float | None) -> str:
-    return "?" if value is None else f"{value:.3f}"
+def harness_rows(outcome: dict[str, Any]) -> Iterator[list[str]]:
+    """Task, metric, and the values of base and tuned model: `0.417 ± 0.021`; what nobody knows is `?`."""
+    for task, metrics in outcome.items():
+        for metric, found in metrics.items():
+            pairs = ((found[arm], found[f"{arm}_stderr"]) for arm in ("base", "tuned"))
+            cells = (" ± ".join("?" if number is None else f"{number:.3f}" for number in pair) for pair in pairs)
+            yield [task, metric, *cells]
 
 
 def arm_name(arm: str, outcome: dict[str, Any]) -> str:

@@ -88,6 +88,7 @@ def test_local_tasks_are_scored_on_the_base_and_on_the_tuned_model(tiny_run, tas
     assert shown.err == ""
     assert "lm-evaluation-harness: tuned model scored in" in shown.out
     assert "what_follows" in shown.out and f"{tuned[1]:.3f} ±" in shown.out
+    assert f"{tuned[1]:.3f} ±" in (folder / "report.html").read_text()
     summary = tracking._harness(found)
     assert summary["harness/reading/byte_perplexity/tuned"] == found["reading"]["byte_perplexity"]["tuned"]
 
