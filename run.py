@@ -6,7 +6,8 @@ import hydra
 from omegaconf import DictConfig
 
 from finetune import checkpoint, command, data, schema
-from finetune.schema import Config, Stage
+from finetune.choices import Stage
+from finetune.schema import Config
 from finetune.screen import Screen, hush_libraries, show_complete
 
 schema.register()
@@ -65,19 +66,20 @@ def train_and_judge(config: Config, folder: Path) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     splits = data.load(config.data)  # before anything heavy is imported: what is wrong with a file is told at once
     hush_libraries(config)
-    from finetune import device, evaluate, judge, model, plan, prepare, progress, prune, report, retention, tracking
-    from finetune import train as sft
+    from finetune import device, plan, prepare, report
 
     device.set_up_memory()
     clock = report.Clock()
     machine = device.choose(config.model, config.quantization, config.adapter)
     screen = Screen(folder, speaks=machine.is_main_process)
     screen.show_start(machine, checkpoint.newest(folder))
+    from finetune import evaluate, harness, judge, model, progress, prune, retention, tracking, train
 
     with clock.measure("prepare"):
         prepared = prepare.prepare(config, splits, machine, folder)
         prompts = evaluate.choose_prompts(config, prepared)
         general = retention.choose_prompts(config, prepared)
+        tasks = harness.choose_tasks(config.eval) if machine.is_main_process else None
         screen.show_data(prepared)
         plan.require_room(config, prepared, machine)
 
@@ -98,11 +100,11 @@ def train_and_judge(config: Config, folder: Path) -> None:
     ):
         with clock.measure("train"):
             watch = progress.Watch(screen, tracker)
-            trainer = sft.Trainer(tuned, prepared, [watch, *prune.callbacks(config.sweep)])
+            trainer = train.Trainer(tuned, prepared, [watch, *prune.callbacks(config.sweep)])
             screen.say(f"  attention: {trainer.layout}")
-            sft.train(trainer, checkpoint.newest(folder))
+            train.train(trainer, checkpoint.newest(folder))
             if machine.is_main_process:
-                sft.save(tuned, prepared.tokenizer, folder)
+                train.save(tuned, prepared.tokenizer, folder)
 
         with clock.measure("evaluate"), progress.bar(screen) as bar:
             counter = progress.counter(bar, prompts)
@@ -110,8 +112,10 @@ def train_and_judge(config: Config, folder: Path) -> None:
             kept = retention.answer(tuned, prepared.tokenizer, general, originals)
 
         if machine.is_main_process:
+            with clock.measure("evaluate"):
+                scores = harness.answer(tuned, prepared.tokenizer, tasks, config.eval, originals, screen.say)
             with clock.measure("judge"):
-                evaluation = judge.describe(prompts, arms, retention.describe(general, kept))
+                evaluation = judge.describe(prompts, arms, retention.describe(general, kept)) | {"harness": scores}
             result = report.collect(config, folder, tuned, prepared, watch, evaluation, clock)
             report.write(folder, result, judge.predictions(prompts, arms), watch.history)
             tracker.finish(result, folder)

@@ -70,7 +70,7 @@ def check(file: Path) -> float:
     sys.path.insert(0, str(ROOT))
     from finetune import recipe, rows, schema
 
-    data = schema.Data(source=schema.Source.local, path=str(file), recipe="prompt_completion")
+    data = schema.Data(source=choices.Source.local, path=str(file), recipe="prompt_completion")
     started = time.perf_counter()
     columns = recipe.find_columns(data, recipe.find_recipe(data))
     for _, row in rows.read_rows(file):

@@ -111,8 +111,18 @@ def _ranked(tried: Search, candidates: list[Candidate], count: int) -> Table:
         )
         seconds = f"{sum(result['seconds'].values()):.0f}"
         shown = "" if loss is None else f"{loss:.4f}"
-        table.add_row(str(one.number), with_interval(found), shown, seconds, told, " ".join(one.overrides))
+        table.add_row(str(one.number), with_interval(found), shown, seconds, told, _short(one.overrides))
     return table
+
+
+def _short(overrides: list[str]) -> str:
+    """Overrides without their sections, numbers with four digits."""
+    told = []
+    for text in overrides:
+        key, _, value = text.partition("=")
+        number = f"{float(value):.4g}" if "." in value and value.replace(".", "").replace("e-", "").isdigit() else value
+        told.append(f"{key.rpartition('.')[2]}={number}")
+    return " ".join(told)
 
 
 def _apart(candidates: list[Candidate], metric: str, seed: int) -> list[float | None]:
@@ -128,8 +138,9 @@ def _predictions(folder: Path) -> list[dict[str, Any]]:
 
 
 def _print_importance(console: Console, tried: Search) -> None:
-    best = [trial for trial in tried.best() if trial.params.keys() == tried.best()[0].params.keys()]
-    varying = {key: [trial.params[key] for trial in best] for key in best[0].params}
+    best = tried.best()
+    common = [key for key in best[0].params if all(key in trial.params for trial in best)]
+    varying = {key: [trial.params[key] for trial in best] for key in common}
     found, why_not = importance.measure(varying, [trial.values[0] for trial in best])
     told = why_not or ", ".join(f"{key} {share:.0%}" for key, share in found.items())
     console.print(f"What mattered ({importance.METHOD}): {told}" if found else told, markup=False)
@@ -164,7 +175,7 @@ def _repeated(finalists: list[Candidate]) -> Table:
         table.add_column(name, overflow="fold")
     for one in finalists:
         by_seed = " ".join(f"{score:.3f}" for score in one.scores)
-        table.add_row(str(one.number), f"{fmean(one.scores):.3f}", by_seed, " ".join(one.overrides))
+        table.add_row(str(one.number), f"{fmean(one.scores):.3f}", by_seed, _short(one.overrides))
     return table
 
 

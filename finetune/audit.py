@@ -9,9 +9,10 @@ from trl import SFTConfig
 
 from finetune import tokens
 from finetune.chat import prompt_tokens
+from finetune.choices import ControlTokens
 from finetune.data import Example, Splits
 from finetune.problem import complain
-from finetune.schema import ControlTokens, Data, UserError
+from finetune.schema import Data, UserError
 from finetune.tokens import IGNORE, Rows
 
 

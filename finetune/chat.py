@@ -14,7 +14,6 @@ from trl.chat_template_utils import get_training_chat_template
 from finetune.data import Example, Message
 from finetune.schema import UserError
 
-# How a template begins that was given its variables here.
 SET = re.compile(r"(\{%- set \w+ = \w+ \| default\(.*?\) %\})*")
 
 

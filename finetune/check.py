@@ -12,10 +12,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune import check_trainer, hydra_error
+from finetune import check_trainer, harness_tasks, hydra_error
+from finetune.choices import BadRows, Source
 from finetune.metrics import NAMES as METRICS
 from finetune.problem import complain, did_you_mean, shown
-from finetune.schema import Adapter, BadRows, Config, Data, Eval, Model, Quantization, Source, UserError, to_dataclass
+from finetune.schema import Adapter, Config, Data, Eval, Model, Quantization, UserError, to_dataclass
 
 RECIPES = Path(__file__).parent.parent / "data_recipes"
 # What a data set or model needs besides its group file, and how to give it.
@@ -37,6 +38,7 @@ RANGES: tuple[Rule, ...] = (
     ("eval.max_prompts", "at least 1", lambda v: v >= 1),
     ("eval.shots", "at least 0", lambda v: v >= 0),
     ("eval.draws", "at least 1", lambda v: v >= 1),
+    ("eval.harness_limit", "at least 1", lambda v: v >= 1),
     ("eval.batch_size", "at least 1", lambda v: v >= 1),
     ("eval.max_new_tokens", "at least 1", lambda v: v >= 1),
     ("eval.temperature", "at least 0", lambda v: v >= 0),
@@ -238,6 +240,9 @@ def _target_modules(modules: Any) -> Iterator[str]:
 
 
 def _eval(settings: Eval) -> Iterator[str]:
+    yield from harness_tasks.problems(settings.harness_tasks)
+    if not settings.harness_tasks:
+        yield from _without_effect("eval", settings, ("harness_limit",), "it is for eval.harness_tasks")
     if settings.temperature == 0:
         reason = "eval.temperature=0 always takes the likeliest token. Add eval.temperature=1 to sample"
         yield from _without_effect("eval", settings, ("top_p", "top_k"), reason)

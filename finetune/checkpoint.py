@@ -14,8 +14,9 @@ import yaml
 from filelock import FileLock, Timeout
 
 from finetune import data
+from finetune.choices import Source
 from finetune.problem import without_secrets
-from finetune.schema import Config, Source, UserError
+from finetune.schema import Config, UserError
 
 
 class BusyError(UserError):

@@ -21,7 +21,6 @@ from yaml import YAMLError
 from finetune import check, checkpoint, hydra_error, overrides, trials
 from finetune.schema import Config, UserError, register
 
-# What a wrong configuration raises while it is composed.
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 
 

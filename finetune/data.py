@@ -15,9 +15,10 @@ from types import ModuleType
 from typing import Any
 
 from finetune import fetch, rows, schema
+from finetune.choices import BadRows, Source
 from finetune.recipe import Column, check_group, check_row, find_columns, find_recipe
 from finetune.rows import Row, RowError
-from finetune.schema import BadRows, Source, UserError
+from finetune.schema import UserError
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""

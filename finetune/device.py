@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
-from finetune.schema import Adapter, Dtype, Model, Quantization
+from finetune.choices import Dtype
+from finetune.schema import Adapter, Model, Quantization
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from finetune.choices import Bias
 from finetune.device import Device
 from finetune.problem import complain, did_you_mean, shown
-from finetune.schema import Adapter, Bias, Config
+from finetune.schema import Adapter, Config
 from finetune.tokens import Rows
 
 

@@ -16,7 +16,6 @@ from finetune.chat import prompt_tokens
 from finetune.data import Message
 from finetune.schema import Eval
 
-# Tokens generated between two looks at which answers have ended.
 ROUND = 16
 # Without eval.batch_size: prompts answered at a time, fewer where their keys and values would need more memory.
 MOST_PROMPTS = 100

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from finetune import batch, fetch
+from finetune.choices import Attention, Source
 from finetune.device import Device
-from finetune.schema import Adapter, Attention, Model, Quantization, Source, UserError
+from finetune.schema import Adapter, Model, Quantization, UserError
 
-# What PEFT adds to a model has one of these in its name.
 TRAINED_PARTS = ("lora_", "modules_to_save")
 # Weights on the CPU, by name.
 Weights = dict[str, torch.Tensor]

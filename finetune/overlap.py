@@ -13,8 +13,9 @@ from zlib import crc32
 
 from datasketch import MinHash, MinHashLSH
 
+from finetune.choices import Overlap
 from finetune.data import Example, Splits, normalise
-from finetune.schema import Overlap, UserError
+from finetune.schema import UserError
 
 SPLITS = ("train", "validation", "test")
 EXAMPLES = 3

@@ -13,9 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from finetune import generate, model, train
+from finetune.choices import Source
 from finetune.device import Device
 from finetune.prepare import Prepared
-from finetune.schema import Config, Model, Source
+from finetune.schema import Config, Model
 from finetune.work import Answers, Work
 
 # A probe has as many layers as hold about so many weights, and at most MOST_LAYERS.

@@ -9,7 +9,6 @@ from typing import Any
 
 from finetune.schema import UserError
 
-# How keys of secrets end; tokens of a vocabulary are none.
 SECRET = re.compile(r"(^|[._])(token|(api|access)?key|passw(or)?d|passphrase|secret|credentials?)$", re.IGNORECASE)
 NO_SECRET = re.compile(r"(^|[._])(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.IGNORECASE)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune import checkpoint, curves, metrics, page, settings
-from finetune.screen import arm_name, with_interval
+from finetune.screen import arm_name, harness_rows, with_interval
 
 SHOWN = 25  # examples won, and examples lost
 STYLES = {"tuning_wins": "verdict", "tuning_hurts": "verdict bad"}
@@ -34,6 +34,7 @@ def compose(result: dict[str, Any], predictions: list[dict[str, Any]], history: 
         page.paragraph(verdict["sentence"], STYLES.get(verdict["kind"], "verdict dim")),
         *_scores(outcome),
         *_forgetting(outcome["retention"]),
+        *_harness(outcome.get("harness") or {}),
         *_learning(history),
         *_examples(predictions, outcome),
         *_trained_on(result["data"]),
@@ -88,6 +89,12 @@ def _forgetting(retention: dict[str, Any] | None) -> list[str]:
         page.paragraph(f"{retention['sentence']}.", "bad" if retention["forgot"] else ""),
         page.table(["", "metric", "base", "tuned", "difference"], rows),
     ]
+
+
+def _harness(outcome: dict[str, Any]) -> list[str]:
+    table = page.table(["task", "metric", "base", "tuned"], list(harness_rows(outcome)))
+    note = page.paragraph("Values with their standard errors.", "dim")
+    return [page.heading("lm-evaluation-harness"), table, note] if outcome else []
 
 
 def _learning(history: list[dict[str, Any]]) -> list[str]:

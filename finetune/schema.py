@@ -4,99 +4,16 @@ Nothing heavy is imported here: `--help`, `--cfg job` and every configuration er
 """
 
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from finetune.choices import Attention, BadRows, Bias, ControlTokens, Dtype, Mode, Overlap, Quant, Source, Stage
+
 
 class UserError(Exception):
     """A mistake of the user's, printed as one paragraph without a stack; the program ends with exit code 2."""
-
-
-class Stage(Enum):
-    """What `run.py` does with the composed run."""
-
-    train = "train"
-    # Show what would be trained on; the model is not loaded.
-    preview = "preview"
-    # Say how many steps, how much memory and how much time it would take; the model is not loaded.
-    plan = "plan"
-
-
-class Source(Enum):
-    """Where a model or a dataset lies: in the program's own packages, on this machine, or on the Hugging Face hub."""
-
-    embedded = "embedded"
-    local = "local"
-    hub = "hub"
-
-
-class BadRows(Enum):
-    """What becomes of a row that cannot be read or used: an error, or it is left out, counted and shown."""
-
-    error = "error"
-    skip = "skip"
-
-
-class Dtype(Enum):
-    """A floating-point type; `auto` is chosen for the machine and printed with its reason."""
-
-    auto = "auto"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-    float32 = "float32"
-
-
-class Attention(Enum):
-    """An attention implementation of transformers."""
-
-    sdpa = "sdpa"
-    eager = "eager"
-    flash_attention_2 = "flash_attention_2"
-
-
-class Quant(Enum):
-    """The 4-bit number format of bitsandbytes."""
-
-    nf4 = "nf4"
-    fp4 = "fp4"
-
-
-class Bias(Enum):
-    """Which bias parameters of the base model are trained with the adapter (PEFT)."""
-
-    none = "none"
-    all = "all"
-    lora_only = "lora_only"
-
-
-class ControlTokens(Enum):
-    """What becomes of a model's control tokens, such as <|im_end|>, inside the texts of rows."""
-
-    error = "error"
-    # They are read as text.
-    escape = "escape"
-    # They are read as control tokens.
-    allow = "allow"
-
-
-class Overlap(Enum):
-    """What becomes of test prompts that are among the training rows too."""
-
-    error = "error"
-    # They are left out of training.
-    drop = "drop"
-    allow = "allow"
-
-
-class Mode(Enum):
-    """How W&B is reached; `auto` is online for a user who is logged in, else offline."""
-
-    auto = "auto"
-    online = "online"
-    offline = "offline"
 
 
 @dataclass
@@ -211,6 +128,10 @@ class Eval:
     tuned_few_shot: bool = False
     # Score general text and simple questions before and after, to see what the model forgot.
     retention: bool = True
+    # Tasks of EleutherAI's lm-evaluation-harness to score before and after: names, YAML files or folders of them.
+    harness_tasks: list[str] = field(default_factory=list)
+    # Documents of each such task. None: all of them.
+    harness_limit: int | None = None
     # Prompts answered at a time. None: 100, or fewer where their keys and values would take more than 4 GiB.
     batch_size: int | None = None
     # Longest answer, in tokens. None: a quarter more than the longest training answer.

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,10 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from finetune.choices import Source
+from finetune.harness_tasks import needs_hub
 from finetune.metrics import HIGHER_IS_BETTER
-from finetune.schema import Config, Source
+from finetune.schema import Config
 
 if TYPE_CHECKING:  # a finished run is shown without torch
     from finetune.data import Message
@@ -84,6 +87,8 @@ class Screen:
         self.say(outcome["verdict"]["sentence"], style="bold")
         if outcome["retention"] and not outcome["retention"]["forgot"]:
             self.say(f"{outcome['retention']['sentence']}.")
+        if outcome.get("harness"):
+            self.say(harness_table(outcome["harness"]))
         for row in _read_examples(self.folder):
             self.say(_example_table(row, outcome))
         self._warn_of_cut_answers(outcome)
@@ -112,11 +117,11 @@ def hush_libraries(config: Config) -> None:
     Called before they are imported.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    if Source.hub not in (config.model.source, config.data.source):
+    if Source.hub not in (config.model.source, config.data.source) and not needs_hub(config.eval.harness_tasks):
         os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when the data loader forks
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries, which the error at their end tells
-    for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "torch.distributed"):
+    for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "torch.distributed", "lm_eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' own deprecations of each other
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -151,6 +156,25 @@ def score_table(outcome: dict[str, Any]) -> Table:
         name = metric if HIGHER_IS_BETTER[metric] else f"{metric} (less is better)"
         table.add_row(name, *cells, with_interval(apart, "+"), style=style)
     return table
+
+
+def harness_table(outcome: dict[str, Any]) -> Table:
+    """Each metric of each task of lm-evaluation-harness, before and after, with its standard error."""
+    table = Table("task", "metric", title="lm-evaluation-harness", title_justify="left")
+    for arm in ("base", "tuned"):
+        table.add_column(arm, justify="right")
+    for row in harness_rows(outcome):
+        table.add_row(*row)
+    return table
+
+
+def harness_rows(outcome: dict[str, Any]) -> Iterator[list[str]]:
+    """Task, metric, and the values of base and tuned model: `0.417 ± 0.021`; what nobody knows is `?`."""
+    for task, metrics in outcome.items():
+        for metric, found in metrics.items():
+            pairs = ((found[arm], found[f"{arm}_stderr"]) for arm in ("base", "tuned"))
+            cells = (" ± ".join("?" if number is None else f"{number:.3f}" for number in pair) for pair in pairs)
+            yield [task, metric, *cells]
 
 
 def arm_name(arm: str, outcome: dict[str, Any]) -> str:

@@ -55,7 +55,8 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
     with _alone(record.folder, place):
         opened = study.open_study(place, name, plan, settings["heartbeat_seconds"])
         tried = Search(opened, searched, plan, study.is_shared(place), frame)
-        tried.begin(lambda key: OmegaConf.select(OmegaConf.structured(base), key))
+        chosen = settings["options"]
+        tried.begin(lambda key: chosen.get(key) or OmegaConf.select(OmegaConf.structured(base), key))
         with _beating(tried, settings["heartbeat_seconds"]):
             run(tried, tell, plan.n_trials, name)
         answer.give(tried, compose, run, answer.Frame(fixed, own, base, record.folder))

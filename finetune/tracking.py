@@ -14,8 +14,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from finetune.choices import Mode
 from finetune.problem import without_secrets
-from finetune.schema import Mode, Tracking, UserError
+from finetune.schema import Tracking, UserError
 
 CONNECT_SECONDS = 2.0  # to open a connection
 INIT_SECONDS = 4.0  # for the service to answer, once connected
@@ -141,7 +142,18 @@ def _summary(result: dict[str, Any]) -> dict[str, Any]:
     data = result["data"]["counts"] | {"bad_rows": "\n".join(result["data"]["bad_rows"])}
     costs = {"data": data, "training": result["training"], "seconds": result["seconds"]}
     parts = {f"{part}/{key}": value for part, values in costs.items() for key, value in values.items()}
-    return scores | apart | verdict | _retention(outcome["retention"] or {}) | parts
+    general = _retention(outcome["retention"] or {}) | _harness(outcome.get("harness") or {})
+    return scores | apart | verdict | general | parts
+
+
+def _harness(outcome: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"harness/{task}/{metric}/{key}": value
+        for task, metrics in outcome.items()
+        for metric, found in metrics.items()
+        for key, value in found.items()
+        if value is not None
+    }
 
 
 def _retention(outcome: dict[str, Any]) -> dict[str, Any]:

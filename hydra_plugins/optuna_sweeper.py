@@ -61,6 +61,7 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
             key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
             for key, value in self.settings.items()
         }
+        settings["options"] = dict(self.config.hydra.runtime.choices)
         search.search(self.compose, self.run, settings, arguments)
 
     def compose(self, overrides: list[str]) -> Any:

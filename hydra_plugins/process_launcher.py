@@ -35,7 +35,7 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of trials; what each came to is its return value."""
-        from finetune.schema import Stage
+        from finetune.choices import Stage
 
         setup_globals()
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1

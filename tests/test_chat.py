@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 from finetune import chat
 from finetune.schema import UserError
 
-# As Qwen3's: the last answer gets a block of thoughts, the prompt only where thinking is off, older answers have none.
 THINKS = """{%- macro turn(role, text) %}{{- '<|im_start|>' + role + '\\n' + text + '<|im_end|>\\n' }}{%- endmacro %}
 {%- for m in messages %}
     {%- if m.role == 'assistant' and loop.last %}

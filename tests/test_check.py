@@ -8,7 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from finetune import check, command, overrides
-from finetune.schema import Adapter, Config, Data, Eval, Model, Quantization, Source, UserError
+from finetune.choices import Source
+from finetune.schema import Adapter, Config, Data, Eval, Model, Quantization, UserError
 from finetune.sft_fields import sft_fields
 
 NF4 = Quantization(load_in_4bit=True)

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from finetune import data, schema
-from finetune.schema import Source, UserError
+from finetune.choices import Source
+from finetune.schema import UserError
 
 ROWS = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(50)]
 CHECKOUT = Path(__file__).parent.parent
@@ -243,7 +244,7 @@ def test_reading_a_local_file_loads_neither_torch_nor_datasets(local):
     local()
     program = (
         "import sys; from finetune import data, schema; "
-        "d = schema.Data(name='m', source=schema.Source.local, path='mine.jsonl', recipe='prompt_completion'); "
+        "d = schema.Data(name='m', source=choices.Source.local, path='mine.jsonl', recipe='prompt_completion'); "
         "data.load(d); data.digest(d); sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, env={"PYTHONPATH": str(CHECKOUT), "PATH": ""})

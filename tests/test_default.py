@@ -29,7 +29,9 @@ def test_another_quantization_and_adapter_on_the_embedded_model(program, tmp_pat
 
 
 def test_where_prompting_suffices_the_verdict_says_so(program, tmp_path):
-    done = program("data=usaddress_zip", "trainer.max_steps=10", "tracking=none", f"output_dir={tmp_path}")
+    done = program(
+        "data=usaddress_zip", "trainer.max_steps=10", "eval.retention=false", "tracking=none", f"output_dir={tmp_path}"
+    )
     assert done.returncode == 0, done.stderr
     assert "Prompting is enough: tuned is not better than 3-shot" in done.stdout
     [file] = tmp_path.glob("*/result.json")

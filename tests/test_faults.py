@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from finetune import data, schema
-from finetune.schema import BadRows, Source, UserError
+from finetune.choices import BadRows, Source
+from finetune.schema import UserError
 
 GOOD = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(9)]
 CHATS = [

@@ -5,9 +5,10 @@ import random
 import pytest
 
 from finetune import data, overlap
+from finetune.choices import Overlap
 from finetune.command import compose
 from finetune.data import Example, Splits
-from finetune.schema import Overlap, UserError
+from finetune.schema import UserError
 
 WORDS = [f"word{number}" for number in range(400)]
 

@@ -15,6 +15,7 @@ from finetune import (
     device,
     evaluate,
     generate,
+    harness,
     model,
     plan,
     prepare,
@@ -32,6 +33,17 @@ LOCAL = ["data=local", "data.path=FOLDER/rows.jsonl"]
 BAD = ["data=local", "data.path=FOLDER/bad.jsonl"]
 HUB = ["data=hub", "data.path=owner/name"]
 HUB_MODEL = ["model=hub", "model.path=owner/name"]
+
+# A task of lm-evaluation-harness.
+TASK = """
+task: mine
+dataset_path: json
+dataset_kwargs: {data_files: {test: FOLDER/rows.jsonl}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{prompt}}"
+"""
 
 # Setting -> what it is changed to, and what it is changed beside.
 CHANGES = {
@@ -88,6 +100,8 @@ CHANGES = {
     "eval.draws": ("1", []),
     "eval.tuned_few_shot": ("true", []),
     "eval.retention": ("false", []),
+    "eval.harness_tasks": ("[FOLDER/task.yaml]", []),
+    "eval.harness_limit": ("2", ["eval.harness_tasks=[FOLDER/task.yaml]"]),
     "eval.batch_size": ("3", []),
     "eval.max_new_tokens": ("3", []),
     "eval.temperature": ("0.5", []),
@@ -146,6 +160,7 @@ def test_changing_it_changes_something(setting, tmp_path, monkeypatch, tiny_mode
     (tmp_path / "others.jsonl").write_text("".join(line.replace('"c"', '"d"') for line in lines[:20]))
     (tmp_path / "control.jsonl").write_text("".join(line.replace('"c"', '"<|im_end|>"') for line in lines))
     (tmp_path / "bad.jsonl").write_text("".join([*lines, "{\n" * 3]))
+    (tmp_path / "task.yaml").write_text(TASK.replace("FOLDER", str(tmp_path)))
     (tmp_path / "chat.jinja").write_text("{{ mood }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}")
     change, beside = CHANGES[setting]
     key = "trainer.learning_rate" if setting == "trainer" else setting
@@ -185,7 +200,7 @@ def load_model(config, monkeypatch, tiny_model):
 
 
 def add_adapter(config, _, tiny_model):
-    config.model.source, config.model.path = schema.Source.local, str(tiny_model)
+    config.model.source, config.model.path = choices.Source.local, str(tiny_model)
     config.quantization = schema.Quantization()
     machine = device.choose(config.model, config.quantization, config.adapter)
     trained = model.add_adapter(
@@ -202,7 +217,7 @@ def add_adapter(config, _, tiny_model):
 
 def check_rows(config, _, tiny_model):
     """The tokens of the rows, or what is wrong with them."""
-    config.model.source, config.model.path = schema.Source.local, str(tiny_model)
+    config.model.source, config.model.path = choices.Source.local, str(tiny_model)
     machine = device.choose(config.model, config.quantization, config.adapter)
     try:
         return (
@@ -237,7 +252,7 @@ def generation(config, monkeypatch, tiny_model):
 
     monkeypatch.setattr(generate, "answer_batch", answer_batch)
     monkeypatch.setattr(base_answers.Memory, "recall", lambda self, asked, compute: (compute(), False))
-    config.model.source, config.model.path = schema.Source.local, str(tiny_model)
+    config.model.source, config.model.path = choices.Source.local, str(tiny_model)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokenizer = model.load_tokenizer(config.model)
 
@@ -249,6 +264,15 @@ def generation(config, monkeypatch, tiny_model):
     prompts = evaluate.choose_prompts(config, prepared)
     evaluate.answer(base, tokenizer, prompts, {}, lambda *_: None, lambda *_: None)
     return calls, list(retention.choose_prompts(config, prepared))
+
+
+def ask_harness(config, monkeypatch, tiny_model):
+    calls = []
+    monkeypatch.setattr("lm_eval.simple_evaluate", lambda lm, **given: calls.append(given) or {"results": {}})
+    base = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokenizer = model.load_tokenizer(config.model)
+    harness.answer(base, tokenizer, harness.choose_tasks(config.eval), config.eval, {}, lambda _: None)
+    return [(call["tasks"], call["limit"]) for call in calls]
 
 
 def track(config, monkeypatch, tiny_model):
@@ -264,7 +288,7 @@ def place(config, *_):
 
 
 def planned(config, _, tiny_model):
-    config.model.source, config.model.path = schema.Source.local, str(tiny_model)
+    config.model.source, config.model.path = choices.Source.local, str(tiny_model)
     config.plan.tflops = config.plan.tflops or 1.0
     machine = device.choose(config.model, config.quantization, config.adapter)
     prepared = prepare.prepare(config, data.load(config.data), machine, checkpoint.folder(config))
@@ -291,6 +315,8 @@ OBSERVERS = {
     "adapter": add_adapter,
     "trainer": build_trainer,
     "eval": generation,
+    "eval.harness_tasks": ask_harness,
+    "eval.harness_limit": ask_harness,
     "tracking": track,
     "seed": place,
     "name": place,

@@ -9,9 +9,10 @@ ROOT = Path(__file__).parent.parent
 SOURCES = [ROOT / "run.py", *sorted((ROOT / "finetune").glob("*.py")), *sorted((ROOT / "data_recipes").glob("*.py"))]
 # From the ground up: a module imports, of this package, only modules of earlier lines.
 LAYERS = (
-    {"schema", "page", "curves", "importance"},
+    {"choices", "page", "curves", "importance"},
+    {"schema"},
     {"problem", "download", "space"},
-    {"strict_json", "fetch", "sft_fields", "metrics"},
+    {"strict_json", "fetch", "sft_fields", "metrics", "harness_tasks"},
     {"check_trainer", "rows", "significance"},
     {"recipe"},
     {"data"},
@@ -19,7 +20,7 @@ LAYERS = (
     {"trials"},
     {"study"},
     {"overlap", "hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
-    {"check", "audit", "feasible", "tracking", "sweep_screen", "warm"},
+    {"check", "harness", "audit", "feasible", "tracking", "sweep_screen", "warm"},
     {"pool"},
     {"base_answers", "prepare", "command"},
     {"settings", "ranking", "prune"},

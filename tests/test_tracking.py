@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from finetune import problem, tracking
-from finetune.schema import Mode, Tracking, UserError
+from finetune.choices import Mode
+from finetune.schema import Tracking, UserError
 
 CONFIG = {"adapter": {"r": 16}, "trainer": {"hub_token": "hf_Secret", "learning_rate": 1e-4}}
 KEY = "0123456789" * 4

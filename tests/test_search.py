@@ -1,0 +1,232 @@
+"""A search tries what it should, ends the hopeless early, and selects on validation rows."""
+
+import json
+import warnings
+
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from finetune import answer, space, study
+from finetune.command import compose
+from finetune.schema import UserError
+from finetune.study import Plan, Search
+from finetune.trials import Outcome, State
+
+PARAMS = {
+    "trainer.learning_rate": "tag(log,interval(1e-5,1e-2))",
+    "adapter.r": "choice(4,8,16)",
+    "adapter": "choice(lora,rslora)",
+    "adapter.lora_dropout": "interval(0.0,0.2)",
+    "trainer.per_device_train_batch_size": "int(interval(1,8))",
+}
+CONDITIONS = {"adapter.lora_dropout": "adapter=lora"}
+SPACE = space.read(PARAMS, [], CONDITIONS)
+DEFAULTS = {"trainer.learning_rate": 1e-3, "adapter.r": 16, "adapter": "lora", "adapter.lora_dropout": 0.0}
+
+
+def plan(**changes):
+    known = {"sampler": "tpe", "pruner": "none", "n_trials": 12, "seed": 0, "objectives": ("score",)}
+    return Plan(**(known | {"higher_is_better": True} | changes))
+
+
+def run(folder, asked=SPACE, value=lambda point: point["trainer.learning_rate"], **changes):
+    """The settings that a search has tried, in its order; `value` is what a run with them comes to."""
+    settings = plan(**changes)
+    search = Search(study.open_study(str(folder / "study.journal"), "s", settings), asked, settings, shared=False)
+    search.begin(DEFAULTS.get)
+    tried = []
+    for number, overrides in search:
+        tried.append(overrides)
+        search.tell(number, Outcome(State.complete), [value(search.study.trials[number].params)])
+    return tried, search
+
+
+def test_the_same_seed_proposes_the_same_trials_and_another_seed_others(tmp_path):
+    folders = [tmp_path / name for name in "abc"]
+    first, again, other = (run(folder, seed=seed)[0] for folder, seed in zip(folders, (0, 0, 1), strict=True))
+    assert len(first) == 12 and first == again != other
+
+
+def test_the_defaults_are_the_first_trial_so_that_no_search_ends_below_them(tmp_path):
+    tried, search = run(tmp_path, n_trials=5)
+    assert "trainer.learning_rate=0.001" in tried[0] and "adapter.r=16" in tried[0] and "adapter=lora" in tried[0]
+    assert search.best()[0].values[0] >= 1e-3
+
+
+def test_a_setting_with_a_condition_is_searched_only_where_it_holds(tmp_path):
+    tried, _ = run(tmp_path, n_trials=20)
+    having = {"adapter=lora" in point: any("lora_dropout" in text for text in point) for point in tried}
+    assert having == {True: True, False: False}
+
+
+def test_n_trials_is_the_total_of_a_study_that_goes_on(tmp_path):
+    first, _ = run(tmp_path, n_trials=12)
+    more, search = run(tmp_path, n_trials=20)
+    assert (len(first), len(more), len(search.study.trials)) == (12, 8, 20)
+    assert not set(map(tuple, first)) & set(map(tuple, more))
+
+
+def test_a_trial_that_repeats_another_is_not_run_again(tmp_path):
+    small = space.read({"adapter.r": "4,8"}, [], {})
+    tried, search = run(tmp_path, small, lambda point: float(point["adapter.r"]), n_trials=10, sampler="random")
+    assert sorted(tried) == [["adapter.r=4"], ["adapter.r=8"]]
+    assert len(search.study.trials) == 10 and len(search.best()) == 2
+
+
+def test_a_grid_tries_every_combination_once(tmp_path):
+    small = space.read({"adapter.r": "4,8", "adapter": "lora,rslora", "seed": "range(1,3)"}, [], {})
+    tried, _ = run(tmp_path, small, lambda point: 0.0, n_trials=8, sampler="grid")
+    assert len(set(map(tuple, tried))) == len(tried) == 8
+
+
+@pytest.mark.parametrize("sampler", ["cmaes", "nsga2", "random"])
+def test_other_samplers_search_too(tmp_path, sampler):
+    tried, _ = run(tmp_path, sampler=sampler, n_trials=4)
+    assert len(tried) == 4
+
+
+def test_a_trial_that_a_killed_search_left_is_run_again_with_its_number(tmp_path):
+    settings = plan()
+    opened = study.open_study(str(tmp_path / "study.journal"), "s", settings)
+    killed = Search(opened, SPACE, settings, shared=False)
+    killed.begin(DEFAULTS.get)
+    left = next(killed)
+    again = Search(study.open_study(str(tmp_path / "study.journal"), "s", settings), SPACE, settings, shared=False)
+    assert next(again) == left
+
+
+def test_several_objectives_have_their_directions(tmp_path):
+    both = plan(objectives=("score", "memory"), sampler="nsga2")
+    assert both.directions() == ["maximize", "minimize"]
+    assert plan(objectives=("score",), higher_is_better=False).directions() == ["minimize"]
+    study.check(both)
+
+
+def test_the_command_lines_range_replaces_the_presets():
+    given = OverridesParser.create().parse_overrides(["adapter.r=choice(2,64)"])
+    found = {one.key: one for one in space.read(PARAMS, given, CONDITIONS).dimensions}
+    assert found["adapter.r"].choices == ("2", "64")
+    rate, batch = found["trainer.learning_rate"], found["trainer.per_device_train_batch_size"]
+    assert (rate.low, rate.high, rate.log, rate.whole) == (1e-5, 1e-2, True, False)
+    assert (batch.low, batch.high, batch.whole) == (1, 8, True)
+
+
+@pytest.mark.parametrize(
+    ("params", "conditions", "message"),
+    [
+        ({"adapter.r": "8"}, {}, "adapter.r=8: it is no range to search. Write choice(4,8,16)"),
+        ({"adapter.r": "interval(8,4)"}, {}, "expected a lower and a higher number"),
+        ({"adapter.r": "tag(log,interval(0,4))"}, {}, "both above 0 for log"),
+        ({"adapter.r": "4,8"}, {"adapter.r": "adapter=lora"}, "both settings are searched"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(params, conditions, message):
+    with pytest.raises(UserError) as told:
+        space.read(params, [], conditions)
+    assert message in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "bayes"}, "hydra.sweeper.sampler=bayes: expected one of tpe, random"),
+        ({"pruner": "fast"}, "hydra.sweeper.pruner=fast"),
+        ({"objectives": ("loss",)}, "hydra.sweeper.objectives=loss"),
+        ({"n_trials": 0}, "it must be at least 1"),
+        ({"objectives": ("score", "memory"), "pruner": "median"}, "pruner=none"),
+    ],
+)
+def test_a_plan_that_cannot_work_is_refused(changes, message):
+    with pytest.raises(UserError) as told:
+        study.check(plan(**changes))
+    assert message in str(told.value)
+
+
+def test_repetitions_are_trials_times_seeds():
+    assert answer.repetitions("3x2") == (3, 2) and answer.repetitions(None) == (0, 0)
+    for wrong in ("3", "x2", "3x0", "threex2"):
+        with pytest.raises(UserError, match="expected TRIALSxSEEDS"):
+            answer.repetitions(wrong)
+
+
+def test_the_median_pruner_ends_the_worse_and_spares_the_best(tmp_path):
+    """Losses that fall at their own rates: told at each step, the study ends the slow ones."""
+    warnings.simplefilter("ignore", UserWarning)
+    settings = plan(pruner="median", n_trials=12, sampler="random")
+    small = space.read({"trainer.learning_rate": "interval(0.0,1.0)"}, [], {})
+    search = Search(study.open_study(str(tmp_path / "study.journal"), "s", settings), small, settings, shared=False)
+    search.begin({}.get)
+    steps = {}
+    for number, _ in search:
+        trial = study.load_trial(str(tmp_path / "study.journal"), "s", number, "median")
+        rate = trial.params["trainer.learning_rate"]
+        for step in range(10):
+            steps[number] = step + 1
+            trial.report(-((1 - rate / 2) ** step), step)
+            if trial.should_prune():
+                search.tell(number, Outcome(State.pruned), None)
+                break
+        else:
+            search.tell(number, Outcome(State.complete), [rate])
+    rates = {trial.number: trial.params["trainer.learning_rate"] for trial in search.study.trials}
+    assert steps[max(rates, key=rates.get)] == 10 and sum(steps.values()) <= 0.6 * 10 * 12
+    assert search.best()[0].params["trainer.learning_rate"] == max(rates.values())
+
+
+def test_a_search_selects_on_validation_rows_goes_on_and_tests_the_winner_once(program, tiny_run, tmp_path):
+    asked = ["sweep=lora_basics", "sweep.name=mine", *tiny_run, "hydra.launcher.n_jobs=1", "hydra.sweeper.pruner=none"]
+    done = program(*asked, "hydra.sweeper.n_trials=2")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "Best: trial" in done.stdout and "On the test prompts, once:" in done.stdout
+    folders = [file.parent for file in (tmp_path / "outputs").glob("*/selection.json")]
+    assert len(folders) == 2
+    [tested] = [folder for folder in folders if (folder / "result.json").exists()]
+    selected, result = (json.loads((tested / name).read_text()) for name in ("selection.json", "result.json"))
+    assert (selected["evaluation"]["split"], result["evaluation"]["split"]) == ("validation", "test")
+    assert list(selected["evaluation"]["arms"]) == ["tuned"] and len(result["evaluation"]["arms"]) == 3
+    assert result["training"]["resumed_from_step"] == result["training"]["steps"] == 3  # it was not trained again
+    more = program(*asked, "hydra.sweeper.n_trials=3")
+    assert more.returncode == 0, more.stderr
+    assert len(list((tmp_path / "outputs").glob("*/selection.json"))) == 3
+    best = yaml.safe_load((tmp_path / "outputs/sweeps/mine/best.yaml").read_text())
+    assert {"override /model": "local"} in best["defaults"] and best["trainer"]["learning_rate"] > 0
+    compose([f"trainer.learning_rate={best['trainer']['learning_rate']}"])
+
+
+def test_a_value_that_no_run_may_have_is_told_before_the_first_trial(program, tmp_path):
+    asked = ["-m", "hydra/sweeper=optuna", "adapter.r=choice(4,-8)", "tracking=none", f"output_dir={tmp_path}"]
+    done = program(*asked)
+    assert done.returncode == 2 and "adapter.r=-8" in done.stderr and "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+    told = program("sweep=lora_basics", "trainer.eval_strategy=no", f"output_dir={tmp_path}")
+    assert told.returncode == 2 and "hydra.sweeper.pruner=median" in told.stderr
+
+
+@pytest.mark.slow
+def test_hopeless_trials_end_early_and_the_best_is_that_of_the_search_without_pruning(program, tiny_run, tmp_path):
+    rates = "trainer.learning_rate=choice(1e-7,3e-3,1e-6,1e-5,3e-6,3e-5,1e-4,3e-7)"
+    asked = [*tiny_run, "trainer.max_steps=16", "trainer.eval_steps=2", "data.metrics=[perplexity]", rates]
+    asked += ["-m", "hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=9"]
+    steps, best = {}, {}
+    for pruner in ("none", "median"):
+        place = tmp_path / pruner
+        done = program(*asked, f"hydra.sweeper.pruner={pruner}", f"output_dir={place}", "hydra.launcher.n_jobs=1")
+        assert done.returncode == 0, done.stderr + done.stdout
+        checkpoints = [list(folder.glob("history.jsonl")) for folder in place.glob("*") if folder.name != "sweeps"]
+        told = json.loads(next(place.glob("sweeps/*/sweep.json")).read_text())["trials"]
+        steps[pruner] = sum(
+            16 if trial["state"] == "complete" else _steps(trial["reason"])
+            for trial in told
+            if trial["number"] < 10_000
+        )
+        best[pruner] = next(line for line in done.stdout.splitlines() if line.startswith("Best: ")).partition(
+            ": trainer"
+        )[2]
+        assert checkpoints
+    assert best["median"] == best["none"] and steps["median"] <= 0.6 * steps["none"]
+
+
+def _steps(reason):
+    """At which step a trial was pruned, in its own words."""
+    return int(reason.partition("at step ")[2].partition(":")[0])
