@@ -68,7 +68,7 @@ def in_own_process(side: str, file: Path) -> float:
 def check(file: Path) -> float:
     """Seconds to read every row strictly and check its columns."""
     sys.path.insert(0, str(ROOT))
-    from finetune import recipe, rows, schema
+    from finetune import choices, recipe, rows, schema
 
     data = schema.Data(source=choices.Source.local, path=str(file), recipe="prompt_completion")
     started = time.perf_counter()

@@ -1,11 +1,11 @@
 """What did a search find? The best settings, how sure that is, what mattered, and what they reach on test prompts."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 from rich.console import Console
@@ -18,8 +18,22 @@ from finetune.study import FOLDER, Search
 from finetune.trials import Outcome
 
 Compose = Callable[[list[str]], Config]
-# Runs trials, each a number and its overrides, and tells of each that ended.
-Run = Callable[[Iterable[tuple[int, list[str]]], Callable[[int, Outcome], None], int | None, str], None]
+
+
+class Run(Protocol):
+    """Runs trials, each a number and its overrides, and tells of each that ended."""
+
+    def __call__(
+        self,
+        jobs: Iterable[tuple[int, list[str]]],
+        on_end: Callable[[int, Outcome], None],
+        total: int | None,
+        name: str,
+        examples: Sequence[Config] = (),
+    ) -> None:
+        """By `examples` it is told first what the trials will cost."""
+
+
 SHOWN = 10
 # What a command says about the search and not about the runs.
 NOT_THE_WINNERS = ("sweep", "hydra", "tracking", "output_dir", "name=")

@@ -123,23 +123,31 @@ def release_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+# Runs that share the device at a time, as the trials of a sweep do, and the bytes that this one was forked with.
+runs_at_a_time = 1
+inherited_bytes = 0
+
+
 def available_memory_bytes() -> int:
     """How much memory this process may hold, with what it holds already: an equal share where processes share it."""
     if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+        free, total = torch.cuda.mem_get_info()
+        return min(free + torch.cuda.memory_reserved(), total // runs_at_a_time)
     facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(facts["MemAvailable"].split()[0]) * 1024
     limit, used = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
     if limit is not None and used is not None:
         free = min(free, limit - used)
-    return free // PartialState().num_processes + held_memory_bytes()
+    total = int(facts["MemTotal"].split()[0]) * 1024
+    share = min(total, limit or total) // runs_at_a_time
+    return min(free // PartialState().num_processes + held_memory_bytes(), share)
 
 
 def held_memory_bytes() -> int:
     """The memory that this process holds now: on the GPU where there is one, else resident in RAM."""
     if torch.cuda.is_available():
         return int(torch.cuda.memory_allocated())
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() - inherited_bytes
 
 
 def _cgroup_bytes(name: str) -> int | None:

@@ -19,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from finetune import batch, fetch
+from finetune import alike, batch, fetch
 from finetune.choices import Attention, Source
 from finetune.device import Device
 from finetune.schema import Adapter, Model, Quantization, UserError
@@ -27,6 +27,9 @@ from finetune.schema import Adapter, Model, Quantization, UserError
 TRAINED_PARTS = ("lora_", "modules_to_save")
 # Weights on the CPU, by name.
 Weights = dict[str, torch.Tensor]
+
+# Base models that are loaded already, by alike.base_key: the trials of a sweep are forked with theirs.
+ready: dict[str, PreTrainedModel] = {}
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
@@ -63,6 +66,8 @@ def attention(model: Model) -> str:
 
 def load_base(model: Model, quantization: Quantization, device: Device) -> PreTrainedModel:
     """The base model on the run's device, quantised as configured."""
+    if ready and (known := ready.pop(alike.base_key(model, quantization, device), None)):
+        return known
     with _explained(model):
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             _place(model),

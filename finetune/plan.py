@@ -14,8 +14,11 @@ from finetune.pace import Pace
 from finetune.prepare import Prepared
 from finetune.remedy import Remedy
 from finetune.schema import Config, UserError
-from finetune.screen import Screen
+from finetune.screen import Screen, clock
 from finetune.work import Work
+
+# Whether this process's run is known to fit, because its sweep was planned.
+known_to_fit = False
 
 # The plans that this process has shown: the trials of a sweep.
 shown: list["Plan"] = []
@@ -47,12 +50,12 @@ def make(config: Config, prepared: Prepared, machine: Device, prepare_seconds: f
         )
     else:
         speed, measured = pace.measure(config, prepared, machine, work)
-    return Plan(work, trainer.layout, need, {"prepare": prepare_seconds, **_seconds(work, speed)}, measured, remedies)
+    return Plan(work, trainer.layout, need, {"prepare": prepare_seconds, **seconds(work, speed)}, measured, remedies)
 
 
 def require_room(config: Config, prepared: Prepared, machine: Device) -> None:
     """Raise UserError, with what to change, for a run whose peak is predicted above the memory that there is."""
-    if config.force:
+    if config.force or known_to_fit:
         return
     _, _, need = memory.estimate(config, prepared, machine)
     if need.verdict == "will not fit":
@@ -76,8 +79,8 @@ def show(plan: Plan, screen: Screen) -> None:
     screen.say(f"{need.verdict}: {need.peak / GIB:.2f} GiB of {need.available / GIB:.2f} GiB", style=style)
     if need.verdict == "will not fit":
         screen.say(remedy.advise(plan.remedies))
-    parts = " · ".join(f"{name} {_clock(seconds)}" for name, seconds in plan.seconds.items())
-    screen.say(f"{_clock(sum(plan.seconds.values()))} in all: {parts} ({plan.measured})")
+    parts = " · ".join(f"{name} {clock(seconds)}" for name, seconds in plan.seconds.items())
+    screen.say(f"{clock(sum(plan.seconds.values()))} in all: {parts} ({plan.measured})")
     if work.answers:
         screen.say(
             f"The base model, without examples, is taken to use all {work.answers.new_tokens} tokens of an answer.",
@@ -86,11 +89,11 @@ def show(plan: Plan, screen: Screen) -> None:
     shown.append(plan)
     if len(shown) > 1:
         total = sum(sum(one.seconds.values()) for one in shown)
-        screen.say(f"{len(shown)} trials so far: {_clock(total)}", style="bold")
+        screen.say(f"{len(shown)} trials so far: {clock(total)}", style="bold")
     checkpoint.write(screen.folder / "plan.json", json.dumps(_plain(plan), indent=2) + "\n")
 
 
-def _seconds(work: Work, speed: Pace) -> dict[str, float]:
+def seconds(work: Work, speed: Pace) -> dict[str, float]:
     """Seconds by phase; the base's answers are taken to be as long as they may be, the tuned model's as references."""
     training = work.cells * speed.train_cell + work.steps * speed.update
     validation = work.validations * work.validation_cells * speed.forward_cell
@@ -126,11 +129,6 @@ def _memory_table(need: Need) -> Table:
             table.add_row(part, *(f"{size / GIB:.3f}" if size else "" for size in sizes))
     table.add_row("together", *(f"{need.bytes_of(phase) / GIB:.3f}" for phase in need.phases), style="bold")
     return table
-
-
-def _clock(seconds: float) -> str:
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if not hours else f"{hours} h {minutes} min"
 
 
 def _plain(plan: Plan) -> dict[str, Any]:

@@ -18,12 +18,14 @@ from finetune import checkpoint, trials
 from finetune.schema import Config, UserError
 from finetune.sweep_screen import SweepScreen
 from finetune.trials import Outcome, Record, State
-from finetune.warm import LARGEST_MESSAGE, Job, send
+from finetune.warm import LARGEST_MESSAGE, Job, Survey, send
 
 ROOT = Path(__file__).parent.parent
 # How long a process may take to end once it is told to.
 GRACE_SECONDS = 10.0
 TICK_SECONDS = 0.5
+# A message has to hold their settings.
+SURVEYED_AT_A_TIME = 20
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Running:
     started: float
     kills: int
     pid: int | None = None
+    # What it is doing.
+    note: str = "starting"
     # What the process said about its end.
     said: tuple[State, str] | None = None
     told_to_end: float | None = None
@@ -73,12 +77,19 @@ class Pool:
         self.limit: int | None = None
         self.server: subprocess.Popen[bytes] | None = None
         self.channel: socket.socket | None = None
+        self.costs: dict[str, Any] = {}
 
-    def run(self, jobs: Iterable[tuple[int, Sequence[str]]], total: int | None = None) -> None:
-        """Run each of `jobs`, a number and overrides each, which are drawn only when a trial can start."""
+    def run(
+        self, jobs: Iterable[tuple[int, Sequence[str]]], total: int | None = None, examples: Sequence[Config] = ()
+    ) -> None:
+        """Run each of `jobs`, a number and overrides each, which are drawn only when a trial can start.
+
+        By `examples` the cost of all of them is told before the first.
+        """
         numbered = iter(jobs)
         with SweepScreen(self.record, total) as self.screen:
             try:
+                self._survey(examples, total or len(examples))
                 while self._fill(numbered) or self.running:
                     self._listen()
                     self._end_late()
@@ -129,7 +140,29 @@ class Pool:
         self.record.begin(number, overrides, folder, State.running)
         self.running[number] = Running(number, config, folder, free[0], time.monotonic(), _kills_for_memory())
         self.screen.began(number)
-        send(self.channel, Job(number, config, self.threads, free[0]))
+        send(self.channel, Job(number, config, self.threads, free[0], len(self.slots), self._known_to_fit(config)))
+
+    def _survey(self, examples: Sequence[Config], total: int) -> None:
+        """Ask what the trials will cost, and show it."""
+        new = [config for config in examples if not trials.settled(config, checkpoint.folder(config))]
+        if not new:
+            return
+        self._start()
+        assert self.channel
+        with self.screen.waiting("planning the trials"):
+            for first in range(0, len(new), SURVEYED_AT_A_TIME):
+                configs = new[first : first + SURVEYED_AT_A_TIME]
+                send(self.channel, Survey(configs, total, self.threads, len(self.slots)))
+                while "exit" not in (news := self._receive() or {"exit": 1}):
+                    found = zip(configs, news.get("costs", []), strict=False)
+                    self.costs |= {checkpoint.identity(config): cost for config, cost in found if cost}
+        self.screen.show_costs(list(self.costs.values()), total - len(examples) + len(new), len(self.slots))
+
+    def _known_to_fit(self, config: Config) -> bool:
+        """Whether the plan said so, of this trial or of all with room to spare; else the trial looks for itself."""
+        cost = self.costs.get(checkpoint.identity(config))
+        roomy = bool(self.costs) and all(one.peak_bytes < one.available_bytes / 2 for one in self.costs.values())
+        return roomy or (cost is not None and cost.verdict != "will not fit")
 
     def _start(self) -> None:
         """Start the process that the trials are forked from, and learn from it which devices there are."""
@@ -138,7 +171,14 @@ class Pool:
         single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         with theirs:
             self.server = subprocess.Popen(
-                [sys.executable, "-P", "-m", "finetune.warm", str(theirs.fileno()), str(self.script)],
+                [
+                    sys.executable,
+                    "-P",
+                    "-c",
+                    "from finetune import warm; warm.serve()",
+                    str(theirs.fileno()),
+                    str(self.script),
+                ],
                 env=os.environ | single | {"PYTHONPATH": path},
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
@@ -168,6 +208,8 @@ class Pool:
         trial = self.running[news["number"]]
         if "pid" in news:
             trial.pid = news["pid"]
+        elif "note" in news:
+            trial.note = news["note"]
         elif "state" in news:
             trial.said = State(news["state"]), news["reason"]
         else:

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from finetune import audit, chat, feasible, generate, model, overlap, sft_settings, tokens
+from finetune import alike, audit, chat, feasible, generate, model, overlap, sft_settings, tokens
 from finetune.data import Splits
 from finetune.device import Device
 from finetune.schema import Config
@@ -27,13 +27,38 @@ class Prepared:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Texts:
+    """The part of a preparation that runs with the same rows share."""
+
+    splits: Splits
+    tokenizer: PreTrainedTokenizerBase
+    outline: Any
+    rows: Rows
+    notes: list[str]
+
+
+# Those of runs with the same rows, by alike.rows_key: the trials of a sweep are forked with theirs.
+ready: dict[str, Texts] = {}
+
+
 def prepare(config: Config, splits: Splits, machine: Device, folder: Path) -> Prepared:
     """Audit, tokenise and check the examples of the run in `folder`.
 
     Raises UserError for what is wrong with them.
     """
-    splits = overlap.audit(splits, config.data.overlap)
     feasible.check_machine(config, machine)
+    texts = (ready and ready.get(alike.rows_key(config))) or read_texts(config, splits, machine, folder)
+    parameters = texts.outline.num_parameters()
+    settings = sft_settings.build(config.trainer, machine, folder, config.seed, parameters)
+    feasible.check(config, machine, texts.outline, texts.rows)
+    notes = [*feasible.notes(config), *texts.notes]
+    return Prepared(texts.splits, texts.tokenizer, texts.outline, settings, texts.rows, notes)
+
+
+def read_texts(config: Config, splits: Splits, machine: Device, folder: Path) -> Texts:
+    """What runs with the same rows share. Raises UserError for what is wrong with the examples."""
+    splits = overlap.audit(splits, config.data.overlap)
     tokenizer = model.load_tokenizer(config.model)
     outline = model.load_outline(config.model)
     settings = sft_settings.build(config.trainer, machine, folder, config.seed, outline.num_parameters())
@@ -44,7 +69,4 @@ def prepare(config: Config, splits: Splits, machine: Device, folder: Path) -> Pr
     rows = tokens.tokenize(splits, tokenizer, settings)
     reader = audit.Reader(tokenizer, generate.end_tokens(outline, tokenizer), settings)
     audit.check(config.data, splits, rows, reader)
-    feasible.check(config, machine, outline, rows)
-    return Prepared(
-        splits, tokenizer, outline, settings, rows, [*feasible.notes(config), *audit.notes(splits, rows, reader)]
-    )
+    return Texts(splits, tokenizer, outline, rows, list(audit.notes(splits, rows, reader)))

@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune import device
+from finetune import device, trials
 from finetune.evaluate import Prompts
 from finetune.screen import Screen
 from finetune.tracking import Run
@@ -48,6 +48,7 @@ def counter(progress: Progress, prompts: Prompts) -> Callable[[str, int], None]:
         if arm not in tasks:
             tasks[arm] = progress.add_task(f"answering: {arm.replace('_', ' ')}", total=totals[arm], note="")
         progress.update(tasks[arm], advance=done)
+        trials.tell(f"answering: {arm.replace('_', ' ')} {progress.tasks[tasks[arm]].completed:.0f}/{totals[arm]}")
 
     return advance
 
@@ -92,6 +93,7 @@ class Watch(TrainerCallback):
             device.finish_queued_work()
         self.seconds += time.perf_counter() - self.started
         self.bar.update(self.task, completed=state.global_step)
+        trials.tell(f"step {state.global_step}/{state.max_steps} {self._note() if self.last else ''}")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         entry: dict[str, Any] = state.log_history[-1]

@@ -119,6 +119,14 @@ def hush_libraries(config: Config) -> None:
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if Source.hub not in (config.model.source, config.data.source) and not needs_hub(config.eval.harness_tasks):
         os.environ["HF_HUB_OFFLINE"] = "1"
+    hush_all()
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"  # it may be imported already
+
+
+def hush_all() -> None:
+    """The part of `hush_libraries` that is the same for all runs."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when the data loader forks
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries, which the error at their end tells
     for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "torch.distributed", "lm_eval"):
@@ -223,3 +231,9 @@ def _shorten(text: str, limit: int = 240) -> str:
 
 def _print(console: Console, what: RenderableType, style: str) -> None:
     console.print(what, style=style, markup=False, soft_wrap=isinstance(what, str))
+
+
+def clock(seconds: float) -> str:
+    """`45 s`, `12 min` or `3 h 5 min`."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if not hours else f"{hours} h {minutes} min"

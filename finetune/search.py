@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from finetune import answer, check, checkpoint, metrics, recipe, space, study, trials
+from finetune import answer, checkpoint, metrics, recipe, space, study, trials
 from finetune.answer import Compose, Run
 from finetune.schema import Config, UserError
 from finetune.space import Space
@@ -37,7 +37,7 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
     searched = space.read(settings["params"], [one for one in given if one.is_sweep_override()], settings["conditions"])
     base = compose(fixed)
     plan = _plan(settings, base)
-    _check(compose, fixed, searched, plan, base)
+    corners = _check(compose, fixed, searched, plan, base)
     record = trials.open_record(base.output_dir, base.sweep.name, sys.argv[1:])
     name = record.folder.name
     place = settings["storage"] or str(record.folder / "study.journal")
@@ -58,7 +58,7 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
         chosen = settings["options"]
         tried.begin(lambda key: chosen.get(key) or OmegaConf.select(OmegaConf.structured(base), key))
         with _beating(tried, settings["heartbeat_seconds"]):
-            run(tried, tell, plan.n_trials, name)
+            run(tried, tell, tried.remaining(), name, corners)
         answer.give(tried, compose, run, answer.Frame(fixed, own, base, record.folder))
 
 
@@ -83,8 +83,8 @@ def _plan(settings: Mapping[str, Any], base: Config) -> Plan:
     )
 
 
-def _check(compose: Compose, fixed: list[str], searched: Space, plan: Plan, base: Config) -> None:
-    """Raise UserError for a plan that cannot work, and for a value of the space that no run may have."""
+def _check(compose: Compose, fixed: list[str], searched: Space, plan: Plan, base: Config) -> list[Config]:
+    """The corners of the space. Raises UserError for a plan that cannot work and a value that no run may have."""
     study.check(plan)
     answer.repetitions(base.sweep.repeat_best)
     if not searched.dimensions:
@@ -94,10 +94,9 @@ def _check(compose: Compose, fixed: list[str], searched: Space, plan: Plan, base
             f"hydra.sweeper.pruner={plan.pruner}: trials are judged at each validation, and trainer.eval_strategy=no "
             "has none. Set trainer.eval_strategy=steps, or hydra.sweeper.pruner=none."
         )
-    for point in searched.corners():
-        check.validate(compose([*fixed, *space.overrides(point)]))
     if plan.sampler == "grid":
         list(searched.grid())
+    return [compose([*fixed, *space.overrides(point)]) for point in searched.corners()]
 
 
 def _values(file: Path, plan: Plan) -> list[float]:

@@ -166,6 +166,10 @@ class Search:
         sign = -1 if self.plan.directions()[0] == "maximize" else 1
         return sorted((t for t in done if SAME_AS not in t.user_attrs), key=lambda t: (sign * t.values[0], t.number))
 
+    def remaining(self) -> int:
+        """How many trials are still to run, those that an ended search left running included."""
+        return max(0, self.plan.n_trials - self._begun()) + len(self.left)
+
     def _begun(self) -> int:
         """How many trials were begun, by whomever; one that was taken over counts once."""
         from optuna.trial import TrialState

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from pathlib import Path
@@ -80,6 +80,14 @@ class Trial:
 ended: list[State] = []
 
 
+def unheard(note: str) -> None:
+    """Nobody listens to what this process's run is doing."""
+
+
+# Within a trial, what it is doing goes to the sweep's screen.
+tell: Callable[[str], None] = unheard
+
+
 @dataclass
 class Record:
     """The sweep's sweep.json. Several processes may write to it, each the lines of its own trials."""
@@ -87,6 +95,8 @@ class Record:
     folder: Path
     command: list[str]
     trials: dict[int, Trial] = field(default_factory=dict)
+    # Overrides that all trials have.
+    common: frozenset[str] = frozenset()
 
     @property
     def file(self) -> Path:
@@ -101,6 +111,12 @@ class Record:
         """Write how a trial that was begun ended."""
         found = replace(self.trials[number], state=outcome.state, reason=outcome.reason, score=outcome.score)
         self._write(replace(found, seconds=round(outcome.seconds, 1)))
+
+    def swept(self, number: int) -> str:
+        """What sets a trial apart from the others."""
+        known = {*self.command, *self.common}
+        given = self.trials[number].overrides
+        return " ".join(text for text in given if text not in known and not text.startswith("sweep."))
 
     def _write(self, trial: Trial) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """What do all trials of a sweep pay for once? A process that has imported everything, and forks a clean one for each.
 
-`python -m finetune.warm FD SCRIPT` serves pool.py over the socket FD. It stays single-threaded and never touches CUDA,
+pool.py starts it, and speaks to it over a socket. It stays single-threaded and never touches CUDA,
 so that what is forked from it may do both. When the socket closes, because pool.py ended or was killed, so does every
 trial.
 """
@@ -8,20 +8,24 @@ trial.
 import ctypes
 import gc
 import importlib.util
+import io
 import os
 import pickle
 import select
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from finetune import trials
 from finetune.checkpoint import BusyError, folder
 from finetune.schema import Config, UserError
+from finetune.screen import hush_all
 from finetune.trials import Pruned, State
 
 # A message is one packet.
@@ -41,10 +45,26 @@ class Job:
     threads: int
     # Index of a CUDA device among those that are visible. None: no device is chosen.
     device: int | None
+    runs_at_a_time: int
+    known_to_fit: bool
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Runs whose costs are to be told, of as many as there will be in all."""
+
+    configs: list[Config]
+    trials: int
+    threads: int
+    runs_at_a_time: int
+    number: int = -1
 
 
 def serve() -> None:
-    """Import what a run needs, say hello, then fork a process for each job until the socket closes."""
+    """Import what a run needs, say hello, then fork a process for each job until the socket closes.
+
+    The program's arguments are the socket's file descriptor and the path of run.py.
+    """
     channel = socket.socket(fileno=int(sys.argv[1]))
     run = _load(sys.argv[2])
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU must not initialise CUDA
@@ -65,11 +85,13 @@ def serve() -> None:
             if not packet:
                 break
             job = pickle.loads(packet)
+            if not hello["devices"]:  # else loading would initialise CUDA
+                _load_shared(job.configs[0] if isinstance(job, Survey) else job.config)
             gc.freeze()
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
-                _live(job, run, channel)
+                _live(job, run, channel) if isinstance(job, Job) else _survey(job, channel)
             children[pid] = job.number
             send(channel, {"number": job.number, "pid": pid})
     for pid in children:
@@ -95,10 +117,9 @@ def _load(script: str) -> Callable[[Config], None]:
 
 def _import_libraries() -> int:
     """Import what every run imports; the number of CUDA devices."""
-    import datasets  # noqa: F401
+    hush_all()
     import peft  # noqa: F401
     import torch
-    import transformers  # noqa: F401
     import trl  # noqa: F401
 
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
@@ -121,10 +142,50 @@ def _reap(channel: socket.socket, children: dict[int, int]) -> None:
         send(channel, {"number": children.pop(pid), "exit": status})
 
 
+def _load_shared(config: Config) -> None:
+    """Load the rows and the base model of a run, unless they are there, for those that are forked from now on."""
+    from finetune import alike, data, device, model, prepare
+
+    with suppress(Exception):  # the run itself will tell
+        machine = device.choose(config.model, config.quantization, config.adapter)
+        rows = alike.rows_key(config)
+        if rows not in prepare.ready:
+            prepare.ready.clear()
+            prepare.ready[rows] = prepare.read_texts(config, data.load(config.data), machine, folder(config))
+        base = alike.base_key(config.model, config.quantization, machine)
+        if base not in model.ready:
+            model.ready.clear()
+            model.ready[base] = model.load_base(config.model, config.quantization, machine)
+
+
+def _survey(survey: Survey, channel: socket.socket) -> None:
+    """The life of a process that works out what runs will cost."""
+    try:
+        _share_machine(survey.threads, survey.runs_at_a_time)
+        from finetune import sweep_plan
+
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            costs = sweep_plan.estimate(survey.configs, survey.trials)
+        send(channel, {"number": survey.number, "costs": costs})
+    finally:
+        os._exit(0)
+
+
+def _share_machine(threads: int, runs_at_a_time: int) -> None:
+    import torch
+
+    from finetune import device
+
+    torch.set_num_threads(threads)
+    device.runs_at_a_time, device.inherited_bytes = runs_at_a_time, 0
+    device.inherited_bytes = device.held_memory_bytes()
+
+
 def _live(job: Job, run: Callable[[Config], None], channel: socket.socket) -> None:
     """The life of a forked process: the run, then the news of its end."""
     try:
         _settle(job)
+        trials.tell = _teller(job.number, channel)
         state, reason = _run(run, job.config)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -140,17 +201,30 @@ def _settle(job: Job) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     place = folder(job.config)
     place.mkdir(parents=True, exist_ok=True)
-    log = os.open(place / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    for stream in (1, 2):
-        os.dup2(log, stream)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the run itself writes to log.txt what it prints
+    os.dup2(os.open(place / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 2)
     os.environ["COLUMNS"] = "140"
     if job.device is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         names = visible.split(",") if visible else [str(job.device)] * (job.device + 1)
         os.environ["CUDA_VISIBLE_DEVICES"] = names[job.device]
-    import torch
+    _share_machine(job.threads, job.runs_at_a_time)
+    from finetune import plan
 
-    torch.set_num_threads(job.threads)
+    plan.known_to_fit = job.known_to_fit
+
+
+def _teller(number: int, channel: socket.socket) -> Callable[[str], None]:
+    """What a trial tells of its progress, at most once a second."""
+    last = 0.0
+
+    def tell(note: str) -> None:
+        nonlocal last
+        if time.monotonic() > last + 1:
+            last = time.monotonic()
+            send(channel, {"number": number, "note": note})
+
+    return tell
 
 
 def _run(run: Callable[[Config], None], config: Config) -> tuple[State, str]:
@@ -184,7 +258,3 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
     told = any(text in str(error) for text in OUT_OF_MEMORY)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and told)
-
-
-if __name__ == "__main__":
-    serve()

@@ -1,6 +1,6 @@
 """`hydra/sweeper=optuna`: how does Hydra hand a search to finetune/search.py?"""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,10 +76,11 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
         on_end: Callable[[int, Any], None],
         total: int | None,
         name: str,
+        examples: Sequence[Any] = (),
     ) -> None:
         """Run trials, each a number and its overrides: as they are asked for, or in turn by other launchers."""
         if isinstance(self.launcher, ProcessLauncher):
-            self.launcher.stream(jobs, on_end, total, name)
+            self.launcher.stream(jobs, on_end, total, name, examples)
             return
         from finetune import search
 

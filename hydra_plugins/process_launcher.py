@@ -42,7 +42,10 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         if not alone or self.compose(list(job_overrides[0])).stage is not Stage.train:
             return super().launch(job_overrides, initial_job_idx)  # type: ignore[no-any-return]
         outcomes: dict[int, Any] = {}
-        self.stream(enumerate(job_overrides, initial_job_idx), outcomes.__setitem__, len(job_overrides))
+        examples = [self.compose(list(overrides)) for overrides in job_overrides]
+        jobs = enumerate(job_overrides, initial_job_idx)
+        common = frozenset.intersection(*map(frozenset, job_overrides)) if len(job_overrides) > 1 else frozenset()
+        self.stream(jobs, outcomes.__setitem__, len(job_overrides), examples=examples, common=common)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=outcomes.get(number)) for number in numbers]
 
@@ -52,10 +55,13 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         on_end: Callable[[int, Any], None],
         total: int | None = None,
         name: str | None = None,
+        examples: Sequence[Any] = (),
+        common: frozenset[str] = frozenset(),
     ) -> None:
         """Run trials, each a number and its overrides, drawn from `jobs` only when one can start.
 
-        `on_end(number, outcome)` is told of each.
+        `on_end(number, outcome)` is told of each; by the configurations of `examples` the user is told what they will cost,
+        and the overrides of `common`, which all have, are not shown.
         """
         from finetune import trials
         from finetune.pool import Pool, Share
@@ -64,7 +70,8 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         assert self.config is not None
         script = Path(self.task_function.__code__.co_filename)
         record = trials.open_record(self.config.output_dir, name or self.config.sweep.name, sys.argv[1:])
-        Pool(script, self.compose, record, Share(self.n_jobs, self.devices), on_end).run(jobs, total)
+        record.common = common
+        Pool(script, self.compose, record, Share(self.n_jobs, self.devices), on_end).run(jobs, total, examples)
 
     def compose(self, overrides: list[str]) -> Any:
         """The checked configuration of a trial."""

@@ -243,7 +243,7 @@ def test_streets_of_the_embedded_addresses_stand_on_one_side(usaddress):
 def test_reading_a_local_file_loads_neither_torch_nor_datasets(local):
     local()
     program = (
-        "import sys; from finetune import data, schema; "
+        "import sys; from finetune import choices, data, schema; "
         "d = schema.Data(name='m', source=choices.Source.local, path='mine.jsonl', recipe='prompt_completion'); "
         "data.load(d); data.digest(d); sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
     )

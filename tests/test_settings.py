@@ -11,6 +11,7 @@ import run
 from finetune import (
     base_answers,
     checkpoint,
+    choices,
     data,
     device,
     evaluate,

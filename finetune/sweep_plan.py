@@ -1,0 +1,59 @@
+"""What will a sweep cost? The memory and the time of its trials, worked out before the first."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from finetune import alike, checkpoint, data, device, memory, pace, plan, prepare
+from finetune.schema import Config, UserError
+
+# Trials are planned for so long at most; what is left is taken to cost as much as those that were planned.
+PLANNING_SECONDS = 30.0
+# From so many seconds of matrix products on, it is worth some seconds more to measure the first trial's own pace.
+WORTH_MEASURING = 120.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one trial. Its verdict is that of `stage=plan`."""
+
+    seconds: float
+    peak_bytes: int
+    available_bytes: int
+    verdict: str
+    # False: the seconds are those of matrix products alone, so that the trial takes longer.
+    measured: bool
+
+
+def estimate(configs: Sequence[Config], trials: int) -> list[Cost | None]:
+    """The cost of each; None for one that is wrong, which the trial itself will tell, and where planning took too long.
+
+    `trials` is how many such there will be in all.
+    """
+    started = time.monotonic()
+    known: dict[str, Cost | None] = {}
+    slower = 0.0
+    found: list[Cost | None] = []
+    for config in configs:
+        key = alike.cost_key(config)
+        if key not in known and time.monotonic() < started + PLANNING_SECONDS:
+            try:
+                known[key], slower = _estimate(config, slower, trials)
+            except UserError:
+                known[key] = None
+        found.append(known.get(key))
+    return found
+
+
+def _estimate(config: Config, slower: float, trials: int) -> tuple[Cost, float]:
+    """The cost, and by how much a run is slower than its matrix products; 0 as long as nobody has measured it."""
+    machine = device.choose(config.model, config.quantization, config.adapter)
+    prepared = prepare.prepare(config, data.load(config.data), machine, checkpoint.folder(config))
+    _, work, need = memory.estimate(config, prepared, machine)
+    rate = (config.plan.tflops or 0) * 1e12 or pace.matrix_rate(machine)
+    least = sum(plan.seconds(work, pace.state(prepared, work, rate)).values())
+    if not slower and least * trials > WORTH_MEASURING and not config.plan.tflops:
+        speed, _ = pace.measure(config, prepared, machine, work)
+        slower = sum(plan.seconds(work, speed).values()) / least
+    seconds = least * (slower or 1.0)
+    return Cost(seconds, need.peak, need.available, need.verdict, slower > 0 or bool(config.plan.tflops)), slower
