@@ -17,7 +17,7 @@ from typing import Any
 from finetune import checkpoint, trials
 from finetune.schema import Config, UserError
 from finetune.sweep_screen import SweepScreen
-from finetune.trials import Outcome, Record, State
+from finetune.trials import Cost, Outcome, Record, State
 from finetune.warm import LARGEST_MESSAGE, Job, Survey, send
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +77,7 @@ class Pool:
         self.limit: int | None = None
         self.server: subprocess.Popen[bytes] | None = None
         self.channel: socket.socket | None = None
-        self.costs: dict[str, Any] = {}
+        self.costs: dict[str, Cost] = {}
 
     def run(
         self, jobs: Iterable[tuple[int, Sequence[str]]], total: int | None = None, examples: Sequence[Config] = ()

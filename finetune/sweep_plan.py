@@ -2,27 +2,15 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from finetune import alike, checkpoint, data, device, memory, pace, plan, prepare
 from finetune.schema import Config, UserError
+from finetune.trials import Cost
 
 # Trials are planned for so long at most; what is left is taken to cost as much as those that were planned.
 PLANNING_SECONDS = 30.0
 # From so many seconds of matrix products on, it is worth some seconds more to measure the first trial's own pace.
 WORTH_MEASURING = 120.0
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one trial. Its verdict is that of `stage=plan`."""
-
-    seconds: float
-    peak_bytes: int
-    available_bytes: int
-    verdict: str
-    # False: the seconds are those of matrix products alone, so that the trial takes longer.
-    measured: bool
 
 
 def estimate(configs: Sequence[Config], trials: int) -> list[Cost | None]:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from finetune.metrics import HIGHER_IS_BETTER
 from finetune.screen import clock
-from finetune.trials import SUCCESSFUL, UNENDED, Outcome, Record, State
+from finetune.trials import SUCCESSFUL, UNENDED, Cost, Outcome, Record, State
 
 STYLES = {State.running: "cyan", State.complete: "green", State.pruned: "yellow"}
 GIB = 2**30
@@ -46,7 +46,7 @@ class SweepScreen:
         """A sign that something goes on, for the length of a `with` block."""
         return self.terminal.status(what)
 
-    def show_costs(self, costs: Sequence[Any], trials: int, at_a_time: int) -> None:
+    def show_costs(self, costs: Sequence[Cost], trials: int, at_a_time: int) -> None:
         """Show what the trials that are still to run will cost."""
         self.at_a_time = at_a_time
         if not costs:

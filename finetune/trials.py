@@ -76,6 +76,18 @@ class Trial:
     score: float | None = None
 
 
+@dataclass(frozen=True)
+class Cost:
+    """What a trial is expected to take. Its verdict is that of `stage=plan`."""
+
+    seconds: float
+    peak_bytes: int
+    available_bytes: int
+    verdict: str
+    # False: the seconds are those of matrix products alone, so that the trial takes longer.
+    measured: bool
+
+
 # What the trials of this process came to; the exit code follows from it.
 ended: list[State] = []
 

@@ -60,8 +60,8 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
     ) -> None:
         """Run trials, each a number and its overrides, drawn from `jobs` only when one can start.
 
-        `on_end(number, outcome)` is told of each; by the configurations of `examples` the user is told what they will cost,
-        and the overrides of `common`, which all have, are not shown.
+        `on_end(number, outcome)` is told of each. By the configurations of `examples` the user is told what they will
+        cost; the overrides of `common`, which all have, are not shown.
         """
         from finetune import trials
         from finetune.pool import Pool, Share

@@ -17,6 +17,7 @@ LAYERS = (
     {"recipe"},
     {"data"},
     {"overrides", "batch", "device", "chat", "checkpoint"},
+    {"alike"},
     {"trials"},
     {"study"},
     {"overlap", "hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
@@ -36,6 +37,7 @@ LAYERS = (
     {"memory", "pace"},
     {"remedy"},
     {"plan"},
+    {"sweep_plan"},
 )
 MAY_KNOW_HYDRA = {"schema", "command", "check", "overrides", "hydra_error", "space", "search"}
 
