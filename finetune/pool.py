@@ -16,6 +16,7 @@ from typing import Any
 
 from finetune import checkpoint, trials
 from finetune.schema import Config, UserError
+from finetune.slots import Share, slots
 from finetune.sweep_screen import SweepScreen
 from finetune.trials import Cost, Outcome, Record, State
 from finetune.warm import LARGEST_MESSAGE, Job, Survey, send
@@ -26,16 +27,6 @@ GRACE_SECONDS = 10.0
 TICK_SECONDS = 0.5
 # A message has to hold their settings.
 SURVEYED_AT_A_TIME = 20
-
-
-@dataclass(frozen=True)
-class Share:
-    """What of the machine the trials may use."""
-
-    # Trials at a time. None: one on each device; without a GPU, as many as there are cores.
-    n_jobs: int | None = None
-    # CUDA devices, each for one trial at a time; one that is named twice takes two. None: all of them, once.
-    devices: Sequence[int] | None = None
 
 
 @dataclass
@@ -264,28 +255,6 @@ class Pool:
             self.channel.close()  # which ends the server, and all that it has forked
         if self.server:
             self.server.wait()
-
-
-def slots(share: Share, devices: int) -> tuple[list[int | None], int]:
-    """The device of each trial that may run at a time, and the threads that each of them may use."""
-    cores = _cores()
-    if devices:
-        chosen = list(range(devices) if share.devices is None else share.devices)
-        if wrong := [device for device in chosen if device not in range(devices)]:
-            raise UserError(f"hydra.launcher.devices={chosen}: there is no device {wrong[0]}; there are {devices}.")
-        room: list[int | None] = [chosen[i % len(chosen)] for i in range(share.n_jobs or len(chosen))]
-    else:
-        if share.devices:
-            raise UserError(
-                f"hydra.launcher.devices={list(share.devices)}: there is no GPU. Set hydra.launcher.n_jobs."
-            )
-        room = [None] * (share.n_jobs or cores)
-    return room, max(1, cores // len(room))
-
-
-def _cores() -> int:
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdigit() else len(os.sched_getaffinity(0))
 
 
 def _ending(trial: Running, status: int) -> tuple[State, str]:

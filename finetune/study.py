@@ -98,12 +98,12 @@ class Search:
 
     def begin(self, default: Callable[[str], Any]) -> None:
         """Line up what is to be tried first: the defaults, and for a grid all of it."""
-        known = self.study.get_trials(deepcopy=False)
-        if not known:
-            self.study.enqueue_trial(self.space.defaults(default))
+        first = [self.space.defaults(default)]
         if self.plan.sampler == "grid":
-            for point in self.space.grid():
-                self.study.enqueue_trial(point, skip_if_exists=True)
+            cells = list(self.space.grid())
+            first = [*(cell for cell in cells if cell in first), *cells]
+        for point in first:
+            self.study.enqueue_trial(point, skip_if_exists=True)
 
     def __iter__(self) -> "Search":
         return self

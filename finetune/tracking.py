@@ -1,6 +1,5 @@
 """Where do the numbers go? To Weights & Biases, into files for it, or nowhere but the run's folder."""
 
-import json
 import os
 import re
 import socket
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
+from finetune import summary
 from finetune.choices import Mode
 from finetune.problem import without_secrets
 from finetune.schema import Tracking, UserError
@@ -63,9 +63,9 @@ class Run:
     def finish(self, result: dict[str, Any], folder: Path) -> None:
         """Send what a complete run leaves: data, costs and scores as its summary, all answers as a table, its page."""
         if self.wandb_run:
-            self.summarise(_summary(result))
+            self.summarise(summary.of(result))
             if result["evaluation"]["split"] == "test":
-                self.table("predictions", *_read_predictions(folder))
+                self.table("predictions", *summary.answers(folder))
                 self.artifact("report", folder / "report.html")
 
     def close(self, exit_code: int) -> None:
@@ -131,67 +131,6 @@ def run_id(name: str) -> str:
     """The name as an id that W&B accepts: at most 128 characters, none of them reserved; different for each name."""
     plain = re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
     return name if plain == name and len(name) <= 128 else f"{plain[:119]}-{sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _summary(result: dict[str, Any]) -> dict[str, Any]:
-    outcome = result["evaluation"]
-    prefix = "evaluation" if outcome["split"] == "test" else outcome["split"]
-    scores = {f"{prefix}/{key}": value for key, value in _intervals(outcome["arms"]).items()}
-    apart = {f"evaluation/tuned - {key}": value for key, value in _intervals(outcome["differences"]).items()}
-    verdict = {f"verdict/{key}": value for key, value in (outcome["verdict"] or {}).items()}
-    data = result["data"]["counts"] | {"bad_rows": "\n".join(result["data"]["bad_rows"])}
-    costs = {"data": data, "training": result["training"], "seconds": result["seconds"]}
-    parts = {f"{part}/{key}": value for part, values in costs.items() for key, value in values.items()}
-    general = _retention(outcome["retention"] or {}) | _harness(outcome.get("harness") or {})
-    return scores | apart | verdict | general | parts
-
-
-def _harness(outcome: dict[str, Any]) -> dict[str, Any]:
-    return {
-        f"harness/{task}/{metric}/{key}": value
-        for task, metrics in outcome.items()
-        for metric, found in metrics.items()
-        for key, value in found.items()
-        if value is not None
-    }
-
-
-def _retention(outcome: dict[str, Any]) -> dict[str, Any]:
-    scores = {
-        f"retention/{arm}/{part['metric']}": part[arm]["mean"]
-        for part in outcome.values()
-        if isinstance(part, dict)
-        for arm in ("base", "tuned")
-    }
-    return scores | {f"retention/{key}": outcome[key] for key in ("forgot", "sentence") if key in outcome}
-
-
-def _intervals(arms: dict[str, Any]) -> dict[str, float]:
-    """By `arm/metric` the mean, and under `low` and `high` below it the ends of its interval."""
-    found = {}
-    for arm, metrics in arms.items():
-        for metric, value in metrics.items():
-            if isinstance(value, dict):
-                found[f"{arm}/{metric}"] = value["mean"]
-                found |= {f"{arm}/{metric}/{end}": value[end] for end in ("low", "high")}
-    return found
-
-
-def _read_predictions(folder: Path) -> tuple[list[str], list[list[Any]]]:
-    """The columns and rows of the table of held-out predictions."""
-    with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:  # not splitlines: U+2028 may stand in a text
-        rows = [_flatten(json.loads(line)) for line in lines]
-    return list(rows[0]), [list(row.values()) for row in rows]
-
-
-def _flatten(prediction: dict[str, Any]) -> dict[str, Any]:
-    arms = {key: value for key, value in prediction.items() if isinstance(value, dict)}
-    return {
-        "prompt": "\n\n".join(f"{message['role']}: {message['content']}" for message in prediction["prompt"]),
-        "reference": prediction["reference"],
-        **{f"{arm}/answer": value.get("draws", [value])[0].get("answer") for arm, value in arms.items()},
-        **{f"{arm}/{metric}": score for arm, value in arms.items() for metric, score in value["scores"].items()},
-    }
 
 
 @contextmanager

@@ -64,7 +64,8 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         cost; the overrides of `common`, which all have, are not shown.
         """
         from finetune import trials
-        from finetune.pool import Pool, Share
+        from finetune.pool import Pool
+        from finetune.slots import Share
 
         setup_globals()
         assert self.config is not None

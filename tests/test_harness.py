@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run
-from finetune import device, harness, harness_tasks, model, screen, tracking
+from finetune import device, harness, harness_tasks, model, screen
 from finetune.command import compose
 from finetune.schema import Eval, UserError
 
@@ -89,8 +89,8 @@ def test_local_tasks_are_scored_on_the_base_and_on_the_tuned_model(tiny_run, tas
     assert "lm-evaluation-harness: tuned model scored in" in shown.out
     assert "what_follows" in shown.out and f"{tuned[1]:.3f} ±" in shown.out
     assert f"{tuned[1]:.3f} ±" in (folder / "report.html").read_text()
-    summary = tracking._harness(found)
-    assert summary["harness/reading/byte_perplexity/tuned"] == found["reading"]["byte_perplexity"]["tuned"]
+    told = summary._harness(found)
+    assert told["harness/reading/byte_perplexity/tuned"] == found["reading"]["byte_perplexity"]["tuned"]
 
 
 def test_the_limit_is_the_number_of_documents(tiny_model, tasks):

@@ -150,20 +150,21 @@ def test_repetitions_are_trials_times_seeds():
             answer.repetitions(wrong)
 
 
-def test_the_median_pruner_ends_the_worse_and_spares_the_best(tmp_path):
+@pytest.mark.parametrize("pruner", ["median", "asha"])
+def test_a_pruner_ends_the_worse_and_spares_the_best(tmp_path, pruner):
     """Losses that fall at their own rates: told at each step, the study ends the slow ones."""
     warnings.simplefilter("ignore", UserWarning)
-    settings = plan(pruner="median", n_trials=12, sampler="random")
+    settings = plan(pruner=pruner, n_trials=12, sampler="random", seed=1)
     small = space.read({"trainer.learning_rate": "interval(0.0,1.0)"}, [], {})
     search = Search(study.open_study(str(tmp_path / "study.journal"), "s", settings), small, settings, shared=False)
     search.begin({}.get)
     steps = {}
     for number, _ in search:
-        trial = study.load_trial(str(tmp_path / "study.journal"), "s", number, "median")
+        trial = study.load_trial(str(tmp_path / "study.journal"), "s", number, pruner)
         rate = trial.params["trainer.learning_rate"]
         for step in range(10):
             steps[number] = step + 1
-            trial.report(-((1 - rate / 2) ** step), step)
+            trial.report(-((1 - rate / 2) ** step), 20 * (step + 1))
             if trial.should_prune():
                 search.tell(number, Outcome(State.pruned), None)
                 break

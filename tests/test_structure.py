@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = [ROOT / "run.py", *sorted((ROOT / "finetune").glob("*.py")), *sorted((ROOT / "data_recipes").glob("*.py"))]
 # From the ground up: a module imports, of this package, only modules of earlier lines.
 LAYERS = (
-    {"choices", "page", "curves", "importance"},
+    {"choices", "summary", "page", "curves", "importance"},
     {"schema"},
     {"problem", "download", "space"},
     {"strict_json", "fetch", "sft_fields", "metrics", "harness_tasks"},
@@ -21,7 +21,7 @@ LAYERS = (
     {"trials"},
     {"study"},
     {"overlap", "hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
-    {"check", "harness", "audit", "feasible", "tracking", "sweep_screen", "warm"},
+    {"check", "harness", "audit", "feasible", "tracking", "slots", "sweep_screen", "warm"},
     {"pool"},
     {"base_answers", "prepare", "command"},
     {"settings", "ranking", "prune"},
