@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run
-from finetune import device, harness, harness_tasks, model, screen
+from finetune import device, harness, harness_tasks, model, screen, summary
 from finetune.command import compose
 from finetune.schema import Eval, UserError
 

@@ -137,6 +137,7 @@ def test_a_complete_run_sends_its_scores_costs_and_predictions(tmp_path, said):
         "training": {"steps": 3, "tokens_per_second": 250.0},
         "seconds": {"train": 7.5},
         "evaluation": {
+            "split": "test",
             "arms": {arm: {"field_f1": score, "seconds": 2.0} for arm in ("zero_shot", "few_shot", "tuned")},
             "differences": {arm: {"field_f1": score | {"p": 0.2}} for arm in ("zero_shot", "few_shot")},
             "verdict": {"kind": "cannot_tell", "sentence": "Cannot tell", "against": "few_shot"},
