@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from finetune import check, command, overrides, schema
+from finetune import check, command, overrides, schema, space
 from finetune.schema import Config, UserError
 
 ROOT = Path(__file__).parent.parent
@@ -65,10 +65,9 @@ def test_an_experiment_gives_way_to_the_command_line() -> None:
 
 def test_every_cell_of_every_sweep_is_valid() -> None:
     for file in CONF.glob("sweep/*.yaml"):
-        parameters = OmegaConf.load(file).hydra.sweeper.params
-        for key, values in parameters.items():
-            for value in str(values).split(","):
-                check.validate(composed(f"{key}={value}"))
+        sweeper = OmegaConf.load(file).hydra.sweeper
+        for point in space.read(sweeper.params, [], sweeper.get("conditions") or {}).corners():
+            check.validate(composed(*space.overrides(point)))
 
 
 def test_hub_models_are_pinned_to_a_commit() -> None:
