@@ -30,6 +30,7 @@ def start(main: Callable[[], None]) -> None:
     The exit code is 0 for success, 2 for a user's mistake, 1 for a failure, with its stack, and 130 for Ctrl-C.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda text: text not in ("-m", "--multirun"))  # may stand anywhere
     try:
         overrides.check_overrides(sys.argv[1:])
         check_sweep(sys.argv[1:])

@@ -84,6 +84,8 @@ class Pool:
                 while self._fill(numbered) or self.running:
                     self._listen()
                     self._end_late()
+                if self.given_up:
+                    self.screen.gave_up(self.failures)
             except KeyboardInterrupt:
                 self._end_all()
                 raise

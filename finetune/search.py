@@ -56,7 +56,10 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
         opened = study.open_study(place, name, plan, settings["heartbeat_seconds"])
         tried = Search(opened, searched, plan, study.is_shared(place), frame)
         chosen = settings["options"]
-        tried.begin(lambda key: chosen.get(key) or OmegaConf.select(OmegaConf.structured(base), key))
+        tried.begin(
+            lambda key: chosen.get(key) or OmegaConf.select(OmegaConf.structured(base), key),
+            [state for state in State if base.sweep.repeat_failures or state not in trials.FINAL],
+        )
         with _beating(tried, settings["heartbeat_seconds"]):
             run(tried, tell, tried.remaining(), name, corners)
         answer.give(tried, compose, run, answer.Frame(fixed, own, base, record.folder))

@@ -1,7 +1,7 @@
 """What has a search tried, and what does it try next? An Optuna study, in a file or a database."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ SAMPLERS = ("tpe", "random", "grid", "cmaes", "nsga2")
 PRUNERS = ("none", "median", "asha", "hyperband")
 OBJECTIVES = ("score", "validation_loss", "memory", "seconds")
 FOLDER, SAME_AS, WHY = "folder", "same_as", "state"  # what is noted with a trial
+HISTORY = "retry_history"  # Optuna's own name for the numbers of the trials that one repeats
 
 
 @dataclass(frozen=True)
@@ -96,14 +97,18 @@ class Search:
         self.open: dict[int, Any] = {}
         self.left = [] if shared else self._running()
 
-    def begin(self, default: Callable[[str], Any]) -> None:
-        """Line up what is to be tried first: the defaults, and for a grid all of it."""
+    def begin(self, default: Callable[[str], Any], repeated: Collection[State] = ()) -> None:
+        """Line up what is to be tried first: the defaults, for a grid all of it, and what ended in a state of
+        `repeated`.
+        """
         first = [self.space.defaults(default)]
         if self.plan.sampler == "grid":
             cells = list(self.space.grid())
             first = [*(cell for cell in cells if cell in first), *cells]
         for point in first:
             self.study.enqueue_trial(point, skip_if_exists=True)
+        if not self.shared:  # else several would line up the same
+            self._line_up_failed({state.value for state in repeated})
 
     def __iter__(self) -> "Search":
         return self
@@ -168,7 +173,7 @@ class Search:
 
     def remaining(self) -> int:
         """How many trials are still to run, those that an ended search left running included."""
-        return max(0, self.plan.n_trials - self._begun()) + len(self.left)
+        return max(0, self.plan.n_trials - self._begun()) + len(self.left) + len(self._lined_up_again())
 
     def _begun(self) -> int:
         """How many trials were begun, by whomever; one that was taken over counts once."""
@@ -177,12 +182,26 @@ class Search:
         known = self.study.get_trials(deepcopy=False)
         return len({_root(trial) for trial in known if trial.state is not TrialState.WAITING})
 
-    def _lined_up_again(self) -> bool:
-        """Whether a trial of a worker that fell silent waits to be taken over."""
+    def _lined_up_again(self) -> "list[FrozenTrial]":
+        """The trials that wait to be run again: those of a worker that fell silent, and those that failed."""
         from optuna.trial import TrialState
 
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return any(_root(trial) != trial.number for trial in waiting)
+        return [trial for trial in waiting if _root(trial) != trial.number]
+
+    def _line_up_failed(self, states: Collection[str]) -> None:
+        from optuna.trial import TrialState, create_trial
+
+        newest = {_root(trial): trial for trial in self.study.get_trials(deepcopy=False)}
+        for trial in newest.values():
+            if trial.state is TrialState.FAIL and trial.user_attrs.get(WHY) in states:
+                again = create_trial(
+                    state=TrialState.WAITING,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    system_attrs={HISTORY: [*trial.system_attrs.get(HISTORY, []), trial.number]},
+                )
+                self.study.add_trial(again)
 
     def _running(self) -> "list[FrozenTrial]":
         from optuna.trial import TrialState
@@ -207,7 +226,7 @@ class Search:
 
 def _root(trial: "FrozenTrial") -> int:
     """The number of the trial that this one takes over, else its own."""
-    history = trial.system_attrs.get("retry_history") or [trial.number]
+    history = trial.system_attrs.get(HISTORY) or [trial.number]
     return int(history[0])
 
 

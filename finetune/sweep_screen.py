@@ -57,7 +57,8 @@ class SweepScreen:
         self.terminal.print(
             f"{trials} trials to run, {at_a_time} at a time: {'about' if measured else 'at least'} "
             f"{clock(self.expected * trials / min(at_a_time, trials))}. The largest needs "
-            f"{largest.peak_bytes / GIB:.2f} of {largest.available_bytes / GIB:.2f} GiB: {largest.verdict}."
+            f"{largest.peak_bytes / GIB:.2f} of {largest.available_bytes / GIB:.2f} GiB: {largest.verdict}.",
+            soft_wrap=True,
         )
 
     def began(self, number: int) -> None:
@@ -77,11 +78,15 @@ class SweepScreen:
         self.seen.append(outcome)
         score = "" if outcome.score is None else f" {outcome.metric} {outcome.score:.3f}"
         known = ", as known from before" if outcome.known else f" in {clock(outcome.seconds)}"
-        self.terminal.print(
-            f"trial {number} {self.record.swept(number)}: {outcome.state.value}{score}{known}", markup=False
-        )
+        told = f"trial {number} {self.record.swept(number)}: {outcome.state.value}{score}{known}"
+        self.terminal.print(told, markup=False, soft_wrap=True)
         if outcome.reason and outcome.state is not State.complete:
             self.terminal.print(outcome.reason.rstrip(), markup=False, soft_wrap=True)
+
+    def gave_up(self, failures: int) -> None:
+        """No further trial is started, because too many failed."""
+        told = f"{failures} trials failed, more than sweep.max_failures allows: the others are not started."
+        self.terminal.print(told, style="red", soft_wrap=True)
 
     def _table(self) -> Table:
         table = Table(title=self._title(), title_justify="left", expand=True)

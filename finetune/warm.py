@@ -32,7 +32,7 @@ from finetune.trials import Pruned, State
 LARGEST_MESSAGE = 150_000
 LONGEST_REASON = 20_000
 # What PyTorch says without an exception class of its own.
-OUT_OF_MEMORY = ("not enough memory: you tried to allocate", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = ("memory: you tried to allocate", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 PR_SET_PDEATHSIG = 1
 
 

@@ -10,8 +10,6 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from hydra_plugins.process_launcher import ProcessLauncher
-
 
 @dataclass
 class OptunaSweeperConf:
@@ -79,6 +77,8 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
         examples: Sequence[Any] = (),
     ) -> None:
         """Run trials, each a number and its overrides: as they are asked for, or in turn by other launchers."""
+        from hydra_plugins.process_launcher import ProcessLauncher  # here: Hydra's search for plugins executes it anew
+
         if isinstance(self.launcher, ProcessLauncher):
             self.launcher.stream(jobs, on_end, total, name, examples)
             return

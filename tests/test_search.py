@@ -178,6 +178,7 @@ def test_a_search_selects_on_validation_rows_goes_on_and_tests_the_winner_once(p
     asked = ["sweep=lora_basics", "sweep.name=mine", *tiny_run, "hydra.launcher.n_jobs=1", "hydra.sweeper.pruner=none"]
     done = program(*asked, "hydra.sweeper.n_trials=2")
     assert done.returncode == 0, done.stderr + done.stdout
+    assert "2 trials to run, 1 at a time" in done.stdout
     assert "Best: trial" in done.stdout and "On the test prompts, once:" in done.stdout
     folders = [file.parent for file in (tmp_path / "outputs").glob("*/selection.json")]
     assert len(folders) == 2

@@ -1,0 +1,191 @@
+"""A sweep goes on whatever becomes of its trials or of itself, and does only what is missing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from finetune import study
+from finetune.trials import State
+
+ROOT = Path(__file__).parent.parent
+FAULTY = ROOT / "tests" / "faulty.py"
+GRID = ["-m", "adapter.r=2,4", "trainer.learning_rate=1e-3,1e-4", "hydra.launcher.n_jobs=1", "sweep.name=grid"]
+
+
+@pytest.fixture
+def faulty(tiny_run):
+    """`faulty(*arguments)` runs tests/faulty.py on the tiny model, and returns the finished process."""
+
+    def call(*arguments):
+        command = [sys.executable, str(FAULTY), *arguments, *tiny_run]
+        return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    return call
+
+
+def trials(folder, name="grid"):
+    """The lines of a sweep's record."""
+    file = folder / "outputs" / "sweeps" / name / "sweep.json"
+    return json.loads(file.read_text())["trials"] if file.exists() else []
+
+
+def result(trial):
+    return json.loads((Path(trial["folder"]) / "result.json").read_text())
+
+
+def kill_when(condition, command):
+    """Start the program, and kill it with all that it started as soon as the condition holds."""
+    started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        limit = time.monotonic() + 120
+        while not condition():
+            assert started.poll() is None, "the sweep ended by itself"
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+    finally:
+        os.kill(started.pid, signal.SIGKILL)  # nothing but the sweep's own process: the others have to notice
+        started.wait()
+
+
+def test_a_grid_that_was_killed_after_its_second_trial_runs_the_third_and_fourth_only(program, tiny_run, tmp_path):
+    def two_are_complete():
+        return [trial["state"] for trial in trials(tmp_path)[:2]] == ["complete"] * 2
+
+    kill_when(two_are_complete, [sys.executable, str(ROOT / "run.py"), *GRID, *tiny_run])
+    done = program(*GRID, *tiny_run)
+    assert done.returncode == 0, done.stderr + done.stdout
+    lines = [line for line in done.stdout.splitlines() if line.startswith("trial ")]
+    assert ["as known from before" in line for line in lines] == [True, True, False, False], lines
+    assert [trial["state"] for trial in trials(tmp_path)] == ["complete"] * 4
+    assert len({trial["folder"] for trial in trials(tmp_path)}) == 4
+
+
+def test_a_grid_that_was_killed_within_its_third_trial_resumes_that_one_from_its_checkpoint(
+    program, tiny_run, tmp_path
+):
+    longer = [*tiny_run, "trainer.max_steps=40", "trainer.save_steps=2", "trainer.eval_strategy=no"]
+
+    def third_has_a_checkpoint():
+        third = [trial for trial in trials(tmp_path) if trial["number"] == 2 and trial["state"] == "running"]
+        return third and list(Path(third[0]["folder"]).glob("checkpoints/checkpoint-*/trainer_state.json"))
+
+    kill_when(third_has_a_checkpoint, [sys.executable, str(ROOT / "run.py"), *GRID, *longer])
+    done = program(*GRID, *longer)
+    assert done.returncode == 0, done.stderr + done.stdout
+    resumed = [result(trial)["training"]["resumed_from_step"] or 0 for trial in trials(tmp_path)]
+    assert resumed[2] > 0 and [resumed[i] for i in (0, 1, 3)] == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_however_trials_end_the_table_the_study_and_their_results_say_so_and_the_others_go_on(faulty, tmp_path):
+    endings = {
+        1e-3: State.complete,
+        2e-3: State.failed,
+        3e-3: State.exited,
+        4e-3: State.killed,
+        5e-3: State.timed_out,
+        6e-3: State.out_of_memory,
+        7e-3: State.exited,
+        1e30: State.diverged,
+    }
+    rates = ",".join(map(repr, endings))
+    asked = [f"trainer.learning_rate=choice({rates})", "hydra/sweeper=optuna", "hydra.sweeper.sampler=grid"]
+    asked += ["-m", "hydra.sweeper.n_trials=8", "hydra.sweeper.pruner=none", "sweep.time_limit=15", "sweep.name=grid"]
+    done = faulty(*asked)
+    assert done.returncode == 1, done.stderr + done.stdout
+    told = trials(tmp_path)
+    assert len(told) == 9  # the last is the test of the best
+    rate = {trial["number"]: learning_rate(trial) for trial in told}
+    assert {rate[trial["number"]]: State(trial["state"]) for trial in told} == endings
+    opened = open_study(tmp_path)
+    attributes = {trial.params["trainer.learning_rate"]: trial.user_attrs["state"] for trial in opened.trials}
+    assert {float(key): State(value) for key, value in attributes.items()} == endings
+    assert sum(trial.state is optuna.trial.TrialState.FAIL for trial in opened.trials) == 7
+    for trial in told:
+        state = endings[rate[trial["number"]]]
+        assert f"{state.value}" in next(
+            line for line in done.stdout.splitlines() if f"trial {trial['number']} " in line
+        )
+        assert result(trial)["status"] == state.value
+        assert state is State.complete or result(trial)["reason"] == trial["reason"] != ""
+    assert "ValueError: something broke" in done.stdout  # with its stack
+    again = faulty(*asked)
+    assert again.returncode == 1
+    repeated = [trial for trial in trials(tmp_path)[len(told) - 1 : -1]]
+    expected = {state for state in endings.values() if state.value in ("failed", "exited", "killed", "timed_out")}
+    assert {State(trial["state"]) for trial in repeated} == expected and len(repeated) == 5
+    assert len(open_study(tmp_path).trials) == 8 + 5
+
+
+def learning_rate(trial):
+    [given] = [text for text in trial["overrides"] if text.startswith("trainer.learning_rate=")]
+    return float(given.partition("=")[2])
+
+
+def open_study(folder):
+    place = folder / "outputs/sweeps/grid/study.journal"
+    plan = study.Plan("grid", "none", 8, 0, ("score",), True)
+    return study.open_study(str(place), "grid", plan)
+
+
+def test_a_grid_repeats_what_failed_but_not_what_would_fail_again_unless_it_is_told_to(faulty, tmp_path):
+    asked = ["-m", "trainer.learning_rate=2e-3,6e-3,1e-3", "sweep.name=grid"]
+    for more, known in (
+        ([], [False, False, False]),
+        ([], [False, True, True]),
+        (
+            ["sweep.repeat_failures=true"],
+            [False, False, True],
+        ),
+    ):
+        done = faulty(*asked, *more)
+        assert done.returncode == 1, done.stderr + done.stdout
+        assert [trial["state"] for trial in trials(tmp_path)] == ["failed", "out_of_memory", "complete"]
+        lines = sorted(line for line in done.stdout.splitlines() if line.startswith("trial "))
+        assert ["as known from before" in line for line in lines] == known
+
+
+def test_a_sweep_gives_up_after_the_failures_that_it_may_have(faulty, tmp_path):
+    asked = ["-m", "trainer.learning_rate=2e-3", "seed=1,2,3,4", "hydra.launcher.n_jobs=1", "sweep.max_failures=1"]
+    done = faulty(*asked, "sweep.name=grid")
+    assert done.returncode == 1
+    assert [trial["state"] for trial in trials(tmp_path)] == ["failed", "failed"]
+    assert "2 trials failed, more than sweep.max_failures allows" in done.stdout
+
+
+def test_a_wrong_value_in_the_fourth_cell_is_told_before_the_first_trial(program, tiny_run, tmp_path):
+    done = program("-m", "adapter.r=4,8", "trainer.learning_rate=1e-3,-1", *tiny_run)
+    assert done.returncode == 2 and "trainer.learning_rate=-1" in done.stderr
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.slow
+def test_thirty_trials_leave_no_memory_behind(tiny_run, tmp_path):
+    seeds = ",".join(map(str, range(30)))
+    command = [sys.executable, str(ROOT / "run.py"), "-m", f"seed={seeds}", "sweep.name=grid", *tiny_run]
+    started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    held = {}
+    while started.poll() is None:
+        ended = sum(trial["state"] == "complete" for trial in trials(tmp_path))
+        held[ended] = sum(map(resident_bytes, [started.pid, *forked_by(started.pid)]))
+        time.sleep(0.1)
+    assert started.returncode == 0
+    later = [size for ended, size in held.items() if 10 <= ended < 30]
+    assert len(later) > 5 and max(later) - min(later) < 20 * 2**20, held
+
+
+def forked_by(pid):
+    """The process that trials are forked from; those are not its children's children."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def resident_bytes(pid):
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
