@@ -98,8 +98,8 @@ def train_and_judge(config: Config, folder: Path) -> None:
             say=screen.say,
         ) as tracker,
     ):
-        with clock.measure("train"):
-            watch = progress.Watch(screen, tracker)
+        watch = progress.Watch(screen, tracker)
+        with clock.measure("train"), report.leave_history(folder, watch):
             trainer = train.Trainer(tuned, prepared, [watch, *prune.callbacks(config.sweep)])
             screen.say(f"  attention: {trainer.layout}")
             train.train(trainer, checkpoint.newest(folder))

@@ -73,7 +73,7 @@ def labels(config: Config) -> dict[str, Any]:
     trained = "dora" if adapter.use_dora else "rslora" if adapter.use_rslora else "lora"
     return {
         "name": folder(config).name,
-        "group": f"{config.model.name}-{data_name(config)}",
+        "group": config.sweep.name or f"{config.model.name}-{data_name(config)}",
         "tags": [config.model.name, data_name(config), stored, trained if adapter.enabled else "full"],
         "config": plain(config),
     }

@@ -7,11 +7,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from finetune import metrics, ranking, settings, significance
+from finetune import importance, metrics, ranking, settings, significance, trials
 from finetune.schema import UserError
 from finetune.significance import Difference
+from finetune.trials import Trial
 
 BEGUN = ("result.json", "log.txt", "checkpoints", "wandb")
+# Up to so many runs all pairs are tested, of more only those with the best: their number grows with the square.
+MOST_PAIRED = 12
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,13 @@ class Run:
     result: dict[str, Any]
     predictions: list[dict[str, Any]]
     history: list[dict[str, Any]]
+    # Its number, where it is looked at as a part of its sweep.
+    trial: int | None = None
 
     @property
     def name(self) -> str:
-        """The name of the run's folder."""
-        return self.folder.name
+        """The name of the run's folder, or the number of the trial."""
+        return self.folder.name if self.trial is None else f"trial {self.trial}"
 
     @cached_property
     def asked(self) -> str:
@@ -35,8 +40,10 @@ class Run:
 
     @property
     def verdict(self) -> str:
-        """Whether this run was worth it, in its own words."""
-        return str(self.result["evaluation"]["verdict"]["sentence"])
+        """Whether this run was worth it, in its own words; nothing of a search's trial, which nothing is asked beside.
+        """
+        found = self.result["evaluation"]["verdict"]
+        return str(found["sentence"]) if found else ""
 
     @property
     def split(self) -> str:
@@ -70,12 +77,27 @@ class Comparison:
     @property
     def correction(self) -> str:
         """How the groups were found, in a sentence."""
-        count, prompts = len(self.runs) * (len(self.runs) - 1) // 2, len(self.runs[0].predictions)
+        others, prompts = len(self.runs) - 1, len(self.runs[0].predictions)
+        paired = len(self.runs) <= MOST_PAIRED
+        count = len(self.runs) * others // 2 if paired else others
         tests = f"{count} paired test{'s' if count > 1 else ''} on the same {prompts:,} prompts"
-        return (
-            f"Runs that share a letter cannot be told apart: {tests}, p corrected by Holm's method "
-            f"and compared with {significance.MAX_P}."
-        )
+        told = "Runs that share a letter cannot be told apart" if paired else "Runs marked a cannot be told from the best"
+        return f"{told}: {tests}, p corrected by Holm's method and compared with {significance.MAX_P}."
+
+    @property
+    def scores(self) -> list[float]:
+        """The score of each run."""
+        return [run.tuned(self.metric)["mean"] for run in self.runs]
+
+    @property
+    def varying(self) -> dict[str, list[Any]]:
+        """The settings that differ, each with the value that it has in every run."""
+        return {key: [one[key] for one in self.settings] for key in self.settings[0]}
+
+    @cached_property
+    def importance(self) -> tuple[dict[str, float], str]:
+        """The share of the scores' variance that each setting explains, or why that cannot be known."""
+        return importance.measure(self.varying, self.scores) if self.varying else ({}, "The runs' settings are equal.")
 
 
 def find(arguments: Iterable[str]) -> tuple[list[Run], list[Path]]:
@@ -83,12 +105,9 @@ def find(arguments: Iterable[str]) -> tuple[list[Run], list[Path]]:
 
     Raises UserError where there is no run.
     """
-    complete, unfinished = [], []
-    for folder in dict.fromkeys(path.resolve() for argument in arguments for path in folders(argument)):
-        if run := _read(folder):
-            complete.append(run)
-        else:
-            unfinished.append(folder)
+    places = dict.fromkeys(place for argument in arguments for place in _places(argument))
+    found = [(folder, read(folder, file)) for folder, file in places]
+    complete, unfinished = [run for _, run in found if run], [folder for folder, run in found if not run]
     if not complete:
         names = ", ".join(str(folder) for folder in unfinished)
         raise UserError(f"{names}: no run is complete. The command that started one finishes it.")
@@ -113,12 +132,19 @@ def _compare(runs: list[Run], metric: str | None) -> Comparison:
     sign = -1 if metrics.HIGHER_IS_BETTER[metric] else 1
     runs = sorted(runs, key=lambda run: (sign * run.tuned(metric)["mean"], run.name))
     rows = [run.predictions for run in runs]
-    differences = ranking.compare_all(rows, metric, runs[0].result["config"]["data"]["seed"])
+    paired = len(runs) <= MOST_PAIRED
+    differences = ranking.compare_all(rows, metric, runs[0].result["config"]["data"]["seed"], only_best=not paired)
     corrected = dict(zip(differences, ranking.holm([found.p for found in differences.values()]), strict=True))
+    apart = {pair: p <= significance.MAX_P for pair, p in corrected.items()}
+    groups = (
+        ranking.letters(len(runs), lambda i, j: apart[i, j])
+        if paired
+        else ["a", *("" if apart[0, i] else "a" for i in range(1, len(runs)))]
+    )
     return Comparison(
         metric=metric,
         runs=runs,
-        groups=ranking.letters(len(runs), lambda i, j: corrected[i, j] <= significance.MAX_P),
+        groups=groups,
         to_best=[None, *(_to_best(differences[0, i], corrected[0, i]) for i in range(1, len(runs)))],
         settings=settings.varying(run.result["config"] for run in runs),
         disagreements=ranking.disagreements(rows, metric),
@@ -148,39 +174,67 @@ def _require_metric(run: Run, metric: str) -> None:
 
 
 def folders(argument: str) -> Iterator[Path]:
-    """The folders of runs that an argument names. Raises UserError where there is none."""
+    """The folders of runs that an argument names; of a sweep its own and its trials'. Raises UserError if none is there."""
+    for folder in _named(argument):
+        yield folder
+        if is_sweep(folder):
+            yield from (place(folder, trial) for trial in _trials(folder))
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether it is the folder of a sweep, which names its trials' folders."""
+    return (folder / "sweep.json").exists()
+
+
+def place(sweep: Path, trial: Trial) -> Path:
+    """The folder of a sweep's trial, also where both were moved, or this program runs elsewhere."""
+    own = Path(trial.folder)
+    return own.resolve() if own.exists() else sweep.resolve().parent.parent / own.name
+
+
+def _named(argument: str) -> list[Path]:
+    """The folders of runs and of sweeps that an argument names."""
     path = Path(argument)
     matches = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    known = [match for match in matches if match.is_dir()]
-    found = [run for folder in known for run in _runs(folder)]
+    known = [match.resolve() for match in matches if match.is_dir()]
+    found = [inner for folder in known for inner in ([folder] if _begun(folder) else _inside(folder))]
     if not found:
         why = "holds no run" if known else "is no folder" if path.exists() else "does not exist"
         raise UserError(f"{argument}: {why}. Name folders of runs, such as outputs/NAME or outputs.")
-    yield from found
+    return found
 
 
-def _runs(folder: Path) -> Iterable[Path]:
-    """The folder itself, or the runs of a sweep, or all runs inside it."""
-    if _begun(folder):
-        return [folder]
-    if (folder / "sweep.json").exists():
-        trials = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["trials"]
-        return [Path(trial["folder"]) for trial in trials if trial.get("folder")]
+def _inside(folder: Path) -> Iterable[Path]:
     return filter(_begun, sorted(path for path in folder.iterdir() if path.is_dir()))
 
 
 def _begun(folder: Path) -> bool:
-    return any((folder / name).exists() for name in BEGUN)
+    return is_sweep(folder) or any((folder / name).exists() for name in BEGUN)
 
 
-def _read(folder: Path) -> Run | None:
-    """The run in a folder, None if it is not complete."""
+def _places(argument: str) -> Iterator[tuple[Path, str]]:
+    """The folders of the runs that an argument names, and the file in each that says what it came to."""
+    for folder in _named(argument):
+        if is_sweep(folder):
+            known = (trial for trial in _trials(folder) if trial.number < trials.REPETITIONS)
+            yield from ((place(folder, trial), trial.result) for trial in known)
+        else:
+            yield folder, "result.json"
+
+
+def _trials(sweep: Path) -> list[Trial]:
+    return [trial for trial in trials.read(sweep / "sweep.json").values() if trial.folder]
+
+
+def read(folder: Path, file: str = "result.json") -> Run | None:
+    """The run in a folder by the file that says what it came to; None if it is not complete."""
+    answered = "predictions.jsonl" if file == "result.json" else "validation_predictions.jsonl"
     try:
-        file = folder / "result.json"
-        result = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        found = folder / file
+        result = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
         if result.get("status") != "complete":
             return None
-        run = Run(folder, result, _lines(folder / "predictions.jsonl"), _lines(folder / "history.jsonl"))
+        run = Run(folder, result, _lines(folder / answered), _lines(folder / "history.jsonl"))
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: a file of the run cannot be read: {error}") from error
     known = result.get("evaluation", {})

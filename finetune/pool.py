@@ -110,6 +110,7 @@ class Pool:
         self.record.begin(number, overrides, None, State.waiting)
         try:
             config = self.compose(list(overrides))
+            config.sweep.name = self.record.folder.name
             folder = checkpoint.folder(config)
             self.record.begin(number, overrides, folder, State.waiting)
             known = trials.settled(config, folder)

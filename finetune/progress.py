@@ -73,7 +73,7 @@ class Watch(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         earlier: list[dict[str, Any]] = [entry for entry in state.log_history if "train_seconds" in entry]
-        self.resumed_from_step = state.global_step
+        self.history, self.resumed_from_step = state.log_history, state.global_step
         if earlier:
             self.seconds = earlier[-1]["train_seconds"]
             self.tokens_before, self.loss_tokens_before = earlier[-1]["tokens"], earlier[-1]["loss_tokens"]
@@ -117,7 +117,6 @@ class Watch(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.stop()
-        self.history = state.log_history
         self.peak_memory_bytes = device.peak_memory_bytes()
 
     def outcome(self) -> dict[str, Any]:

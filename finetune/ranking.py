@@ -13,9 +13,14 @@ from finetune.significance import Difference
 Rows = list[dict[str, Any]]
 
 
-def compare_all(runs: Sequence[Rows], metric: str, seed: int) -> dict[tuple[int, int], Difference]:
-    """First minus second for every pair of runs on the same prompts, its p not yet corrected."""
-    pairs = list(combinations(range(len(runs)), 2))
+def compare_all(
+    runs: Sequence[Rows], metric: str, seed: int, only_best: bool = False
+) -> dict[tuple[int, int], Difference]:
+    """First minus second for every pair of runs on the same prompts, its p not yet corrected.
+
+    With `only_best` of the first run with every other.
+    """
+    pairs = [pair for pair in combinations(range(len(runs)), 2) if pair[0] == 0 or not only_best]
     # The smallest p that n permutations can give is 2 / (n + 1); corrected for all pairs, it has to stay below 5 %.
     enough = 2 * 2 * len(pairs) / significance.MAX_P
     return {(i, j): compare(runs[i], runs[j], metric, seed, int(enough)) for i, j in pairs}

@@ -65,6 +65,17 @@ def collect(
     }
 
 
+@contextmanager
+def leave_history(folder: Path, watch: Watch) -> Iterator[None]:
+    """Where the block ends early, write history.jsonl as far as it goes: of a trial that was pruned, or diverged."""
+    try:
+        yield
+    except BaseException:
+        if watch.history and watch.screen.logs:
+            _write_rows(folder / "history.jsonl", watch.history)
+        raise
+
+
 def write(
     folder: Path, result: dict[str, Any], predictions: list[dict[str, Any]], history: list[dict[str, Any]]
 ) -> None:
@@ -76,9 +87,12 @@ def write(
     final = result["evaluation"]["split"] == "test"
     answered = "predictions" if final else "validation_predictions"
     for name, rows in ((answered, predictions), ("history", history)):
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        checkpoint.write(folder / f"{name}.jsonl", "".join(lines))
+        _write_rows(folder / f"{name}.jsonl", rows)
     name = "result.json" if final else checkpoint.SELECTION
     checkpoint.write(folder / name, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if final:
         run_page.write(folder)
+
+
+def _write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
+    checkpoint.write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

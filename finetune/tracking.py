@@ -13,10 +13,11 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from finetune import summary
+from finetune import summary, trials
 from finetune.choices import Mode
 from finetune.problem import without_secrets
 from finetune.schema import Tracking, UserError
+from finetune.trials import State
 
 CONNECT_SECONDS = 2.0  # to open a connection
 INIT_SECONDS = 4.0  # for the service to answer, once connected
@@ -45,6 +46,16 @@ class Run:
             from wandb import Table
 
             run.log({key: Table(columns=[*columns], data=rows, allow_mixed_types=True)})
+
+        self._send(add)
+
+    def plot(self, key: str, figure: Any) -> None:
+        """Add a figure of plotly's."""
+
+        def add(run: Any) -> None:
+            from wandb import Plotly
+
+            run.log({key: Plotly(figure)})
 
         self._send(add)
 
@@ -95,10 +106,11 @@ def start(
     config: dict[str, Any],
     tags: list[str],
     group: str,
+    job_type: str = "train",
     is_main_process: bool = True,
     say: Callable[[str], object] = print,
 ) -> Iterator[Run]:
-    """The run in W&B for the length of the block; an exception in the block marks it as failed.
+    """The run in W&B for the length of the block; an exception in the block marks it as failed, unless it is pruned.
 
     The name gives the run its id: the same name again continues the run. Files lie in `folder / "wandb"`. Where the
     service cannot be used, the run is kept in these files, to be sent later; `say` is given one line about it.
@@ -112,6 +124,7 @@ def start(
         "project": tracking.project,
         "entity": tracking.entity,
         "group": tracking.group or group,
+        "job_type": job_type,
         "tags": list(dict.fromkeys([*tracking.tags, *tags])),
         "config": without_secrets(config),
         "dir": folder,
@@ -121,9 +134,12 @@ def start(
         run = Run(_init(tracking.mode, identity, say), say)
         try:
             yield run
-        except BaseException:  # wandb's own `with` would print the stack besides
-            run.close(1)
+        except BaseException as error:  # wandb's own `with` would print the stack besides
+            state = trials.state_after(error)
+            run.summarise({"state": state.value})
+            run.close(int(state not in trials.SUCCESSFUL))
             raise
+        run.summarise({"state": State.complete.value})
         run.close(0)
 
 
@@ -188,7 +204,7 @@ def _open(mode: Literal["online", "offline"], identity: dict[str, Any]) -> Any:
         finish_timeout_raises=True,
     )
     wandb.setup(wandb.Settings(silent=True))  # else wandb says where it found the key
-    return wandb.init(mode=mode, resume="allow", job_type="train", settings=settings, **identity)
+    return wandb.init(mode=mode, resume="allow", settings=settings, **identity)
 
 
 def _tear_down() -> None:

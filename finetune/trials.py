@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from finetune import checkpoint
-from finetune.schema import Config
+from finetune.schema import Config, UserError
 
 
 class State(Enum):
@@ -36,12 +36,16 @@ class State(Enum):
     refused = "refused"
 
 
+# Numbers in a sweep's record from which on they are a search's repetitions over seeds, and its test of the winner.
+REPETITIONS, CONFIRMATION = 10_000, 20_000
 # How a trial would end again; the same command leaves those that ended so, and repeats all others.
 FINAL = (State.complete, State.pruned, State.diverged, State.out_of_memory, State.refused)
 SUCCESSFUL = (State.complete, State.pruned)
 UNENDED = (State.waiting, State.running)
 # Settings of the command that do not make it another sweep.
 OUTSIDE_NAME = ("sweep.", "hydra.launcher", "hydra/launcher", "hydra.sweeper.n_", "tracking", "force", "plan.")
+# What PyTorch says without an exception class of its own.
+OUT_OF_MEMORY = ("memory: you tried to allocate", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class Pruned(Exception):  # noqa: N818 (it is no error)
@@ -74,6 +78,11 @@ class Trial:
     reason: str = ""
     seconds: float = 0.0
     score: float | None = None
+
+    @property
+    def result(self) -> str:
+        """The file in its folder that says what it came to; a search's trials are scored on validation prompts."""
+        return checkpoint.SELECTION if "sweep.on_validation=true" in self.overrides else "result.json"
 
 
 @dataclass(frozen=True)
@@ -174,6 +183,27 @@ def settled(config: Config, folder: Path) -> Outcome | None:
     if state not in FINAL or config.sweep.repeat_failures:
         return None
     return Outcome(state, earlier["reason"], folder, earlier["seconds_in_all"], known=True)
+
+
+def state_after(error: BaseException) -> State:
+    """How a run ended that raised this."""
+    kinds: dict[type[BaseException], State] = {
+        Pruned: State.pruned,
+        checkpoint.BusyError: State.failed,
+        UserError: State.refused,
+        FloatingPointError: State.diverged,
+        SystemExit: State.exited,
+        KeyboardInterrupt: State.killed,
+    }
+    known = next((state for kind, state in kinds.items() if isinstance(error, kind)), None)
+    return known or (State.out_of_memory if _is_out_of_memory(error) else State.failed)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    told = any(text in str(error) for text in OUT_OF_MEMORY)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and told)
 
 
 def score_of(result: dict[str, Any]) -> tuple[float, str]:

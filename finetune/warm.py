@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune import trials
-from finetune.checkpoint import BusyError, folder
+from finetune.checkpoint import folder
 from finetune.schema import Config, UserError
 from finetune.screen import hush_all
 from finetune.trials import Pruned, State
@@ -31,8 +31,6 @@ from finetune.trials import Pruned, State
 # A message is one packet.
 LARGEST_MESSAGE = 150_000
 LONGEST_REASON = 20_000
-# What PyTorch says without an exception class of its own.
-OUT_OF_MEMORY = ("memory: you tried to allocate", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 PR_SET_PDEATHSIG = 1
 
 
@@ -231,30 +229,24 @@ def _run(run: Callable[[Config], None], config: Config) -> tuple[State, str]:
     """Run, and tell how that ended."""
     try:
         run(config)
-    except Pruned as reason:
-        return State.pruned, str(reason)
-    except BusyError as error:
-        return State.failed, str(error)
-    except UserError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return State.refused, str(error)
-    except FloatingPointError as error:
-        return State.diverged, str(error)
-    except SystemExit as error:
-        return State.exited, f"it called sys.exit({error.code!r})"
-    except KeyboardInterrupt:
-        return State.killed, "it was interrupted"
     except BaseException as error:
-        stack = traceback.format_exc()
-        print(stack, file=sys.stderr)
-        if _is_out_of_memory(error):
-            return State.out_of_memory, " ".join(str(error).split()) or type(error).__name__
-        return State.failed, stack
+        state = trials.state_after(error)
+        return state, _reason(error, state)
     return State.complete, ""
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    told = any(text in str(error) for text in OUT_OF_MEMORY)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and told)
+def _reason(error: BaseException, state: State) -> str:
+    """Why the run ended, in words; what no message tells goes into its log, too."""
+    if isinstance(error, SystemExit):
+        return f"it called sys.exit({error.code!r})"
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted"
+    if isinstance(error, Pruned | UserError | FloatingPointError):
+        if state is State.refused:
+            print(f"Error: {error}", file=sys.stderr)
+        return str(error)
+    stack = "".join(traceback.format_exception(error))
+    print(stack, file=sys.stderr)
+    if state is State.out_of_memory:
+        return " ".join(str(error).split()) or type(error).__name__
+    return stack
