@@ -42,6 +42,9 @@ def compare_runs(arguments: argparse.Namespace) -> None:
     """Print the comparison, and write it as a page if asked to."""
     from finetune import compare, compare_table
 
+    if len(arguments.runs) == 1 and compare.is_sweep(Path(arguments.runs[0])):
+        compare_sweep(Path(arguments.runs[0]), arguments)
+        return
     runs, unfinished = compare.find(arguments.runs)
     comparisons = compare.compare(runs, arguments.metric)
     compare_table.show(comparisons, unfinished, arguments.prompts)
@@ -49,6 +52,19 @@ def compare_runs(arguments: argparse.Namespace) -> None:
         from finetune import compare_page
 
         compare_page.write(Path(arguments.html), comparisons, unfinished)
+        print(f"Written: {arguments.html}")
+
+
+def compare_sweep(folder: Path, arguments: argparse.Namespace) -> None:
+    """Print what a sweep has come to so far, and write it as a page if asked to."""
+    from finetune import compare_table, sweep_result
+
+    found = sweep_result.read(folder, arguments.metric)
+    compare_table.show_sweep(found, arguments.prompts)
+    if arguments.html:
+        from finetune import compare_page
+
+        compare_page.write_sweep(Path(arguments.html), found)
         print(f"Written: {arguments.html}")
 
 

@@ -1,21 +1,23 @@
-"""What did a search find? The best settings, how sure that is, what mattered, and what they reach on test prompts."""
+"""What did a search find? The best settings, repeated over seeds if asked to, and what they reach on test prompts."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
-from finetune import checkpoint, importance, ranking, significance, space
+from finetune import checkpoint, space
 from finetune.schema import Config, UserError
-from finetune.screen import with_interval
 from finetune.study import FOLDER, Search
-from finetune.trials import Outcome
+from finetune.trials import CONFIRMATION, REPETITIONS, Outcome
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
 
 Compose = Callable[[list[str]], Config]
 
@@ -34,7 +36,6 @@ class Run(Protocol):
         """By `examples` it is told first what the trials will cost."""
 
 
-SHOWN = 10
 # What a command says about the search and not about the runs.
 NOT_THE_WINNERS = ("sweep", "hydra", "tracking", "output_dir", "name=")
 
@@ -60,16 +61,26 @@ class Candidate:
 
 
 def give(tried: Search, compose: Compose, run: Run, frame: Frame) -> None:
-    """Print the ranking, repeat the best over more seeds if asked to, and confirm the winner on the test prompts."""
+    """Print the ranking, repeat the best over more seeds if asked to, confirm the winner on the test prompts, and leave
+    the search's page.
+    """
+    from finetune import sweep_report  # and with it what draws and tests
+
     console = Console(highlight=False)
-    best = tried.best()
-    if not best:
-        console.print("No trial is complete, so there is no best one; see sweep.json in the sweep's folder.")
-        return
+    sweep_report.show(frame.folder)
+    if best := tried.best():
+        _crown(console, tried, best, compose, run, frame)
+    else:
+        console.print("No trial is complete, so there is no best one.")
+    sweep_report.leave(frame.folder, frame.base.tracking)
+
+
+def _crown(
+    console: Console, tried: Search, best: "list[FrozenTrial]", compose: Compose, run: Run, frame: Frame
+) -> None:
+    """Find the winner among the best trials, and test it."""
     better = -1 if tried.plan.higher_is_better else 1
     candidates = [Candidate(t.number, space.overrides(t.params), [Path(t.user_attrs[FOLDER])]) for t in best]
-    console.print(_ranked(tried, candidates[:SHOWN], len(best)))
-    _print_importance(console, tried)
     count, seeds = repetitions(frame.base.sweep.repeat_best)
     finalists = candidates[: max(count, 1)]
     if count:
@@ -79,7 +90,9 @@ def give(tried: Search, compose: Compose, run: Run, frame: Frame) -> None:
     winner = finalists[0]
     _write_experiment(frame, winner)
     settings = " ".join([*frame.fixed, *winner.overrides])
-    console.print(f"Best: trial {winner.number}: {' '.join(winner.overrides)}", style="bold", markup=False)
+    by = "" if tried.plan.objectives[0] == "score" else f" by {tried.plan.objectives[0]}"
+    told = f"Best{by}: trial {winner.number}: {' '.join(winner.overrides)}"
+    console.print(told, style="bold", markup=False, soft_wrap=True)
     _confirm(console, winner, compose, run, frame)
     console.print(f"Again: python run.py {_without_sweep(settings)}", markup=False, soft_wrap=True)
     console.print(
@@ -103,63 +116,6 @@ def read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _ranked(tried: Search, candidates: list[Candidate], count: int) -> Table:
-    """The best trials with their intervals, and which cannot be told from the best one."""
-    results = [read(one.folders[0] / checkpoint.SELECTION) for one in candidates]
-    metric = results[0]["evaluation"]["metric"]
-    prompts = results[0]["evaluation"]["prompts"]
-    apart = _apart(candidates, metric, tried.plan.seed)
-    known = tried.study.get_trials(deepcopy=False)
-    title = f"{count} of {len(known)} trials complete, scored on {prompts} validation prompts"
-    table = Table(title=title, title_justify="left")
-    for name in ("trial", metric, "validation loss", "seconds", "from the best (Holm)", "settings"):
-        table.add_column(name, overflow="fold")
-    for one, result, p in zip(candidates, results, apart, strict=True):
-        found, loss = result["evaluation"]["arms"]["tuned"][metric], result["training"]["validation_loss"]
-        told = (
-            "the best"
-            if p is None
-            else f"apart, p {p:.2g}"
-            if p <= significance.MAX_P
-            else f"not told apart, p {p:.2g}"
-        )
-        seconds = f"{sum(result['seconds'].values()):.0f}"
-        shown = "" if loss is None else f"{loss:.4f}"
-        table.add_row(str(one.number), with_interval(found), shown, seconds, told, _short(one.overrides))
-    return table
-
-
-def _short(overrides: list[str]) -> str:
-    """Overrides without their sections, numbers with four digits."""
-    told = []
-    for text in overrides:
-        key, _, value = text.partition("=")
-        number = f"{float(value):.4g}" if "." in value and value.replace(".", "").replace("e-", "").isdigit() else value
-        told.append(f"{key.rpartition('.')[2]}={number}")
-    return " ".join(told)
-
-
-def _apart(candidates: list[Candidate], metric: str, seed: int) -> list[float | None]:
-    """For each candidate p that it is as good as the first, corrected for their number."""
-    rows = [_predictions(one.folders[0]) for one in candidates]
-    values = [ranking.compare(rows[0], other, metric, seed).p for other in rows[1:]]
-    return [None, *ranking.holm(values)]
-
-
-def _predictions(folder: Path) -> list[dict[str, Any]]:
-    with (folder / "validation_predictions.jsonl").open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def _print_importance(console: Console, tried: Search) -> None:
-    best = tried.best()
-    common = [key for key in best[0].params if all(key in trial.params for trial in best)]
-    varying = {key: [trial.params[key] for trial in best] for key in common}
-    found, why_not = importance.measure(varying, [trial.values[0] for trial in best])
-    told = why_not or ", ".join(f"{key} {share:.0%}" for key, share in found.items())
-    console.print(f"What mattered ({importance.METHOD}): {told}" if found else told, markup=False)
-
-
 def _repeat(finalists: list[Candidate], seeds: int, compose: Compose, run: Run, frame: Frame) -> None:
     """Run the finalists over more seeds; each is scored on the same validation prompts."""
     jobs = [
@@ -167,10 +123,8 @@ def _repeat(finalists: list[Candidate], seeds: int, compose: Compose, run: Run, 
         for one in finalists
         for number in range(1, seeds + 1)
     ]
-    first = 10_000  # beyond the study's numbers in the sweep's record
-    run(
-        [(first + i, overrides) for i, (_, overrides) in enumerate(jobs)], lambda *_: None, len(jobs), frame.folder.name
-    )
+    numbered = [(REPETITIONS + i, overrides) for i, (_, overrides) in enumerate(jobs)]
+    run(numbered, lambda *_: None, len(jobs), frame.folder.name)
     for one, overrides in jobs:
         one.folders.append(checkpoint.folder(compose(overrides)))
     for one in finalists:
@@ -189,7 +143,7 @@ def _repeated(finalists: list[Candidate]) -> Table:
         table.add_column(name, overflow="fold")
     for one in finalists:
         by_seed = " ".join(f"{score:.3f}" for score in one.scores)
-        table.add_row(str(one.number), f"{fmean(one.scores):.3f}", by_seed, _short(one.overrides))
+        table.add_row(str(one.number), f"{fmean(one.scores):.3f}", by_seed, " ".join(one.overrides))
     return table
 
 
@@ -197,7 +151,7 @@ def _confirm(console: Console, winner: Candidate, compose: Compose, run: Run, fr
     """Answer the test prompts with the winner, which is trained already, and say whether it was worth it."""
     overrides = [*frame.fixed, *winner.overrides, f"sweep.name={frame.folder.name}"]
     folder = checkpoint.folder(compose(overrides))
-    run([(20_000, overrides)], lambda *_: None, 1, frame.folder.name)
+    run([(CONFIRMATION, overrides)], lambda *_: None, 1, frame.folder.name)
     file = folder / "result.json"
     result = read(file) if file.exists() else {}
     if result.get("status") == "complete":

@@ -40,8 +40,7 @@ class Run:
 
     @property
     def verdict(self) -> str:
-        """Whether this run was worth it, in its own words; nothing of a search's trial, which nothing is asked beside.
-        """
+        """Whether this run was worth it, in its own words; empty for a search's trial, which has no rival."""
         found = self.result["evaluation"]["verdict"]
         return str(found["sentence"]) if found else ""
 
@@ -81,7 +80,9 @@ class Comparison:
         paired = len(self.runs) <= MOST_PAIRED
         count = len(self.runs) * others // 2 if paired else others
         tests = f"{count} paired test{'s' if count > 1 else ''} on the same {prompts:,} prompts"
-        told = "Runs that share a letter cannot be told apart" if paired else "Runs marked a cannot be told from the best"
+        told = (
+            "Runs that share a letter cannot be told apart" if paired else "Runs marked a cannot be told from the best"
+        )
         return f"{told}: {tests}, p corrected by Holm's method and compared with {significance.MAX_P}."
 
     @property
@@ -174,7 +175,7 @@ def _require_metric(run: Run, metric: str) -> None:
 
 
 def folders(argument: str) -> Iterator[Path]:
-    """The folders of runs that an argument names; of a sweep its own and its trials'. Raises UserError if none is there."""
+    """The folders of runs that an argument names; of a sweep its own and its trials'. Raises UserError for none."""
     for folder in _named(argument):
         yield folder
         if is_sweep(folder):

@@ -1,14 +1,20 @@
 """How does a comparison of runs look in a browser? Ranking, curves, settings, and all answers side by side."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune import checkpoint, curves, importance, metrics, page, ranking
 from finetune.compare import Comparison, Run
-from finetune.compare_table import cost, settings_of, to_best
-from finetune.screen import first_answer, with_interval
+from finetune.compare_table import cost, last_line, settings_of, to_best
+from finetune.screen import clock, first_answer, with_interval
+from finetune.sweep_result import SweepResult, spelled
 
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+DETAILED = 10  # runs, the best, whose scores and answers are shown
 ANSWER_LENGTH = 600  # characters of an answer that the page holds
 BROWSER_BYTES = 2_000_000  # of answers that the page holds; the rest is counted
 # Shows the chosen answers: those that hold a text, or where runs differ; the largest differences first.
@@ -41,31 +47,92 @@ for (const place of document.querySelectorAll(".browser")) {
 def write(file: Path, comparisons: list[Comparison], unfinished: list[Path]) -> None:
     """Write the page."""
     count = sum(len(comparison.runs) for comparison in comparisons)
-    parts = [part for number, comparison in enumerate(comparisons) for part in _comparison(comparison, number)]
-    if len(comparisons) > 1:
-        told = f"The runs answered {len(comparisons)} different sets of prompts; only runs on the same are paired."
-        parts.insert(0, page.paragraph(told))
+    parts = _comparisons(comparisons)
     if unfinished:
         parts.append(page.paragraph(f"Left out, as not complete: {', '.join(folder.name for folder in unfinished)}."))
     checkpoint.write(file, page.page(f"Comparison of {count} runs", *parts, script=BROWSE))
 
 
-def _comparison(comparison: Comparison, number: int) -> list[str]:
+def write_sweep(file: Path, result: SweepResult) -> None:
+    """Write the page of a sweep: how it went, its trials compared, what they learnt, and which are not complete."""
+    parts = [
+        *([page.paragraph(result.verdict, "verdict")] if result.verdict else []),
+        page.paragraph(result.counted),
+        *([page.figure(history(result))] if result.comparisons else []),
+        *_others(result),
+        *_comparisons(result.comparisons, learning=False),
+        *_learning(result.histories),
+    ]
+    checkpoint.write(file, page.page(f"Sweep {result.folder.name}", *parts, script=BROWSE))
+
+
+def history(result: SweepResult) -> "Figure":
+    """The score of each trial by its number, and those that have none."""
+    metric = result.comparisons[0].metric
+    others: dict[str, list[int]] = {}
+    for trial in result.others:
+        others.setdefault(spelled(trial.state), []).append(trial.number)
+    return curves.by_trial(result.scores, others, metric, metrics.HIGHER_IS_BETTER[metric])
+
+
+def settings_figures(comparison: Comparison) -> "dict[str, Figure]":
+    """Parallel coordinates of settings and score, and the settings' importance; those that would tell something."""
+    if not comparison.varying or len(comparison.runs) < 2:
+        return {}
+    lines = curves.parallel_coordinates(comparison.varying, comparison.scores, comparison.metric)
+    found, _ = comparison.importance
+    bars = curves.bars(f"Importance of the settings ({importance.METHOD})", found)
+    return {"parallel_coordinates": lines, **({"importance": bars} if found else {})}
+
+
+def _comparisons(comparisons: list[Comparison], learning: bool = True) -> list[str]:
+    parts = [
+        part for number, comparison in enumerate(comparisons) for part in _comparison(comparison, number, learning)
+    ]
+    if len(comparisons) > 1:
+        told = f"The runs answered {len(comparisons)} different sets of prompts; only runs on the same are paired."
+        parts.insert(0, page.paragraph(told))
+    return parts
+
+
+def _comparison(comparison: Comparison, number: int, learning: bool) -> list[str]:
     runs, metric = comparison.runs, comparison.metric
     title = f"{len(runs)} runs on {len(runs[0].predictions):,} {comparison.split} prompts by {metrics.SPELLED[metric]}"
+    verdicts = [[run.name, run.verdict] for run in runs if run.verdict]
+    best = replace(comparison, runs=runs[:DETAILED])
+    only = f"Of {len(runs)} runs the best {DETAILED}:"
     return [
         page.heading(title),
         _ranked(comparison),
         *([page.paragraph(comparison.correction, "dim")] if len(runs) > 1 else []),
         page.figure(curves.intervals(metric, {run.name: run.tuned(metric) for run in runs}, "")),
-        page.heading("Verdicts"),
-        page.table(["run", "verdict"], [[run.name, run.verdict] for run in runs], texts=[1]),
-        page.heading("Learning"),
-        *(page.figure(curves.losses({run.name: run.history for run in runs}, x)) for x in ("tokens", "train_seconds")),
+        *([page.heading("Verdicts"), page.table(["run", "verdict"], verdicts, texts=[1])] if verdicts else []),
+        *(_learning({run.name: run.history for run in runs}) if learning else []),
         *_settings(comparison),
-        *_scores(comparison),
-        *_browser(comparison, number),
+        *([page.paragraph(only)] if len(runs) > DETAILED else []),
+        *_scores(best),
+        *_browser(best, number),
     ]
+
+
+def _learning(histories: dict[str, list[dict[str, Any]]]) -> list[str]:
+    figures = [page.figure(curves.losses(histories, axis)) for axis in ("tokens", "train_seconds")]
+    return [page.heading("Learning"), *figures] if histories else []
+
+
+def _others(result: SweepResult) -> list[str]:
+    rows = [
+        [
+            trial.number,
+            spelled(trial.state),
+            clock(trial.seconds),
+            settings_of(result.settings[trial.number]),
+            last_line(trial.reason),
+        ]
+        for trial in result.others
+    ]
+    table = page.table(["trial", "state", "time", "settings", "reason"], rows, texts=[3, 4])
+    return [page.heading("Not complete"), table] if rows else []
 
 
 def _ranked(comparison: Comparison) -> str:
@@ -85,18 +152,11 @@ def _ranked(comparison: Comparison) -> str:
 
 
 def _settings(comparison: Comparison) -> list[str]:
-    varying = {key: [one[key] for one in comparison.settings] for key in comparison.settings[0]}
-    if not varying or len(comparison.runs) < 2:
+    figures = settings_figures(comparison)
+    if not figures:
         return []
-    scores = [run.tuned(comparison.metric)["mean"] for run in comparison.runs]
-    parts = [
-        page.heading("Settings"),
-        page.figure(curves.parallel_coordinates(varying, scores, comparison.metric)),
-    ]
-    found, why_not = importance.measure(varying, scores)
-    if why_not:
-        return [*parts, page.paragraph(why_not, "dim")]
-    return [*parts, page.figure(curves.bars(f"Importance of the settings ({importance.METHOD})", found))]
+    parts = [page.heading("Settings"), *map(page.figure, figures.values())]
+    return parts if "importance" in figures else [*parts, page.paragraph(comparison.importance[1], "dim")]
 
 
 def _scores(comparison: Comparison) -> list[str]:

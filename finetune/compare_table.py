@@ -7,11 +7,15 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune import metrics, ranking
+from finetune import importance, metrics, ranking
 from finetune.compare import Comparison
-from finetune.screen import first_answer, with_interval
+from finetune.screen import clock, first_answer, with_interval
 from finetune.settings import written
 from finetune.significance import Difference
+from finetune.sweep_result import SweepResult, spelled
+
+# At the end of a sweep so many are shown of its ranking.
+BEST_SHOWN = 10
 
 
 def show(comparisons: list[Comparison], unfinished: list[Path], prompts: int) -> None:
@@ -28,12 +32,28 @@ def show(comparisons: list[Comparison], unfinished: list[Path], prompts: int) ->
         console.print(told, style="yellow", markup=False, soft_wrap=True)
 
 
+def show_sweep(result: SweepResult, prompts: int) -> None:
+    """Print what a sweep has come to: its ranking as that of other runs, and the trials that are not complete."""
+    console = Console(highlight=False)
+    console.print(f"Sweep {result.folder.name}, {result.counted}", style="bold", markup=False, soft_wrap=True)
+    show(result.comparisons, [], prompts)
+    if result.others:
+        console.print(_others(result))
+    if result.verdict:
+        console.print(result.verdict, style="bold", markup=False, soft_wrap=True)
+
+
+def show_end(result: SweepResult) -> None:
+    """Print, at the end of a sweep, the best of its ranking and what mattered."""
+    console = Console(highlight=False)
+    console.print(result.counted, style="bold", markup=False)
+    for comparison in result.comparisons:
+        console.print(Group(*_ranking(comparison, BEST_SHOWN)))
+
+
 def describe(comparison: Comparison, prompts: int) -> RenderableType:
     """The ranking, cost and verdicts, and the prompts on which the runs disagree most."""
-    parts: list[RenderableType] = [_ranked(comparison)]
-    if len(comparison.runs) > 1:
-        parts.append(Text(comparison.correction))
-    parts += [_cost(comparison), *_verdicts(comparison)]
+    parts = [*_ranking(comparison, len(comparison.runs)), _cost(comparison), *_verdicts(comparison)]
     shown = comparison.disagreements[:prompts]
     if len(comparison.runs) > 1:
         count = len(comparison.disagreements)
@@ -43,8 +63,9 @@ def describe(comparison: Comparison, prompts: int) -> RenderableType:
 
 
 def settings_of(values: dict[str, Any]) -> str:
-    """Settings as on the command line."""
-    return " ".join(f"{key}={written(value)}" for key, value in values.items())
+    """Settings as on the command line, numbers with four digits."""
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else written(value) for key, value in values.items()}
+    return " ".join(f"{key}={text}" for key, text in shown.items())
 
 
 def cost(result: dict[str, Any]) -> dict[str, str]:
@@ -65,7 +86,38 @@ def to_best(found: Difference | None) -> list[str]:
     return [with_interval(ends, "+"), f"{found.p:.2g}"]
 
 
-def _ranked(comparison: Comparison) -> Table:
+def _ranking(comparison: Comparison, most: int) -> list[RenderableType]:
+    """The best runs, how the groups were found, and the settings that mattered."""
+    count = len(comparison.runs)
+    parts: list[RenderableType] = [_ranked(comparison, most)]
+    if count > most:
+        parts.append(Text(f"... and {count - most} more"))
+    if count > 1:
+        parts.append(Text(comparison.correction))
+    if count >= importance.FEWEST_RUNS:
+        found, why_not = comparison.importance
+        told = ", ".join(f"{key} {share:.0%}" for key, share in found.items())
+        parts.append(Text(why_not or f"What mattered ({importance.METHOD}): {told}"))
+    return parts
+
+
+def _others(result: SweepResult) -> Table:
+    """The trials that are not complete, and why."""
+    table = Table(title="Not complete", title_justify="left")
+    for name in ("trial", "state", "time", "settings", "reason"):
+        table.add_column(name, overflow="fold")
+    for trial in result.others:
+        why, given = Text(last_line(trial.reason)), Text(settings_of(result.settings[trial.number]))
+        table.add_row(str(trial.number), spelled(trial.state), clock(trial.seconds), given, why)
+    return table
+
+
+def last_line(reason: str) -> str:
+    """Why a trial ended, without the stack of an exception."""
+    return reason.rstrip().rpartition("\n")[2]
+
+
+def _ranked(comparison: Comparison, most: int) -> Table:
     count, prompts = len(comparison.runs), len(comparison.runs[0].predictions)
     asked = f"{prompts:,} {comparison.split} prompts by {metrics.SPELLED[comparison.metric]}"
     title = f"{count} run{'s' if count > 1 else ''} on {asked}"
@@ -76,7 +128,7 @@ def _ranked(comparison: Comparison) -> Table:
     table.add_column("minus the best", justify="right", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
     table.add_column("settings that differ", overflow="fold")
-    for i, run in enumerate(comparison.runs):
+    for i, run in enumerate(comparison.runs[:most]):
         given = Text(settings_of(comparison.settings[i]))
         scored = with_interval(run.tuned(comparison.metric))
         table.add_row(comparison.groups[i], Text(run.name), scored, *to_best(comparison.to_best[i]), given)
@@ -94,7 +146,7 @@ def _cost(comparison: Comparison) -> Table:
 
 
 def _verdicts(comparison: Comparison) -> list[RenderableType]:
-    return [Text.assemble((run.name, "bold"), f": {run.verdict}") for run in comparison.runs]
+    return [Text.assemble((run.name, "bold"), f": {run.verdict}") for run in comparison.runs if run.verdict]
 
 
 def _prompt(comparison: Comparison, index: int) -> Table:

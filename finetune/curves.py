@@ -1,6 +1,8 @@
 """How do training, scores and answers look as figures? Of one run, or of several."""
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from math import ceil, floor, log10
 from typing import Any
 
 from plotly import graph_objects as go
@@ -8,6 +10,8 @@ from plotly import graph_objects as go
 History = Sequence[Mapping[str, Any]]
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#eab308", "#6366f1", "#ec4899", "#84cc16")
 AXES = {"step": "step", "tokens": "tokens", "train_seconds": "seconds of training"}
+# A longer legend stands beside its figure and scrolls.
+MOST_BELOW = 5
 MARGIN = {"l": 55, "r": 15, "t": 45, "b": 45}
 
 
@@ -27,6 +31,8 @@ def losses(runs: Mapping[str, History], axis: str) -> go.Figure:
                 opacity=1.0 if line > 1 else 0.5,
                 legendgroup=name,
             )
+    if len(runs) > MOST_BELOW:
+        figure.update_layout(legend={"orientation": "v", "x": 1.02, "y": 1}, height=600)
     return figure
 
 
@@ -67,6 +73,23 @@ def distributions(scores: Mapping[str, Sequence[float]], metric: str) -> go.Figu
     return figure
 
 
+def by_trial(
+    scores: Mapping[int, float], others: Mapping[str, Sequence[int]], metric: str, higher_is_better: bool
+) -> go.Figure:
+    """The score of each trial by its number, and the best so far; the `others`, by their state, lie at the bottom."""
+    figure = go.Figure(layout=_layout("Score by trial", "trial", metric))
+    numbers = sorted(scores)
+    found = [scores[number] for number in numbers]
+    best = list(accumulate(found, max if higher_is_better else min))
+    figure.add_scatter(x=numbers, y=found, name="complete", mode="markers", marker={"size": 10})
+    figure.add_scatter(x=numbers, y=best, name="best so far", mode="lines", line={"shape": "hv"})
+    bottom = min(found) - 0.1 * (max(found) - min(found) or 1.0)
+    for state, theirs in others.items():
+        marker = {"symbol": "x", "size": 9}
+        figure.add_scatter(x=list(theirs), y=[bottom] * len(theirs), name=state, mode="markers", marker=marker)
+    return figure
+
+
 def parallel_coordinates(settings: Mapping[str, Sequence[Any]], scores: Sequence[float], metric: str) -> go.Figure:
     """One line for each run through its settings to its score; settings that are no numbers get a place each."""
     dimensions = [_dimension(name, values) for name, values in settings.items()]
@@ -90,6 +113,11 @@ def bars(title: str, values: Mapping[str, float]) -> go.Figure:
 
 def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        if min(values) > 0 and max(values) >= 10 * min(values):
+            ends = floor(log10(min(values))), ceil(log10(max(values)))
+            ticks = [factor * 10.0**power for power in range(ends[0], ends[1] + 1) for factor in (1, 3)]
+            marks = {"tickvals": [log10(tick) for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks]}
+            return {"label": name, "values": [log10(value) for value in values], **marks}
         return {"label": name, "values": list(values)}
     known = sorted({str(value) for value in values})
     places = [known.index(str(value)) for value in values]

@@ -45,7 +45,10 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         examples = [self.compose(list(overrides)) for overrides in job_overrides]
         jobs = enumerate(job_overrides, initial_job_idx)
         common = frozenset.intersection(*map(frozenset, job_overrides)) if len(job_overrides) > 1 else frozenset()
-        self.stream(jobs, outcomes.__setitem__, len(job_overrides), examples=examples, common=common)
+        folder = self.stream(jobs, outcomes.__setitem__, len(job_overrides), examples=examples, common=common)
+        from finetune import sweep_report  # and with it what draws and tests
+
+        sweep_report.conclude(folder, examples[0].tracking)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=outcomes.get(number)) for number in numbers]
 
@@ -57,11 +60,11 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         name: str | None = None,
         examples: Sequence[Any] = (),
         common: frozenset[str] = frozenset(),
-    ) -> None:
+    ) -> Path:
         """Run trials, each a number and its overrides, drawn from `jobs` only when one can start.
 
         `on_end(number, outcome)` is told of each. By the configurations of `examples` the user is told what they will
-        cost; the overrides of `common`, which all have, are not shown.
+        cost; the overrides of `common`, which all have, are not shown. The sweep's folder is returned.
         """
         from finetune import trials
         from finetune.pool import Pool
@@ -73,6 +76,7 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         record = trials.open_record(self.config.output_dir, name or self.config.sweep.name, sys.argv[1:])
         record.common = common
         Pool(script, self.compose, record, Share(self.n_jobs, self.devices), on_end).run(jobs, total, examples)
+        return record.folder
 
     def compose(self, overrides: list[str]) -> Any:
         """The checked configuration of a trial."""
