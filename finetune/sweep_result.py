@@ -50,7 +50,7 @@ class SweepResult:
     @property
     def verdict(self) -> str:
         """Whether the winner of a search was worth it."""
-        return f"{self.tested.name} on the test prompts: {self.tested.verdict}".capitalize() if self.tested else ""
+        return f"On the test prompts, {self.tested.name}: {self.tested.verdict}" if self.tested else ""
 
 
 def read(folder: Path, metric: str | None = None) -> SweepResult:

@@ -10,8 +10,20 @@ from finetune.evaluate import Arm, Draw, Prompts
 from finetune.generate import Answer
 
 
-def leave_run(folder, *overrides, tuned, base=None, metrics=("exact_match",), system="Answer.", likelihoods=None):
-    """Leave the run in the folder; `tuned` and `base` are answers to prompts whose references are 0, 1, 2 and so on."""
+def leave_run(
+    folder,
+    *overrides,
+    tuned,
+    base=None,
+    metrics=("exact_match",),
+    system="Answer.",
+    likelihoods=None,
+    split="test",
+):
+    """Leave the run in the folder; `tuned` and `base` are answers to prompts whose references are 0, 1, 2 and so on.
+
+    On the `split` validation it is a search's trial.
+    """
     config = compose([*overrides, "data.metrics=[" + ",".join(metrics) + "]"])
     examples = [
         Example(
@@ -19,14 +31,15 @@ def leave_run(folder, *overrides, tuned, base=None, metrics=("exact_match",), sy
         )
         for i in range(len(tuned))
     ]
-    prompts = Prompts(Draw(examples, None, []), [], list(metrics), config.eval, 16, config.data.seed)
+    prompts = Prompts(Draw(examples, None, []), [], list(metrics), config.eval, 16, config.data.seed, split)
     likelihoods = likelihoods or [None] * len(tuned)
 
     def arm(texts):
         answers = [Answer(text, len(text), True) for text in texts]
         return Arm([[Reply(*pair) for pair in zip(answers, likelihoods, strict=True)]], 1.0, False)
 
-    arms = {"zero_shot": arm(base or ["?"] * len(tuned)), "tuned": arm(tuned)}
+    arms = {"zero_shot": arm(base or ["?"] * len(tuned))} if split == "test" else {}
+    arms["tuned"] = arm(tuned)
     history = [
         {"step": 5 * i, "loss": 2 / i, "learning_rate": 1e-3, "tokens": 100 * i, "train_seconds": float(i)}
         for i in range(1, 9)
@@ -53,9 +66,10 @@ def leave_run(folder, *overrides, tuned, base=None, metrics=("exact_match",), sy
         "seconds": {"train": 8.0, "evaluate": 2.0},
         "versions": {"python": "3.11"},
     }
-    for name, rows in (("predictions", judge.predictions(prompts, arms)), ("history", history)):
+    answered = "predictions" if split == "test" else "validation_predictions"
+    for name, rows in ((answered, judge.predictions(prompts, arms)), ("history", history)):
         checkpoint.write(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    checkpoint.write(folder / "result.json", json.dumps(result))
+    checkpoint.write(folder / ("result.json" if split == "test" else checkpoint.SELECTION), json.dumps(result))
     return folder
 
 
