@@ -154,7 +154,7 @@ def _compare(runs: list[Run], metric: str | None) -> Comparison:
 
 def _to_best(found: Difference, p: float) -> Difference:
     """The run minus the best one, from the best one minus the run."""
-    return Difference(-found.mean, -found.high, -found.low, p, found.test, found.prompts, found.draws)
+    return Difference(0 - found.mean, 0 - found.high, 0 - found.low, p, found.test, found.prompts, found.draws)
 
 
 def _headline(runs: list[Run]) -> str:
