@@ -67,12 +67,12 @@ def give(tried: Search, compose: Compose, run: Run, frame: Frame) -> None:
     from finetune import sweep_report  # and with it what draws and tests
 
     console = Console(highlight=False)
-    sweep_report.show(frame.folder)
+    shown = sweep_report.show(frame.folder)
     if best := tried.best():
         _crown(console, tried, best, compose, run, frame)
     else:
         console.print("No trial is complete, so there is no best one.")
-    sweep_report.leave(frame.folder, frame.base.tracking)
+    sweep_report.leave(shown, frame.base.tracking)
 
 
 def _crown(

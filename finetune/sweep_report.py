@@ -1,6 +1,5 @@
 """What does a sweep leave at its end? Its ranking on the screen, its page, and a summary run in Weights & Biases."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,36 +14,36 @@ COLUMNS = ["trial", "state", "score", "low", "high", "seconds", "reason"]
 
 def conclude(folder: Path, given: Tracking) -> None:
     """Print the ranking of a grid's trials, and leave its page and its summary run."""
-    show(folder)
-    leave(folder, given)
+    leave(show(folder), given)
 
 
-def show(folder: Path) -> None:
+def show(folder: Path) -> SweepResult | None:
     """Print the best of the ranking, or why there is none."""
     try:
-        compare_table.show_end(sweep_result.read(folder))
-    except UserError as error:
-        Console(highlight=False).print(str(error), style="yellow", markup=False)
-
-
-def leave(folder: Path, given: Tracking) -> None:
-    """Write report.html into the sweep's folder, and send what it holds to W&B; again is the same run there."""
-    console = Console(highlight=False)
-    try:
         result = sweep_result.read(folder)
-    except UserError:
-        return  # as `show` has told
-    page = folder / "report.html"
+    except UserError as error:
+        _say(str(error))
+        return None
+    compare_table.show_end(result)
+    return result
+
+
+def leave(shown: SweepResult | None, given: Tracking) -> None:
+    """Write report.html into the sweep's folder, and send what it holds to W&B; again is the same run there."""
+    if shown is None:
+        return
+    result = sweep_result.read_test(shown)
+    page = result.folder / "report.html"
     compare_page.write_sweep(page, result)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
-    say(f"The sweep's page: {page}. At any time: python -m finetune compare {folder}")
-    _send(result, page, given, say)
+    _say(f"The sweep's page: {page}. At any time: python -m finetune compare {result.folder}")
+    _send(result, page, given)
 
 
-def _send(result: SweepResult, page: Path, given: Tracking, say: Callable[[str], object]) -> None:
+def _say(line: str) -> None:
+    Console(highlight=False).print(line, markup=False, soft_wrap=True)
+
+
+def _send(result: SweepResult, page: Path, given: Tracking) -> None:
     name = result.folder.name
     config = {"sweep": name, "trials": len(result.trials), "settings": list(_swept(result))}
     with tracking.start(
@@ -55,7 +54,7 @@ def _send(result: SweepResult, page: Path, given: Tracking, say: Callable[[str],
         tags=[],
         group=name,
         job_type="sweep",
-        say=say,
+        say=_say,
     ) as run:
         if not run.wandb_run:
             return

@@ -27,7 +27,7 @@ class SweepResult:
     # What each trial learnt, also where it ended early or is still at it.
     histories: dict[str, list[dict[str, Any]]]
     # The winner of a search, once it has answered the test prompts.
-    tested: Run | None
+    tested: Run | None = None
 
     @property
     def scores(self) -> dict[int, float]:
@@ -58,8 +58,8 @@ def read(folder: Path, metric: str | None = None) -> SweepResult:
 
     Raises UserError where they cannot be ranked by one.
     """
-    known = trials.read(folder / "sweep.json")
-    own = [trial for trial in known.values() if trial.number < trials.REPETITIONS]
+    known = trials.read(folder / "sweep.json").values()
+    own = [trial for trial in known if trial.number < trials.REPETITIONS]
     swept = _swept(own)
     runs: dict[Path, Run] = {}
     histories = {}
@@ -71,28 +71,25 @@ def read(folder: Path, metric: str | None = None) -> SweepResult:
         name = f"trial {trial.number}" + ("" if run else f" ({spelled(trial.state)})")
         histories[name] = run.history if run else _history(place) if trial.folder else []
     comparisons = compare.compare(runs.values(), metric)
-    return SweepResult(
-        folder,
-        own,
-        swept,
-        [replace(found, settings=_settings(found.runs, swept)) for found in comparisons],
-        {name: history for name, history in histories.items() if history},
-        _tested(folder, known.get(trials.CONFIRMATION), runs),
-    )
+    comparisons = [replace(found, settings=_settings(found.runs, swept)) for found in comparisons]
+    histories = {name: history for name, history in histories.items() if history}
+    return read_test(SweepResult(folder, own, swept, comparisons, histories))
+
+
+def read_test(result: SweepResult) -> SweepResult:
+    """The same with what the winner of a search has answered to the test prompts, if it has by now."""
+    confirmation = trials.read(result.folder / "sweep.json").get(trials.CONFIRMATION)
+    if confirmation is None or confirmation.state is not State.complete:
+        return result
+    place = compare.place(result.folder, confirmation)
+    numbers = {run.folder: run.trial for found in result.comparisons for run in found.runs}
+    run = compare.read(place)
+    return replace(result, tested=run and replace(run, trial=numbers.get(place)))
 
 
 def spelled(state: State) -> str:
     """A state in words."""
     return state.value.replace("_", " ")
-
-
-def _tested(folder: Path, confirmation: Trial | None, runs: dict[Path, Run]) -> Run | None:
-    """The run that answered the test prompts for its sweep, under its trial's number."""
-    if confirmation is None or confirmation.state is not State.complete:
-        return None
-    place = compare.place(folder, confirmation)
-    run = compare.read(place)
-    return replace(run, trial=runs[place].trial) if run and place in runs else run
 
 
 def _swept(known: list[Trial]) -> dict[int, dict[str, Any]]:

@@ -180,6 +180,7 @@ def test_a_search_selects_on_validation_rows_goes_on_and_tests_the_winner_once(p
     assert done.returncode == 0, done.stderr + done.stdout
     assert "2 trials to run, 1 at a time" in done.stdout
     assert "Best: trial" in done.stdout and "On the test prompts, once:" in done.stdout
+    assert (tmp_path / "outputs/sweeps/mine/report.html").exists() and "2 runs on 4 validation prompts" in done.stdout
     folders = [file.parent for file in (tmp_path / "outputs").glob("*/selection.json")]
     assert len(folders) == 2
     [tested] = [folder for folder in folders if (folder / "result.json").exists()]

@@ -96,7 +96,7 @@ def test_a_sweep_is_compared_before_its_first_trial_is_complete(tmp_path):
     record.begin(1, ["adapter.r=4"], None, State.waiting)
     told = compared(record.folder)
     assert "2 trials: 1 waiting, 1 running" in told and "adapter.r=8" in told
-    sweep_report.leave(record.folder, Tracking(enabled=False))
+    sweep_report.conclude(record.folder, Tracking(enabled=False))
     assert "adapter.r=8" in (record.folder / "report.html").read_text()
 
 
@@ -111,6 +111,7 @@ def test_a_grids_trials_are_ranked_on_the_test_prompts(tmp_path):
     assert "seed=1" in told and "model=mine" not in told
     runs, _ = compare.find([str(tmp_path)])  # a folder of runs beside a sweep's
     assert [one.name for one in runs] == ["run0", "run1"]
+    assert list(compare.folders(str(record.folder))) == [record.folder, tmp_path / "run0", tmp_path / "run1"]
 
 
 def test_with_many_runs_only_the_best_is_tested_against_the_others(tmp_path):
@@ -221,7 +222,7 @@ def test_the_summary_of_a_sweep_that_goes_on_is_the_same_run_and_follows_the_use
     searched, tmp_path, wandb_of_its_own
 ):
     for folder in ("first", "second"):
-        sweep_report.leave(searched, Tracking(mode=compose(["tracking.mode=offline"]).tracking.mode, group="ours"))
+        sweep_report.conclude(searched, Tracking(mode=compose(["tracking.mode=offline"]).tracking.mode, group="ours"))
         (searched / "wandb").rename(tmp_path / folder)
     ids = []
     for folder in ("first", "second"):
