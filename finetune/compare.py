@@ -13,8 +13,9 @@ from finetune.significance import Difference
 from finetune.trials import Trial
 
 BEGUN = ("result.json", "log.txt", "checkpoints", "wandb")
-# Up to so many runs all pairs are tested, of more only those with the best: their number grows with the square.
-MOST_PAIRED = 12
+# Up to so many runs all pairs are tested, of more only those with the best: their number grows with the square, and
+# a metric of the whole set, which is computed anew for every resample, takes a second for each.
+MOST_PAIRED, MOST_PAIRED_CORPUS = 12, 5
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Comparison:
 
     metric: str
     runs: list[Run]
+    # Whether all pairs of runs were tested, and not only the best one with each other.
+    all_pairs: bool
     groups: list[str]
     to_best: list[Difference | None]
     settings: list[dict[str, Any]]
@@ -77,13 +80,14 @@ class Comparison:
     def correction(self) -> str:
         """How the groups were found, in a sentence."""
         others, prompts = len(self.runs) - 1, len(self.runs[0].predictions)
-        paired = len(self.runs) <= MOST_PAIRED
-        count = len(self.runs) * others // 2 if paired else others
+        count = len(self.runs) * others // 2 if self.all_pairs else others
         tests = f"{count} paired test{'s' if count > 1 else ''} on the same {prompts:,} prompts"
-        told = (
-            "Runs that share a letter cannot be told apart" if paired else "Runs marked a cannot be told from the best"
+        alike = (
+            "share a letter cannot be told apart"
+            if self.all_pairs
+            else "have the letter a cannot be told from the best"
         )
-        return f"{told}: {tests}, p corrected by Holm's method and compared with {significance.MAX_P}."
+        return f"Runs that {alike}: {tests}, p corrected by Holm's method and compared with {significance.MAX_P}."
 
     @property
     def scores(self) -> list[float]:
@@ -133,18 +137,19 @@ def _compare(runs: list[Run], metric: str | None) -> Comparison:
     sign = -1 if metrics.HIGHER_IS_BETTER[metric] else 1
     runs = sorted(runs, key=lambda run: (sign * run.tuned(metric)["mean"], run.name))
     rows = [run.predictions for run in runs]
-    paired = len(runs) <= MOST_PAIRED
-    differences = ranking.compare_all(rows, metric, runs[0].result["config"]["data"]["seed"], only_best=not paired)
+    all_pairs = len(runs) <= (MOST_PAIRED if metric in metrics.PER_PROMPT else MOST_PAIRED_CORPUS)
+    differences = ranking.compare_all(rows, metric, runs[0].result["config"]["data"]["seed"], only_best=not all_pairs)
     corrected = dict(zip(differences, ranking.holm([found.p for found in differences.values()]), strict=True))
     apart = {pair: p <= significance.MAX_P for pair, p in corrected.items()}
     groups = (
         ranking.letters(len(runs), lambda i, j: apart[i, j])
-        if paired
+        if all_pairs
         else ["a", *("" if apart[0, i] else "a" for i in range(1, len(runs)))]
     )
     return Comparison(
         metric=metric,
         runs=runs,
+        all_pairs=all_pairs,
         groups=groups,
         to_best=[None, *(_to_best(differences[0, i], corrected[0, i]) for i in range(1, len(runs)))],
         settings=settings.varying(run.result["config"] for run in runs),

@@ -6,7 +6,9 @@ Nothing heavy is imported here before it is used: check.py reads the names from 
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 
@@ -68,11 +70,11 @@ def rouge_l(answer: str, reference: str) -> float:
 
 def macro_f1(answers: Sequence[str], references: Sequence[str]) -> float:
     """Mean over the labels in the references of each label's F1; labels are compared as in `accuracy`."""
-    from sklearn.metrics import f1_score
-
-    expected = [_label(text) for text in references]
-    given = [_label(text) for text in answers]
-    return float(f1_score(expected, given, labels=sorted(set(expected)), average="macro", zero_division=0))
+    # By hand: an interval takes thousands of these, each of which costs scikit-learn milliseconds.
+    expected, given = [_label(text) for text in references], [_label(text) for text in answers]
+    known, asked = Counter(expected), Counter(given)
+    right = Counter(label for label, other in zip(expected, given, strict=True) if label == other)
+    return fmean(2 * right[label] / (known[label] + asked[label]) for label in known)
 
 
 def perplexity(nll: float, tokens: int) -> float:

@@ -1,5 +1,6 @@
 import json
 import math
+import random
 import subprocess
 import sys
 
@@ -87,6 +88,16 @@ def test_accuracy_ignores_case_surrounding_whitespace_and_a_final_period():
 def test_macro_f1_gives_every_label_of_the_references_the_same_weight():
     # yes: precision 2/3, recall 1, F1 0.8; no: no answer, F1 0. "maybe" is no label of the references.
     assert metrics.macro_f1(["yes", "YES.", "yes", "maybe"], ["yes", "yes", "no", "no"]) == pytest.approx(0.4)
+
+
+def test_macro_f1_is_scikit_learns():
+    from sklearn.metrics import f1_score
+
+    draw = random.Random(0)
+    for _ in range(20):
+        given, known = (draw.choices(labels, k=9) for labels in ("abcx", "abcd"))
+        expected = f1_score(known, given, labels=sorted(set(known)), average="macro", zero_division=0)
+        assert metrics.macro_f1(given, known) == pytest.approx(expected)
 
 
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence_of_words():

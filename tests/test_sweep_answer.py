@@ -119,7 +119,9 @@ def test_with_many_runs_only_the_best_is_tested_against_the_others(tmp_path):
         right = range(number, 60) if number < 3 else range(10)
         leave_run(tmp_path / f"run{number:02}", f"seed={number}", tuned=answers(right, 60))
     [found] = compare.compare(compare.find([str(tmp_path)])[0])
-    assert found.groups == ["a"] * 3 + [""] * 11 and "marked a" in found.correction and "13 paired" in found.correction
+    assert (
+        found.groups == ["a"] * 3 + [""] * 11 and "the letter a" in found.correction and "13 paired" in found.correction
+    )
 
 
 def test_the_page_of_a_search_shows_all_trials_and_draws_without_errors(searched, browser, tmp_path):
