@@ -14,6 +14,7 @@ from finetune.sweep_result import SweepResult, spelled
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+Histories = dict[str, list[dict[str, Any]]]
 DETAILED = 10  # runs, the best, whose scores and answers are shown
 ANSWER_LENGTH = 600  # characters of an answer that the page holds
 BROWSER_BYTES = 2_000_000  # of answers that the page holds; the rest is counted
@@ -60,8 +61,7 @@ def write_sweep(file: Path, result: SweepResult) -> None:
         page.paragraph(result.counted),
         *([page.figure(history(result))] if result.comparisons else []),
         *_others(result),
-        *_comparisons(result.comparisons, learning=False),
-        *_learning(result.histories),
+        *(_comparisons(result.comparisons, result.histories) or _learning(result.histories)),
     ]
     checkpoint.write(file, page.page(f"Sweep {result.folder.name}", *parts, script=BROWSE))
 
@@ -85,17 +85,19 @@ def settings_figures(comparison: Comparison) -> "dict[str, Figure]":
     return {"parallel_coordinates": lines, **({"importance": bars} if found else {})}
 
 
-def _comparisons(comparisons: list[Comparison], learning: bool = True) -> list[str]:
-    parts = [
-        part for number, comparison in enumerate(comparisons) for part in _comparison(comparison, number, learning)
-    ]
+def _comparisons(comparisons: list[Comparison], learnt: Histories | None = None) -> list[str]:
+    """Each comparison with what its runs learnt, or the first with what all of a sweep's trials did."""
+    parts = []
+    for number, comparison in enumerate(comparisons):
+        own = {run.name: run.history for run in comparison.runs}
+        parts += _comparison(comparison, number, own if learnt is None else {} if number else learnt)
     if len(comparisons) > 1:
         told = f"The runs answered {len(comparisons)} different sets of prompts; only runs on the same are paired."
         parts.insert(0, page.paragraph(told))
     return parts
 
 
-def _comparison(comparison: Comparison, number: int, learning: bool) -> list[str]:
+def _comparison(comparison: Comparison, number: int, histories: Histories) -> list[str]:
     runs, metric = comparison.runs, comparison.metric
     title = f"{len(runs)} runs on {len(runs[0].predictions):,} {comparison.split} prompts by {metrics.SPELLED[metric]}"
     verdicts = [[run.name, run.verdict] for run in runs if run.verdict]
@@ -107,7 +109,7 @@ def _comparison(comparison: Comparison, number: int, learning: bool) -> list[str
         *([page.paragraph(comparison.correction, "dim")] if len(runs) > 1 else []),
         page.figure(curves.intervals(metric, {run.name: run.tuned(metric) for run in runs}, "")),
         *([page.heading("Verdicts"), page.table(["run", "verdict"], verdicts, texts=[1])] if verdicts else []),
-        *(_learning({run.name: run.history for run in runs}) if learning else []),
+        *_learning(histories),
         *_settings(comparison),
         *([page.paragraph(only)] if len(runs) > DETAILED else []),
         *_scores(best),
@@ -115,7 +117,7 @@ def _comparison(comparison: Comparison, number: int, learning: bool) -> list[str
     ]
 
 
-def _learning(histories: dict[str, list[dict[str, Any]]]) -> list[str]:
+def _learning(histories: Histories) -> list[str]:
     figures = [page.figure(curves.losses(histories, axis)) for axis in ("tokens", "train_seconds")]
     return [page.heading("Learning"), *figures] if histories else []
 
@@ -125,7 +127,7 @@ def _others(result: SweepResult) -> list[str]:
         [
             trial.number,
             spelled(trial.state),
-            clock(trial.seconds),
+            clock(trial.seconds) if trial.seconds else "",
             settings_of(result.settings[trial.number]),
             last_line(trial.reason),
         ]

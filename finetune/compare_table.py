@@ -108,7 +108,9 @@ def _others(result: SweepResult) -> Table:
         table.add_column(name, overflow="fold")
     for trial in result.others:
         why, given = Text(last_line(trial.reason)), Text(settings_of(result.settings[trial.number]))
-        table.add_row(str(trial.number), spelled(trial.state), clock(trial.seconds), given, why)
+        table.add_row(
+            str(trial.number), spelled(trial.state), clock(trial.seconds) if trial.seconds else "", given, why
+        )
     return table
 
 

@@ -12,6 +12,8 @@ COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#e
 AXES = {"step": "step", "tokens": "tokens", "train_seconds": "seconds of training"}
 # A longer legend stands beside its figure and scrolls.
 MOST_BELOW = 5
+# From this ratio on, a setting's axis is logarithmic; so many values are marked each.
+WIDE, MOST_TICKS = 4, 6
 MARGIN = {"l": 55, "r": 15, "t": 45, "b": 45}
 
 
@@ -78,6 +80,7 @@ def by_trial(
 ) -> go.Figure:
     """The score of each trial by its number, and the best so far; the `others`, by their state, lie at the bottom."""
     figure = go.Figure(layout=_layout("Score by trial", "trial", metric))
+    figure.update_xaxes(tickformat="d")
     numbers = sorted(scores)
     found = [scores[number] for number in numbers]
     best = list(accumulate(found, max if higher_is_better else min))
@@ -98,7 +101,7 @@ def parallel_coordinates(settings: Mapping[str, Sequence[Any]], scores: Sequence
         dimensions=[*dimensions, {"label": metric, "values": list(scores)}],
         line={"color": list(scores), "colorscale": "Viridis", "showscale": True},
     )
-    figure.update_layout(margin={"l": 60, "r": 60, "t": 80, "b": 30})
+    figure.update_layout(margin={"l": 60, "r": 60, "t": 110, "b": 30})
     return figure
 
 
@@ -112,16 +115,19 @@ def bars(title: str, values: Mapping[str, float]) -> go.Figure:
 
 
 def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        if min(values) > 0 and max(values) >= 10 * min(values):
-            ends = floor(log10(min(values))), ceil(log10(max(values)))
-            ticks = [factor * 10.0**power for power in range(ends[0], ends[1] + 1) for factor in (1, 3)]
-            marks = {"tickvals": [log10(tick) for tick in ticks], "ticktext": [f"{tick:g}" for tick in ticks]}
-            return {"label": name, "values": [log10(value) for value in values], **marks}
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        known = sorted({str(value) for value in values})
+        places = [known.index(str(value)) for value in values]
+        return {"label": name, "values": places, "tickvals": list(range(len(known))), "ticktext": known}
+    low, high = min(values), max(values)
+    if low <= 0 or high < WIDE * low:
         return {"label": name, "values": list(values)}
-    known = sorted({str(value) for value in values})
-    places = [known.index(str(value)) for value in values]
-    return {"label": name, "values": places, "tickvals": list(range(len(known))), "ticktext": known}
+    ticks = sorted(set(values))
+    if len(ticks) > MOST_TICKS:
+        marks = (factor * 10.0**power for power in range(floor(log10(low)), ceil(log10(high))) for factor in (1, 2, 5))
+        ticks = [mark for mark in marks if low <= mark <= high]
+    shown = {"tickvals": list(map(log10, ticks)), "ticktext": [f"{tick:g}" for tick in ticks]}
+    return {"label": name, "values": list(map(log10, values)), **shown}
 
 
 def _length(end: float | None, start: float | None) -> float:

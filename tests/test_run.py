@@ -258,13 +258,6 @@ def test_two_processes_give_one_folder_and_one_result(program, tiny_run, tmp_pat
     assert result["training"]["train_loss"] == pytest.approx(alone["training"]["train_loss"], rel=1e-4)
 
 
-def test_a_sweep_runs_one_job_after_the_other_each_in_its_folder(program, tiny_run, tmp_path):
-    done = program("-m", "adapter.r=4,8", *tiny_run)
-    assert done.returncode == 0, done.stderr
-    results = [json.loads(path.read_text()) for path in (tmp_path / "outputs").glob("*/result.json")]
-    assert sorted(result["config"]["adapter"]["r"] for result in results) == [4, 8]
-
-
 @pytest.fixture
 def forget_wandb():
     """W&B reads its environment once in a process."""
