@@ -1,6 +1,5 @@
 """`hydra/sweeper=optuna`: how does Hydra hand a search to finetune/search.py?"""
 
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -83,13 +82,8 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
         if isinstance(self.launcher, ProcessLauncher):
             self.launcher.stream(jobs, on_end, total, name, examples)
             return
-        from finetune import checkpoint, search, trials
+        from finetune import search
 
-        record = trials.open_record(self.config.output_dir, name, sys.argv[1:])
         for number, overrides in jobs:
-            config = self.compose(overrides)
-            record.begin(number, overrides, checkpoint.folder(config), trials.State.running)
             [done] = self.launcher.launch([overrides], number)
-            outcome = search.outcome_of(config, done)
-            record.end(number, outcome)
-            on_end(number, outcome)
+            on_end(number, search.outcome_of(self.compose(overrides), done))

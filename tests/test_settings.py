@@ -150,7 +150,9 @@ def test_the_table_names_every_setting():
 
 
 def test_the_tests_of_sweeps_try_every_setting_of_theirs():
-    tested = "".join((ROOT / "tests" / name).read_text() for name in ("test_sweep.py", "test_search.py"))
+    tested = "".join(
+        (ROOT / "tests" / name).read_text() for name in ("test_sweep.py", "test_search.py", "test_sweep_answer.py")
+    )
     assert not [name for name in settings() if name.startswith("sweep.") and name not in tested]
 
 
