@@ -1,6 +1,7 @@
 """What did a search find? The best settings, how sure that is, what mattered, and what they reach on test prompts."""
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from finetune import checkpoint, importance, ranking, significance, space
+from finetune.attempt import FOLDER
 from finetune.schema import Config, UserError
 from finetune.screen import with_interval
-from finetune.study import FOLDER, Search
-from finetune.trials import Outcome
+from finetune.study import Search
+from finetune.trials import Outcome, State
 
 Compose = Callable[[list[str]], Config]
 
@@ -56,7 +58,14 @@ class Candidate:
     number: int
     overrides: list[str]
     folders: list[Path]
+    # Its first objective, as the study knows it.
+    value: float
     scores: list[float] = field(default_factory=list)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the trial's run can be read; it may be on another machine."""
+        return (self.folders[0] / checkpoint.SELECTION).exists()
 
 
 def give(tried: Search, compose: Compose, run: Run, frame: Frame) -> None:
@@ -67,7 +76,10 @@ def give(tried: Search, compose: Compose, run: Run, frame: Frame) -> None:
         console.print("No trial is complete, so there is no best one; see sweep.json in the sweep's folder.")
         return
     better = -1 if tried.plan.higher_is_better else 1
-    candidates = [Candidate(t.number, space.overrides(t.params), [Path(t.user_attrs[FOLDER])]) for t in best]
+    candidates = [
+        Candidate(trial.number, space.overrides(trial.params), [Path(trial.user_attrs[FOLDER])], trial.values[0])
+        for trial in best
+    ]
     console.print(_ranked(tried, candidates[:SHOWN], len(best)))
     _print_importance(console, tried)
     count, seeds = repetitions(frame.base.sweep.repeat_best)
@@ -80,7 +92,11 @@ def give(tried: Search, compose: Compose, run: Run, frame: Frame) -> None:
     _write_experiment(frame, winner)
     settings = " ".join([*frame.fixed, *winner.overrides])
     console.print(f"Best: trial {winner.number}: {' '.join(winner.overrides)}", style="bold", markup=False)
-    _confirm(console, winner, compose, run, frame)
+    mine = checkpoint.folder(compose([*frame.fixed, *winner.overrides]))
+    if tried.shared and mine.absolute() != winner.folders[0]:
+        console.print(f"Its run is {winner.folders[0]}: the worker there answers the test prompts.", soft_wrap=True)
+    else:
+        _confirm(console, winner, compose, run, frame)
     console.print(f"Again: python run.py {_without_sweep(settings)}", markup=False, soft_wrap=True)
     console.print(
         f"As an experiment: cp {frame.folder}/best.yaml conf/experiment/NAME.yaml", markup=False, soft_wrap=True
@@ -105,27 +121,27 @@ def read(file: Path) -> dict[str, Any]:
 
 def _ranked(tried: Search, candidates: list[Candidate], count: int) -> Table:
     """The best trials with their intervals, and which cannot be told from the best one."""
-    results = [read(one.folders[0] / checkpoint.SELECTION) for one in candidates]
-    metric = results[0]["evaluation"]["metric"]
-    prompts = results[0]["evaluation"]["prompts"]
+    results = [read(one.folders[0] / checkpoint.SELECTION) if one.is_here else None for one in candidates]
+    evaluation = next((result["evaluation"] for result in results if result), {"metric": "score", "prompts": "the"})
+    metric = evaluation["metric"]
     apart = _apart(candidates, metric, tried.plan.seed)
     known = tried.study.get_trials(deepcopy=False)
-    title = f"{count} of {len(known)} trials complete, scored on {prompts} validation prompts"
+    title = f"{count} of {len(known)} trials complete, scored on {evaluation['prompts']} validation prompts"
     table = Table(title=title, title_justify="left")
     for name in ("trial", metric, "validation loss", "seconds", "from the best (Holm)", "settings"):
         table.add_column(name, overflow="fold")
-    for one, result, p in zip(candidates, results, apart, strict=True):
-        found, loss = result["evaluation"]["arms"]["tuned"][metric], result["training"]["validation_loss"]
-        told = (
-            "the best"
-            if p is None
-            else f"apart, p {p:.2g}"
-            if p <= significance.MAX_P
-            else f"not told apart, p {p:.2g}"
-        )
-        seconds = f"{sum(result['seconds'].values()):.0f}"
-        shown = "" if loss is None else f"{loss:.4f}"
-        table.add_row(str(one.number), with_interval(found), shown, seconds, told, _short(one.overrides))
+    for one, result in zip(candidates, results, strict=True):
+        told = ["", "", ""]
+        if result:
+            loss = result["training"]["validation_loss"]
+            told = [
+                with_interval(result["evaluation"]["arms"]["tuned"][metric]),
+                "" if loss is None else f"{loss:.4f}",
+                f"{sum(result['seconds'].values()):.0f}",
+            ]
+        elif tried.plan.objectives[0] == "score":
+            told[0] = f"{one.value:.3f}"
+        table.add_row(str(one.number), *told, apart[one.number], _short(one.overrides))
     return table
 
 
@@ -139,11 +155,18 @@ def _short(overrides: list[str]) -> str:
     return " ".join(told)
 
 
-def _apart(candidates: list[Candidate], metric: str, seed: int) -> list[float | None]:
-    """For each candidate p that it is as good as the first, corrected for their number."""
-    rows = [_predictions(one.folders[0]) for one in candidates]
-    values = [ranking.compare(rows[0], other, metric, seed).p for other in rows[1:]]
-    return [None, *ranking.holm(values)]
+def _apart(candidates: list[Candidate], metric: str, seed: int) -> dict[int, str]:
+    """For each candidate, whether it is as good as the first, its p corrected for their number."""
+    told = {one.number: "" if one.is_here else f"its run is elsewhere: {one.folders[0]}" for one in candidates}
+    first, *others = [one for one in candidates if one.is_here] or candidates[:1]
+    if first is not candidates[0] or not first.is_here:
+        return told
+    rows = _predictions(first.folders[0])
+    values = [ranking.compare(rows, _predictions(one.folders[0]), metric, seed).p for one in others]
+    told[first.number] = "the best"
+    for one, p in zip(others, ranking.holm(values), strict=True):
+        told[one.number] = f"{'apart' if p <= significance.MAX_P else 'not told apart'}, p {p:.2g}"
+    return told
 
 
 def _predictions(folder: Path) -> list[dict[str, Any]]:
@@ -168,14 +191,29 @@ def _repeat(finalists: list[Candidate], seeds: int, compose: Compose, run: Run, 
         for number in range(1, seeds + 1)
     ]
     first = 10_000  # beyond the study's numbers in the sweep's record
-    run(
-        [(first + i, overrides) for i, (_, overrides) in enumerate(jobs)], lambda *_: None, len(jobs), frame.folder.name
-    )
+    _run_all({first + i: overrides for i, (_, overrides) in enumerate(jobs)}, compose, run, frame)
     for one, overrides in jobs:
         one.folders.append(checkpoint.folder(compose(overrides)))
     for one in finalists:
         files = [folder / checkpoint.SELECTION for folder in one.folders]
-        one.scores = [_score(read(file)) for file in files if file.exists()]
+        one.scores = [_score(read(file)) for file in files if file.exists()] or [one.value]
+
+
+def _run_all(jobs: dict[int, list[str]], compose: Compose, run: Run, frame: Frame) -> None:
+    """Run jobs, by their numbers; those that another worker of the study is at are waited for."""
+    busy: list[int] = []
+
+    def note(number: int, outcome: Outcome) -> None:
+        busy.extend([number] if outcome.state is State.busy else [])
+
+    while jobs:
+        free = {key: job for key, job in jobs.items() if not checkpoint.is_held(checkpoint.folder(compose(job)))}
+        if free:
+            busy.clear()
+            run(list(free.items()), note, len(free), frame.folder.name)
+        else:
+            time.sleep(1)
+        jobs = {key: job for key, job in jobs.items() if key not in free or key in busy}
 
 
 def _score(result: dict[str, Any]) -> float:
@@ -197,7 +235,7 @@ def _confirm(console: Console, winner: Candidate, compose: Compose, run: Run, fr
     """Answer the test prompts with the winner, which is trained already, and say whether it was worth it."""
     overrides = [*frame.fixed, *winner.overrides, f"sweep.name={frame.folder.name}"]
     folder = checkpoint.folder(compose(overrides))
-    run([(20_000, overrides)], lambda *_: None, 1, frame.folder.name)
+    _run_all({20_000: overrides}, compose, run, frame)
     file = folder / "result.json"
     result = read(file) if file.exists() else {}
     if result.get("status") == "complete":

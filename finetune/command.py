@@ -35,7 +35,7 @@ def start(main: Callable[[], None]) -> None:
         overrides.check_overrides(sys.argv[1:])
         check_sweep(sys.argv[1:])
         main()
-        if any(state not in trials.SUCCESSFUL for state in trials.ended):
+        if any(state not in trials.SUCCESSFUL for state in trials.ended.values()):
             sys.exit(1)
     except MISTAKES as error:
         stop(error)

@@ -218,15 +218,15 @@ class Pool:
             assert result
             score, metric = trials.score_of(result)
             outcome = replace(outcome, score=score, metric=metric)
-        else:
+        elif state is not State.busy:
             checkpoint.write_failure(trial.config, trial.folder, state.value, reason, seconds)
         for number in (trial.number, *trial.twins):
             self._end(number, outcome)
 
     def _end(self, number: int, outcome: Outcome) -> None:
         self.record.end(number, outcome)
-        trials.ended.append(outcome.state)
-        self.failures += outcome.state not in trials.SUCCESSFUL and not outcome.known
+        trials.ended[number] = outcome.state
+        self.failures += outcome.state not in (*trials.SUCCESSFUL, State.busy) and not outcome.known
         self.screen.ended(number, outcome)
         self.on_end(number, outcome)
 

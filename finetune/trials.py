@@ -34,6 +34,8 @@ class State(Enum):
     out_of_memory = "out_of_memory"
     # The user's mistake: a setting or a row.
     refused = "refused"
+    # It was not begun: another process is at its folder.
+    busy = "busy"
 
 
 # How a trial would end again; the same command leaves those that ended so, and repeats all others.
@@ -88,8 +90,8 @@ class Cost:
     measured: bool
 
 
-# What the trials of this process came to; the exit code follows from it.
-ended: list[State] = []
+# What the trials of this process came to, by number; the exit code follows from it.
+ended: dict[int, State] = {}
 
 
 def unheard(note: str) -> None:
@@ -123,6 +125,12 @@ class Record:
         """Write how a trial that was begun ended."""
         found = replace(self.trials[number], state=outcome.state, reason=outcome.reason, score=outcome.score)
         self._write(replace(found, seconds=round(outcome.seconds, 1)))
+
+    def give_up(self, number: int, reason: str) -> None:
+        """Write that a trial, perhaps of another process, was killed, where its line says that it runs."""
+        trial = read(self.file).get(number)
+        if trial and trial.state in UNENDED:
+            self._write(replace(trial, state=State.killed, reason=reason))
 
     def swept(self, number: int) -> str:
         """What sets a trial apart from the others."""

@@ -234,7 +234,7 @@ def _run(run: Callable[[Config], None], config: Config) -> tuple[State, str]:
     except Pruned as reason:
         return State.pruned, str(reason)
     except BusyError as error:
-        return State.failed, str(error)
+        return State.busy, str(error)
     except UserError as error:
         print(f"Error: {error}", file=sys.stderr)
         return State.refused, str(error)
