@@ -4,6 +4,7 @@ import os
 import socket
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def open_study(place: str, name: str, plan: Plan, heartbeat_seconds: int = HEART
         load_if_exists=True,
     )
     # A search that goes on does not draw again what it drew first, nor one worker what others draw.
-    drawn_by = hash(WORKER_NAME) % 2**31 if storage.is_shared(place) else 0
+    drawn_by = zlib.crc32(WORKER_NAME.encode()) // 2 if storage.is_shared(place) else 0
     study.sampler = sampling.sampler(plan.sampler, plan.seed + len(study.get_trials(deepcopy=False)) + drawn_by)
     if [direction.name.lower() for direction in study.directions] != plan.directions():
         raise UserError(f"{place}: the study {name} has other objectives. Choose another sweep.name.")
