@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -211,15 +211,7 @@ class Pool:
 
     def _finish(self, trial: Running, status: int) -> None:
         state, reason = _ending(trial, status)
-        seconds = time.monotonic() - trial.started
-        outcome = Outcome(state, reason, trial.folder, seconds)
-        if state is State.complete:
-            result = checkpoint.result(trial.config, trial.folder)
-            assert result
-            score, metric = trials.score_of(result)
-            outcome = replace(outcome, score=score, metric=metric)
-        elif state is not State.busy:
-            checkpoint.write_failure(trial.config, trial.folder, state.value, reason, seconds)
+        outcome = trials.conclude(trial.config, trial.folder, state, reason, time.monotonic() - trial.started)
         for number in (trial.number, *trial.twins):
             self._end(number, outcome)
 

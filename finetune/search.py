@@ -70,12 +70,12 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
 
 
 def outcome_of(config: Config, done: JobReturn) -> Outcome:
-    """How a trial ended that another launcher than ours has run, by what Hydra and the trial's folder tell."""
-    folder = checkpoint.folder(config)
-    if known := trials.settled(config, folder):
-        return known
+    """How a trial ended that another launcher than ours has run, by what Hydra tells."""
+    if isinstance(done._return_value, Outcome):
+        return done._return_value
     failed = done.status is JobStatus.FAILED
-    return Outcome(State.failed, str(done._return_value) if failed else "it left no result", folder)
+    told = str(done._return_value) if failed else "it left no result"
+    return Outcome(State.failed, told, checkpoint.folder(config))
 
 
 def _plan(settings: Mapping[str, Any], base: Config) -> Plan:

@@ -230,6 +230,16 @@ def _teller(number: int, channel: socket.socket) -> Callable[[str], None]:
 def _run(run: Callable[[Config], None], config: Config) -> tuple[State, str]:
     """Run, and tell how that ended."""
     try:
+        return attempt(run, config)
+    except SystemExit as error:
+        return State.exited, f"it called sys.exit({error.code!r})"
+    except KeyboardInterrupt:
+        return State.killed, "it was interrupted"
+
+
+def attempt(run: Callable[[Config], None], config: Config) -> tuple[State, str]:
+    """Run, and tell how that ended; what is to end the whole process goes through."""
+    try:
         run(config)
     except Pruned as reason:
         return State.pruned, str(reason)
@@ -240,11 +250,7 @@ def _run(run: Callable[[Config], None], config: Config) -> tuple[State, str]:
         return State.refused, str(error)
     except FloatingPointError as error:
         return State.diverged, str(error)
-    except SystemExit as error:
-        return State.exited, f"it called sys.exit({error.code!r})"
-    except KeyboardInterrupt:
-        return State.killed, "it was interrupted"
-    except BaseException as error:
+    except Exception as error:
         stack = traceback.format_exc()
         print(stack, file=sys.stderr)
         if _is_out_of_memory(error):
@@ -253,7 +259,7 @@ def _run(run: Callable[[Config], None], config: Config) -> tuple[State, str]:
     return State.complete, ""
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: Exception) -> bool:
     import torch
 
     told = any(text in str(error) for text in OUT_OF_MEMORY)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pwd
+import re
 import shutil
 import signal
 import socket
@@ -75,7 +77,7 @@ def slurm(tmp_path_factory, monkeypatch):
         wait_until(lambda: "idle" in slurm_says("sinfo", "--noheader", "--format=%t"), 30, folder)
         yield folder
     finally:
-        subprocess.run(["scancel", "--state=RUNNING,PENDING", "--full", f"--user={user()}"], check=False)
+        slurm_says("scancel", "--full", f"--user={user()}")
         for daemon in reversed(started):
             daemon.send_signal(signal.SIGTERM)
             daemon.wait()
@@ -99,29 +101,49 @@ DAEMONS = {
 @pytest.mark.slow
 def test_four_trials_run_as_jobs_and_the_one_that_is_pre_empted_goes_on_from_its_checkpoint(slurm, tiny_run, tmp_path):
     asked = ["-m", "hydra/launcher=submitit_slurm", "adapter.r=2,4", "trainer.learning_rate=1e-3,1e-4", *tiny_run]
-    asked += ["trainer.max_steps=100", "trainer.save_steps=5", "trainer.eval_strategy=no"]
-    sweep = subprocess.Popen([sys.executable, str(ROOT / "run.py"), *asked], cwd=ROOT)
-    outputs = tmp_path / "outputs"
-    wait_until(lambda: list(outputs.glob("*/checkpoints/checkpoint-*/trainer_state.json")), 60, slurm)
-    said = subprocess.run(
-        ["sbatch", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 1"], check=True, capture_output=True
-    )
-    print(said)
-    print(slurm_says("squeue"), slurm_says("scontrol", "show", "job"))
-    t = time.monotonic()
-    while sweep.poll() is None:
-        print(round(time.monotonic() - t), slurm_says("squeue", "--noheader"))
-        time.sleep(2)
-    assert sweep.wait() == 0
-    results = [json.loads(file.read_text()) for file in outputs.glob("*/result.json")]
-    print([result["training"]["resumed_from_step"] for result in results])
-    assert [result["status"] for result in results] == ["complete"] * 4
+    asked += ["trainer.max_steps=100", "trainer.save_steps=5", "trainer.eval_strategy=no", "sweep.name=grid"]
+    with (tmp_path / "out").open("w") as out:
+        sweep = subprocess.Popen([sys.executable, str(ROOT / "run.py"), *asked], cwd=ROOT, stdout=out, stderr=out)
+    try:
+        checkpoints = "*/checkpoints/checkpoint-*/trainer_state.json"
+        wait_until(lambda: list((tmp_path / "outputs").glob(checkpoints)), 60, slurm)
+        urgent = ["sbatch", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 1"]
+        subprocess.run(urgent, check=True, stdout=subprocess.DEVNULL)
+        restarts = []
+        while sweep.poll() is None:
+            restarts += re.findall(r"Restarts=1", slurm_says("scontrol", "show", "job"))
+            time.sleep(1)
+    finally:
+        sweep.kill()
+    told = (tmp_path / "out").read_text()
+    assert sweep.wait() == 0 and restarts, told
+    lines = record(tmp_path, "grid")
+    results = [json.loads((Path(line["folder"]) / "result.json").read_text()) for line in lines]
+    assert [line["state"] for line in lines] == [result["status"] for result in results] == ["complete"] * 4
+    assert sum((result["training"]["resumed_from_step"] or 0) > 0 for result in results) == 1
+    assert all(f"trial {line['number']} adapter.r=" in told for line in lines)
+    assert "4 trials for hydra/launcher=submitit_slurm" in told
+
+
+@pytest.mark.slow
+def test_other_launchers_record_how_trials_end_and_the_exit_code_tells(tiny_run, tmp_path):
+    faulty = [sys.executable, str(ROOT / "tests" / "faulty.py"), "-m", "hydra/launcher=submitit_local", *tiny_run]
+    asked = [*faulty, "trainer.learning_rate=1e-3,2e-3", "sweep.name=pair"]  # the second raises an error
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1, done.stderr
+    complete, failed = record(tmp_path, "pair")
+    assert (complete["state"], failed["state"]) == ("complete", "failed") and complete["score"] is not None
+    assert "ValueError: something broke" in failed["reason"] and "ValueError: something broke" in done.stdout
+    reasons = json.loads((Path(failed["folder"]) / "result.json").read_text())
+    assert reasons["status"] == "failed"
+
+
+def record(folder, name):
+    return json.loads((folder / "outputs" / "sweeps" / name / "sweep.json").read_text())["trials"]
 
 
 def user():
-    import getpass
-
-    return getpass.getuser()
+    return pwd.getpwuid(os.getuid()).pw_name
 
 
 def slurm_says(*command):
