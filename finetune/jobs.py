@@ -2,11 +2,12 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 from finetune import checkpoint, trials, warm
 from finetune.schema import Config
@@ -42,6 +43,7 @@ def announce(command: Sequence[str], cells: Sequence[tuple[list[str], Config]], 
     """Write the trials of a grid, each its overrides and its configuration, to sweep.json before they are jobs."""
     first = cells[0][1]
     record = trials.open_record(first.output_dir, first.sweep.name, command)
+    record.common = frozenset.intersection(*(frozenset(given) for given, _ in cells)) if cells[1:] else frozenset()
     folders = [checkpoint.folder(config) for _, config in cells]
     record.write(*(Trial(number, cells[number][0], str(folder)) for number, folder in enumerate(folders)))
     print(f"{len(cells)} trials for hydra/launcher={launcher}; {record.file} tells what each is doing.", flush=True)
@@ -76,6 +78,31 @@ def follow(sweep: Sweep | None) -> Iterator[None]:
         thread.join()
         sweep.show_ends(screen)
         trials.ended.update({number: trial.state for number, trial in sweep.record.trials.items()})
+
+
+def run_in_turn(
+    launch: Callable[[list[list[str]], int], Sequence[Any]],
+    jobs: Iterable[tuple[int, list[str]]],
+    on_end: Callable[[int, Outcome], None],
+    compose: Callable[[list[str]], Config],
+    record: Record,
+) -> None:
+    """Have Hydra's launcher run trials, each a number and its overrides, one after the other as they are drawn."""
+    screen = SweepScreen(record, None)
+    for number, overrides in jobs:
+        try:
+            [done] = launch([overrides], number)
+            outcome = done.return_value
+        except Exception as error:
+            line = trials.read(record.file).get(number)
+            if line is None or line.state is not State.running:
+                raise  # it was not begun
+            outcome = Outcome(State.killed, str(error), checkpoint.folder(compose(overrides)))
+            record.give_up(number, outcome.reason)
+        record.trials = trials.read(record.file)
+        trials.ended[number] = outcome.state
+        screen.ended(number, outcome)
+        on_end(number, outcome)
 
 
 def run(go: Callable[[Config], None], config: Config, number: int, overrides: Sequence[str]) -> Outcome:

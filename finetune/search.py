@@ -9,7 +9,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from finetune import answer, checkpoint, metrics, recipe, space, storage, study, trials
@@ -64,18 +63,10 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
             lambda key: chosen.get(key) or OmegaConf.select(OmegaConf.structured(base), key),
             [state for state in State if base.sweep.repeat_failures or state not in trials.FINAL],
         )
+        record.write()
         with _beating(tried, settings["heartbeat_seconds"]):
             run(tried, tell, tried.remaining(), name, corners)
         answer.give(tried, compose, run, answer.Frame(fixed, own, base, record.folder))
-
-
-def outcome_of(config: Config, done: JobReturn) -> Outcome:
-    """How a trial ended that another launcher than ours has run, by what Hydra tells."""
-    if isinstance(done._return_value, Outcome):
-        return done._return_value
-    failed = done.status is JobStatus.FAILED
-    told = str(done._return_value) if failed else "it left no result"
-    return Outcome(State.failed, told, checkpoint.folder(config))
 
 
 def _plan(settings: Mapping[str, Any], base: Config) -> Plan:

@@ -129,6 +129,11 @@ def test_two_workers_on_one_study_do_each_trial_once_and_the_winners_test_once(w
     assert all("On the test prompts, once:" in text and "Warning" not in text for text in told), told
     assert {line["state"] for line in record(tmp_path).values()} == {"complete"}
     assert len(list((tmp_path / "outputs").glob("*/result.json"))) == 1
+    (tmp_path / "outputs").rename(tmp_path / "of another machine")
+    assert worker("late", *asked).wait() == 0
+    [said] = written(tmp_path, "late")
+    assert "4 of 4 trials complete" in said and "the worker there answers the test prompts" in said
+    assert not list((tmp_path / "outputs").glob("*/result.json"))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A sweep's trials run as jobs of a Slurm cluster; one that is pre-empted goes on from its newest checkpoint."""
+"""Trials that other launchers run are recorded; a job of Slurm that is pre-empted goes on from its checkpoint."""
 
 import json
 import os
@@ -77,7 +77,7 @@ def slurm(tmp_path_factory, monkeypatch):
         wait_until(lambda: "idle" in slurm_says("sinfo", "--noheader", "--format=%t"), 30, folder)
         yield folder
     finally:
-        slurm_says("scancel", "--full", f"--user={user()}")
+        slurm_says("scancel", "--full", f"--user={user()}")  # what a test that failed has left
         for daemon in reversed(started):
             daemon.send_signal(signal.SIGTERM)
             daemon.wait()
@@ -136,6 +136,17 @@ def test_other_launchers_record_how_trials_end_and_the_exit_code_tells(tiny_run,
     assert "ValueError: something broke" in failed["reason"] and "ValueError: something broke" in done.stdout
     reasons = json.loads((Path(failed["folder"]) / "result.json").read_text())
     assert reasons["status"] == "failed"
+
+
+@pytest.mark.slow
+def test_a_search_by_another_launcher_goes_on_after_a_trial_that_dies(tiny_run, tmp_path):
+    faulty = [sys.executable, str(ROOT / "tests" / "faulty.py"), "-m", "hydra/launcher=submitit_local", *tiny_run]
+    asked = [*faulty, "hydra/sweeper=optuna", "trainer.learning_rate=choice(4e-3,1e-3)", "sweep.name=search"]
+    asked += ["hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=2", "hydra.sweeper.pruner=none"]
+    done = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 1 and "On the test prompts, once:" in done.stdout, done.stderr + done.stdout
+    states = [line["state"] for line in record(tmp_path, "search")]
+    assert sorted(states) == ["complete", "complete", "killed"]  # the last is the test of the best
 
 
 def record(folder, name):
