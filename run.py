@@ -5,7 +5,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from finetune import checkpoint, command, data, schema
+from finetune import checkpoint, command, data, schema, trials
 from finetune.choices import Stage
 from finetune.schema import Config
 from finetune.screen import Screen, hush_libraries, show_complete
@@ -14,9 +14,9 @@ schema.register()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> None:
+def main(config: DictConfig) -> trials.Outcome | None:
     """One run; Hydra composes its configuration and calls this, once for each run of a sweep."""
-    command.run_job(run, config)
+    return command.run_job(run, config)
 
 
 def run(config: Config) -> None:

@@ -1,6 +1,7 @@
 """What did a search find? The best settings, repeated over seeds if asked to, and what they reach on test prompts."""
 
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from finetune import checkpoint, space
+from finetune.attempt import FOLDER
 from finetune.schema import Config, UserError
-from finetune.study import FOLDER, Search
-from finetune.trials import CONFIRMATION, REPETITIONS, Outcome
+from finetune.study import Search
+from finetune.trials import CONFIRMATION, REPETITIONS, Outcome, State
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -57,7 +59,14 @@ class Candidate:
     number: int
     overrides: list[str]
     folders: list[Path]
+    # Its first objective, as the study knows it.
+    value: float
     scores: list[float] = field(default_factory=list)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the trial's run can be read; it may be on another machine."""
+        return (self.folders[0] / checkpoint.SELECTION).exists()
 
 
 def give(tried: Search, compose: Compose, run: Run, frame: Frame) -> None:
@@ -80,7 +89,14 @@ def _crown(
 ) -> None:
     """Find the winner among the best trials, and test it."""
     better = -1 if tried.plan.higher_is_better else 1
-    candidates = [Candidate(t.number, space.overrides(t.params), [Path(t.user_attrs[FOLDER])]) for t in best]
+    candidates = [
+        Candidate(trial.number, space.overrides(trial.params), [Path(trial.user_attrs[FOLDER])], trial.values[0])
+        for trial in best
+    ]
+    for one in candidates:
+        if not one.is_here:
+            told = f"Trial {one.number}, {tried.plan.objectives[0]} {one.value:.3f}, ran elsewhere: {one.folders[0]}"
+            console.print(told, markup=False, soft_wrap=True)
     count, seeds = repetitions(frame.base.sweep.repeat_best)
     finalists = candidates[: max(count, 1)]
     if count:
@@ -93,7 +109,11 @@ def _crown(
     by = "" if tried.plan.objectives[0] == "score" else f" by {tried.plan.objectives[0]}"
     told = f"Best{by}: trial {winner.number}: {' '.join(winner.overrides)}"
     console.print(told, style="bold", markup=False, soft_wrap=True)
-    _confirm(console, winner, compose, run, frame)
+    mine = checkpoint.folder(compose([*frame.fixed, *winner.overrides]))
+    if tried.shared and mine.absolute() != winner.folders[0]:
+        console.print(f"Its run is {winner.folders[0]}: the worker there answers the test prompts.", soft_wrap=True)
+    else:
+        _confirm(console, winner, compose, run, frame)
     console.print(f"Again: python run.py {_without_sweep(settings)}", markup=False, soft_wrap=True)
     console.print(
         f"As an experiment: cp {frame.folder}/best.yaml conf/experiment/NAME.yaml", markup=False, soft_wrap=True
@@ -123,13 +143,29 @@ def _repeat(finalists: list[Candidate], seeds: int, compose: Compose, run: Run, 
         for one in finalists
         for number in range(1, seeds + 1)
     ]
-    numbered = [(REPETITIONS + i, overrides) for i, (_, overrides) in enumerate(jobs)]
-    run(numbered, lambda *_: None, len(jobs), frame.folder.name)
+    _run_all({REPETITIONS + i: overrides for i, (_, overrides) in enumerate(jobs)}, compose, run, frame)
     for one, overrides in jobs:
         one.folders.append(checkpoint.folder(compose(overrides)))
     for one in finalists:
         files = [folder / checkpoint.SELECTION for folder in one.folders]
-        one.scores = [_score(read(file)) for file in files if file.exists()]
+        one.scores = [_score(read(file)) for file in files if file.exists()] or [one.value]
+
+
+def _run_all(jobs: dict[int, list[str]], compose: Compose, run: Run, frame: Frame) -> None:
+    """Run jobs, by their numbers; those that another worker of the study is at are waited for."""
+    busy: list[int] = []
+
+    def note(number: int, outcome: Outcome) -> None:
+        busy.extend([number] if outcome.state is State.busy else [])
+
+    while jobs:
+        free = {key: job for key, job in jobs.items() if not checkpoint.is_held(checkpoint.folder(compose(job)))}
+        if free:
+            busy.clear()
+            run(list(free.items()), note, len(free), frame.folder.name)
+        else:
+            time.sleep(1)
+        jobs = {key: job for key, job in jobs.items() if key not in free or key in busy}
 
 
 def _score(result: dict[str, Any]) -> float:
@@ -151,7 +187,7 @@ def _confirm(console: Console, winner: Candidate, compose: Compose, run: Run, fr
     """Answer the test prompts with the winner, which is trained already, and say whether it was worth it."""
     overrides = [*frame.fixed, *winner.overrides, f"sweep.name={frame.folder.name}"]
     folder = checkpoint.folder(compose(overrides))
-    run([(CONFIRMATION, overrides)], lambda *_: None, 1, frame.folder.name)
+    _run_all({CONFIRMATION: overrides}, compose, run, frame)
     file = folder / "result.json"
     result = read(file) if file.exists() else {}
     if result.get("status") == "complete":

@@ -134,6 +134,17 @@ def hold(config: Config, run: Path, is_main_process: bool) -> Iterator[None]:
         lock.release()
 
 
+def is_held(run: Path) -> bool:
+    """Whether another process is at the run."""
+    if not run.exists():
+        return False
+    try:
+        with FileLock(run / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
 def write_failure(config: Config, run: Path, status: str, reason: str, seconds: float) -> None:
     """Leave a result.json that says how the run ended, unless its folder is in another process's or run's hands."""
     file = run / "result.json"

@@ -10,15 +10,17 @@ from hydra import initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from hydra.types import HydraContext
+from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
-from finetune import check, checkpoint, hydra_error, overrides, trials
+from finetune import check, hydra_error, jobs, overrides, trials
+from finetune.choices import Stage
 from finetune.schema import Config, UserError, register
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)
@@ -33,9 +35,12 @@ def start(main: Callable[[], None]) -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda text: text not in ("-m", "--multirun"))  # may stand anywhere
     try:
         overrides.check_overrides(sys.argv[1:])
-        check_sweep(sys.argv[1:])
-        main()
-        if any(state not in trials.SUCCESSFUL for state in trials.ended):
+        elsewhere = check_sweep(sys.argv[1:])
+        if elsewhere:
+            sys.argv.append(f"sweep.name={elsewhere.record.folder.name}")
+        with jobs.follow(elsewhere):
+            main()
+        if any(state not in trials.SUCCESSFUL for state in trials.ended.values()):
             sys.exit(1)
     except MISTAKES as error:
         stop(error)
@@ -45,18 +50,23 @@ def start(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def run_job(run: Callable[[Config], None], config: DictConfig) -> None:
-    """Call `run` with what Hydra composed, once it is valid; a user's mistake ends the program, and with it a sweep."""
+def run_job(run: Callable[[Config], None], config: DictConfig) -> trials.Outcome | None:
+    """Call `run` with what Hydra composed, once it is valid; a user's mistake ends the program.
+
+    A trial of a sweep is recorded instead, where another launcher than ours runs it, and how it ended is returned.
+    """
     try:
         settings = check.read(config)
         check.validate(settings)
+        hydra = HydraConfig.get()
+        if hydra.mode is RunMode.MULTIRUN and settings.sweep.name and _is_elsewhere(hydra.launcher, settings):
+            return jobs.run(run, settings, hydra.job.num, list(hydra.overrides.task))
         run(settings)
-    except trials.Pruned as reason:  # by a search that uses another launcher than ours
-        checkpoint.write_failure(settings, checkpoint.folder(settings), trials.State.pruned.value, str(reason), 0.0)
     except UserError as error:
         stop(error)  # here and not in `start`, because Hydra would add a line of its own
     except MISTAKES as error:
         raise RuntimeError("the run failed") from error  # not while composing, so it is no mistake of the user's
+    return None
 
 
 def compose(arguments: list[str]) -> Config:
@@ -86,24 +96,37 @@ def compose_trial(context: HydraContext, sweep: DictConfig, arguments: list[str]
     return settings
 
 
-def check_sweep(arguments: list[str]) -> None:
-    """Compose and check every run of a grid sweep, so that none starts before the last is known to be valid."""
+def check_sweep(arguments: list[str]) -> jobs.Sweep | None:
+    """Compose and check every run of a grid sweep, so that none starts before the last is known to be valid.
+
+    A sweep whose runs another launcher than ours is to start is written down and returned.
+    """
     flags = get_args_parser().parse_args(arguments)
     parser = OverridesParser.create()
     given = parser.parse_overrides(flags.overrides)
     asked = flags.multirun or any(override.key_or_group in ("sweep", "hydra.mode") for override in given)
     if not asked or flags.config_path or flags.config_name or flags.config_dir or flags.cfg or flags.info:
-        return
+        return None
     register()
     with initialize_config_dir(str(overrides.CONF), version_base="1.3"):
         fixed = [override.input_line for override in given if override.input_line and not override.is_sweep_override()]
-        sweeper = hydra_compose("config", overrides=fixed, return_hydra_config=True).hydra.sweeper
-        if not str(sweeper.get("_target_")).endswith("BasicSweeper"):
-            return  # which runs there will be follows from their results
-        params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+        hydra = hydra_compose("config", overrides=fixed, return_hydra_config=True).hydra
+        if not str(hydra.sweeper.get("_target_")).endswith("BasicSweeper"):
+            return None  # which runs there will be follows from their results
+        params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
         [runs] = BasicSweeper.split_arguments(parser.parse_overrides([*params, *flags.overrides]), None)
-        for run in runs:
-            check.validate(check.read(hydra_compose("config", overrides=run)))
+        cells = [(run, check.read(hydra_compose("config", overrides=run))) for run in runs]
+    for _, settings in cells:
+        check.validate(settings)
+    if _is_elsewhere(hydra.launcher, cells[0][1]):
+        return jobs.announce(arguments, cells, hydra.runtime.choices["hydra/launcher"])
+    return None
+
+
+def _is_elsewhere(launcher: DictConfig, settings: Config) -> bool:
+    """Whether another launcher than ours is to train the trials."""
+    ours = str(launcher.get("_target_")).endswith(".ProcessLauncher")
+    return not ours and settings.stage is Stage.train
 
 
 def stop(error: Exception) -> NoReturn:

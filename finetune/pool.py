@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -212,22 +212,14 @@ class Pool:
 
     def _finish(self, trial: Running, status: int) -> None:
         state, reason = _ending(trial, status)
-        seconds = time.monotonic() - trial.started
-        outcome = Outcome(state, reason, trial.folder, seconds)
-        if state is State.complete:
-            result = checkpoint.result(trial.config, trial.folder)
-            assert result
-            score, metric = trials.score_of(result)
-            outcome = replace(outcome, score=score, metric=metric)
-        else:
-            checkpoint.write_failure(trial.config, trial.folder, state.value, reason, seconds)
+        outcome = trials.conclude(trial.config, trial.folder, state, reason, time.monotonic() - trial.started)
         for number in (trial.number, *trial.twins):
             self._end(number, outcome)
 
     def _end(self, number: int, outcome: Outcome) -> None:
         self.record.end(number, outcome)
-        trials.ended.append(outcome.state)
-        self.failures += outcome.state not in trials.SUCCESSFUL and not outcome.known
+        trials.ended[number] = outcome.state
+        self.failures += outcome.state not in (*trials.SUCCESSFUL, State.busy) and not outcome.known
         self.screen.ended(number, outcome)
         self.on_end(number, outcome)
 

@@ -2,17 +2,16 @@
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from finetune import answer, checkpoint, metrics, recipe, space, study, trials
+from finetune import answer, checkpoint, metrics, recipe, space, storage, study, trials
 from finetune.answer import Compose, Run
 from finetune.schema import Config, UserError
 from finetune.space import Space
@@ -37,6 +36,8 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
     searched = space.read(settings["params"], [one for one in given if one.is_sweep_override()], settings["conditions"])
     base = compose(fixed)
     plan = _plan(settings, base)
+    if settings["storage"]:
+        storage.check(settings["storage"], settings["heartbeat_seconds"])
     corners = _check(compose, fixed, searched, plan, base)
     record = trials.open_record(base.output_dir, base.sweep.name, sys.argv[1:])
     name = record.folder.name
@@ -44,6 +45,8 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
     own = [f"sweep.name={name}", "sweep.on_validation=true"]
 
     def frame(number: int, point: list[str]) -> list[str]:
+        for silent in tried.taken_over(number):
+            record.give_up(silent, f"its worker fell silent; it goes on as trial {number}")
         return [*fixed, *point, *own, f"sweep.study='{place}'", f"sweep.pruner={plan.pruner}", f"sweep.trial={number}"]
 
     def tell(number: int, outcome: Outcome) -> None:
@@ -54,24 +57,16 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
 
     with _alone(record.folder, place):
         opened = study.open_study(place, name, plan, settings["heartbeat_seconds"])
-        tried = Search(opened, searched, plan, study.is_shared(place), frame)
+        tried = Search(opened, searched, plan, storage.is_shared(place), frame)
         chosen = settings["options"]
         tried.begin(
             lambda key: chosen.get(key) or OmegaConf.select(OmegaConf.structured(base), key),
             [state for state in State if base.sweep.repeat_failures or state not in trials.FINAL],
         )
+        record.write()
         with _beating(tried, settings["heartbeat_seconds"]):
             run(tried, tell, tried.remaining(), name, corners)
         answer.give(tried, compose, run, answer.Frame(fixed, own, base, record.folder))
-
-
-def outcome_of(config: Config, done: JobReturn) -> Outcome:
-    """How a trial ended that another launcher than ours has run, by what Hydra and the trial's folder tell."""
-    folder = checkpoint.folder(config)
-    if known := trials.settled(config, folder):
-        return known
-    failed = done.status is JobStatus.FAILED
-    return Outcome(State.failed, str(done._return_value) if failed else "it left no result", folder)
 
 
 def _plan(settings: Mapping[str, Any], base: Config) -> Plan:
@@ -112,7 +107,7 @@ def _values(file: Path, plan: Plan) -> list[float]:
 @contextmanager
 def _alone(folder: Path, place: str) -> Iterator[None]:
     """Keep a study in a file for this search alone; a database may be shared."""
-    if study.is_shared(place):
+    if storage.is_shared(place):
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +130,8 @@ def _beating(tried: Search, seconds: int) -> Iterator[None]:
 
     def beat() -> None:
         while not ended.wait(seconds / 2):
-            tried.beat()
+            with suppress(Exception):  # the database may be out of reach for a while
+                tried.beat()
 
     thread = Thread(target=beat, daemon=True)
     if tried.shared:
@@ -144,3 +140,5 @@ def _beating(tried: Search, seconds: int) -> Iterator[None]:
         yield
     finally:
         ended.set()
+        if tried.shared:
+            thread.join()

@@ -1,11 +1,17 @@
 """What has a search tried, and what does it try next? An Optuna study, in a file or a database."""
 
+import os
+import socket
 import time
+import warnings
+import zlib
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from finetune import attempt, sampling, storage
+from finetune.attempt import FOLDER, HISTORY, SAME_AS, WHY, WORKER
 from finetune.schema import UserError
 from finetune.space import Space, overrides
 from finetune.trials import Outcome, State
@@ -15,11 +21,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 HEARTBEAT_SECONDS = 60
-SAMPLERS = ("tpe", "random", "grid", "cmaes", "nsga2")
-PRUNERS = ("none", "median", "asha", "hyperband")
 OBJECTIVES = ("score", "validation_loss", "memory", "seconds")
-FOLDER, SAME_AS, WHY = "folder", "same_as", "state"  # what is noted with a trial
-HISTORY = "retry_history"  # Optuna's own name for the numbers of the trials that one repeats
+WORKER_NAME = f"{socket.gethostname()}:{os.getpid()}"
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Plan:
 
 def check(plan: Plan) -> None:
     """Raise UserError for what is not known, and for what cannot go together."""
-    known = {"sampler": ([plan.sampler], SAMPLERS), "pruner": ([plan.pruner], PRUNERS)}
+    known = {"sampler": ([plan.sampler], sampling.SAMPLERS), "pruner": ([plan.pruner], sampling.PRUNERS)}
     known["objectives"] = (list(plan.objectives), OBJECTIVES)
     for key, (given, allowed) in known.items():
         for value in given:
@@ -53,30 +56,32 @@ def check(plan: Plan) -> None:
         raise UserError("hydra.sweeper.objectives: with several, set sampler=nsga2 (or tpe, random) and pruner=none.")
 
 
-def open_study(storage: str, name: str, plan: Plan, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> "optuna.Study":
-    """The study, made where there is none; `storage` is a file's path or the URL of a database."""
+def open_study(place: str, name: str, plan: Plan, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> "optuna.Study":
+    """The study, made where there is none; `place` is a file's path or the URL of a database."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        storage=_storage(storage, heartbeat_seconds),
+        storage=storage.reach(place, heartbeat_seconds, attempt.line_up_again),
         study_name=name,
         directions=plan.directions(),
-        pruner=_pruner(plan.pruner),
+        pruner=sampling.pruner(plan.pruner),
         load_if_exists=True,
     )
-    study.sampler = _sampler(plan, len(study.get_trials(deepcopy=False)))
+    # A search that goes on does not draw again what it drew first, nor one worker what others draw.
+    drawn_by = zlib.crc32(WORKER_NAME.encode()) // 2 if storage.is_shared(place) else 0
+    study.sampler = sampling.sampler(plan.sampler, plan.seed + len(study.get_trials(deepcopy=False)) + drawn_by)
     if [direction.name.lower() for direction in study.directions] != plan.directions():
-        raise UserError(f"{storage}: the study {name} has other objectives. Choose another sweep.name.")
+        raise UserError(f"{place}: the study {name} has other objectives. Choose another sweep.name.")
     return study
 
 
-def load_trial(storage: str, name: str, number: int, pruner: str) -> "optuna.Trial":
+def load_trial(place: str, name: str, number: int, pruner: str) -> "optuna.Trial":
     """A running trial of a study, in the trial's own process."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.load_study(storage=_storage(storage), study_name=name, pruner=_pruner(pruner))
+    study = optuna.load_study(storage=storage.open_storage(place), study_name=name, pruner=sampling.pruner(pruner))
     return optuna.Trial(study, study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
 
 
@@ -96,6 +101,9 @@ class Search:
         self.frame = frame
         self.open: dict[int, Any] = {}
         self.left = [] if shared else self._running()
+        # When a trial was first seen to run, and how long it may do so without a sign of its worker.
+        self.silent: dict[int, float] = {}
+        self.patience = 2.0 * (getattr(study._storage, "get_heartbeat_interval", lambda: None)() or HEARTBEAT_SECONDS)
 
     def begin(self, default: Callable[[str], Any], repeated: Collection[State] = ()) -> None:
         """Line up what is to be tried first: the defaults, for a grid all of it, and what ended in a state of
@@ -124,44 +132,71 @@ class Search:
             if self.shared:
                 self._fail_stale()
             if self._begun() < self.plan.n_trials or self._lined_up_again():
-                asked = self.study.ask()
-                self.space.suggest(asked)
-                if earlier := self._earlier(asked.number):
-                    asked.set_user_attr(SAME_AS, earlier.number)
-                    self.study.tell(asked.number, earlier.values)
-                    continue
-                return self._take(asked)
+                if (asked := self._ask()) is not None:
+                    return self._take(asked)
+                continue
             if self.open or not (self.shared and self._running()):
                 raise StopIteration
             time.sleep(1)  # another machine is at the last trials; should it die, they are for this one
 
-    def _take(self, trial: Any) -> tuple[int, list[str]]:
-        self.open[trial.number] = trial
-        self.beat()
-        return trial.number, self.frame(trial.number, overrides(trial.params))
-
-    def tell(self, number: int, outcome: Outcome, values: list[float] | None) -> None:
-        """Remember how a trial ended; `values` are its objectives."""
+    def _ask(self) -> "optuna.Trial | None":
+        """A new trial, or None where the one that was asked for is not to be run."""
         from optuna.trial import TrialState
 
-        trial = self.open.pop(number)
-        trial_id = trial._trial_id
-        for key, value in ((FOLDER, str(outcome.folder or "")), (WHY, outcome.state.value)):
-            self.study._storage.set_trial_user_attr(trial_id, key, value)
-        if values is not None:
-            self.study.tell(number, values)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)  # ours, see beat
+            asked = self.study.ask()
+        if self.shared and self._is_surplus(asked.number):
+            self.study._storage.set_trial_state_values(asked._trial_id, TrialState.WAITING)
+            return None
+        self.space.suggest(asked)
+        if (earlier := self._earlier(asked.number)) is None:
+            return asked
+        asked.set_user_attr(SAME_AS, earlier.number)
+        if earlier.state is TrialState.COMPLETE:
+            self.study.tell(asked.number, earlier.values)
         else:
-            pruned = outcome.state is State.pruned
-            self.study.tell(number, state=TrialState.PRUNED if pruned else TrialState.FAIL)
+            self.study.tell(asked.number, state=TrialState.FAIL)
+        return None
+
+    def _take(self, trial: Any) -> tuple[int, list[str]]:
+        self.open[trial.number] = trial
+        if self.shared:
+            self.beat()
+            self.study._storage.set_trial_user_attr(trial._trial_id, WORKER, WORKER_NAME)
+        return trial.number, self.frame(trial.number, overrides(trial.params))
+
+    def taken_over(self, number: int) -> list[int]:
+        """The trials that a running one repeats."""
+        return list(self.study.get_trials(deepcopy=False)[number].system_attrs.get(HISTORY, []))
+
+    def tell(self, number: int, outcome: Outcome, values: list[float] | None) -> None:
+        """Remember how a trial ended; `values` are its objectives. One that others took over is theirs to tell."""
+        from optuna.exceptions import UpdateFinishedTrialError
+        from optuna.trial import TrialState
+
+        trial, store = self.open.pop(number), self.study._storage
+        if self.shared and outcome.state is State.busy:
+            store.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+            return
+        with suppress(UpdateFinishedTrialError):
+            folder = outcome.folder.absolute() if outcome.folder and self.shared else outcome.folder
+            for key, value in ((FOLDER, str(folder or "")), (WHY, outcome.state.value)):
+                store.set_trial_user_attr(trial._trial_id, key, value)
+            if values is not None:
+                self.study.tell(number, values, skip_if_finished=True)
+            else:
+                ended = TrialState.PRUNED if outcome.state is State.pruned else TrialState.FAIL
+                self.study.tell(number, state=ended, skip_if_finished=True)
 
     def beat(self) -> None:
-        """Say that this search is alive, where others share the study."""
+        """Say to those who share the study that this search is alive."""
         from optuna.storages._heartbeat import BaseHeartbeat
 
-        storage = self.study._storage
-        for trial in list(self.open.values()) if self.shared else []:
-            if isinstance(storage, BaseHeartbeat):
-                storage.record_heartbeat(trial._trial_id)
+        store = self.study._storage
+        for trial in list(self.open.values()):
+            if isinstance(store, BaseHeartbeat):
+                store.record_heartbeat(trial._trial_id)
 
     def best(self) -> "list[FrozenTrial]":
         """The complete trials that were run, the best on the first objective first."""
@@ -176,32 +211,36 @@ class Search:
         return max(0, self.plan.n_trials - self._begun()) + len(self.left) + len(self._lined_up_again())
 
     def _begun(self) -> int:
-        """How many trials were begun, by whomever; one that was taken over counts once."""
+        """How many trials were begun, by whomever."""
+        return len(self._roots())
+
+    def _roots(self) -> set[int]:
+        """The numbers of the trials that were begun; those taken over or lined up twice count once."""
         from optuna.trial import TrialState
 
         known = self.study.get_trials(deepcopy=False)
-        return len({_root(trial) for trial in known if trial.state is not TrialState.WAITING})
+        twice = (trial.number for trial in known if trial.state is TrialState.FAIL and attempt.is_lined_up_twice(trial))
+        return {attempt.root(trial) for trial in known if trial.state is not TrialState.WAITING} - set(twice)
+
+    def _is_surplus(self, number: int) -> bool:
+        """Whether others began so many trials in the meantime that this one is not needed."""
+        root = attempt.root(self.study.get_trials(deepcopy=False)[number])
+        return sum(other < root for other in self._roots()) >= self.plan.n_trials
 
     def _lined_up_again(self) -> "list[FrozenTrial]":
         """The trials that wait to be run again: those of a worker that fell silent, and those that failed."""
         from optuna.trial import TrialState
 
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return [trial for trial in waiting if _root(trial) != trial.number]
+        return [trial for trial in waiting if attempt.root(trial) != trial.number]
 
     def _line_up_failed(self, states: Collection[str]) -> None:
-        from optuna.trial import TrialState, create_trial
+        from optuna.trial import TrialState
 
-        newest = {_root(trial): trial for trial in self.study.get_trials(deepcopy=False)}
+        newest = {attempt.root(trial): trial for trial in self.study.get_trials(deepcopy=False)}
         for trial in newest.values():
             if trial.state is TrialState.FAIL and trial.user_attrs.get(WHY) in states:
-                again = create_trial(
-                    state=TrialState.WAITING,
-                    params=trial.params,
-                    distributions=trial.distributions,
-                    system_attrs={HISTORY: [*trial.system_attrs.get(HISTORY, []), trial.number]},
-                )
-                self.study.add_trial(again)
+                attempt.line_up_again(self.study, trial)
 
     def _running(self) -> "list[FrozenTrial]":
         from optuna.trial import TrialState
@@ -209,73 +248,30 @@ class Search:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _earlier(self, number: int) -> "FrozenTrial | None":
-        """A complete trial of the same settings."""
+        """Another trial of the same settings that is complete, or that another worker runs."""
         from optuna.trial import TrialState
 
         trials = self.study.get_trials(deepcopy=False)
-        mine = trials[number].params
-        done = (t for t in trials if t.state is TrialState.COMPLETE and t.number != number)
-        return next((t for t in done if t.params == mine), None)
+        same = [trial for trial in trials if trial.number != number and attempt.are_alike(trial, trials[number])]
+        theirs = [trial for trial in same if self.shared and trial.number < number and trial.number not in self.open]
+        return next(
+            (trial for trial in same if trial.state is TrialState.COMPLETE),
+            next((trial for trial in theirs if trial.state is TrialState.RUNNING), None),
+        )
 
     def _fail_stale(self) -> None:
         """Give the trials of a worker that fell silent to others: they are lined up again."""
+        from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
         from optuna.storages import fail_stale_trials
+        from optuna.trial import TrialState
 
-        fail_stale_trials(self.study)
-
-
-def _root(trial: "FrozenTrial") -> int:
-    """The number of the trial that this one takes over, else its own."""
-    history = trial.system_attrs.get(HISTORY) or [trial.number]
-    return int(history[0])
-
-
-def is_shared(storage: str) -> bool:
-    """Whether other machines may work on the study, too."""
-    return "://" in storage
-
-
-def _storage(place: str, heartbeat_seconds: int | None = None) -> Any:
-    from optuna.storages import JournalStorage, RDBStorage, RetryFailedTrialCallback
-    from optuna.storages.journal import JournalFileBackend
-
-    if is_shared(place):
-        retry = RetryFailedTrialCallback()
-        return RDBStorage(place, heartbeat_interval=heartbeat_seconds, failed_trial_callback=retry)
-    Path(place).parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(place))
-
-
-def _sampler(plan: Plan, known: int) -> Any:
-    """The sampler; a search that goes on does not draw again what it drew first."""
-    import warnings
-
-    from optuna import exceptions, samplers
-
-    seed = plan.seed + known
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", exceptions.ExperimentalWarning)
-        if plan.sampler == "tpe":
-            return samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
-        if plan.sampler == "cmaes":
-            return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
-        if plan.sampler == "nsga2":
-            return samplers.NSGAIISampler(seed=seed)
-        return samplers.RandomSampler(seed=seed)
-
-
-def _pruner(name: str) -> Any:
-    """Pruners for few evaluations a trial, which are told the step of each."""
-    import warnings
-
-    from optuna import exceptions, pruners
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", exceptions.ExperimentalWarning)
-        if name == "median":
-            return pruners.MedianPruner(n_startup_trials=3, n_min_trials=2)
-        if name == "asha":
-            return pruners.SuccessiveHalvingPruner(min_resource="auto", reduction_factor=3)
-        if name == "hyperband":
-            return pruners.HyperbandPruner(min_resource=1, reduction_factor=3)
-        return pruners.NopPruner()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            fail_stale_trials(self.study)
+        now, store = time.monotonic(), self.study._storage
+        for trial in self._running():  # of a worker that died before its first sign of life
+            seen = self.silent.setdefault(trial.number, now)
+            if WORKER not in trial.user_attrs and trial.number not in self.open and now - seen > self.patience:
+                with suppress(UpdateFinishedTrialError):
+                    store.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                    attempt.line_up_again(self.study, trial)

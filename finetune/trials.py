@@ -34,6 +34,8 @@ class State(Enum):
     out_of_memory = "out_of_memory"
     # The user's mistake: a setting or a row.
     refused = "refused"
+    # It was not begun: another process is at its folder.
+    busy = "busy"
 
 
 # Numbers in a sweep's record from which on they are a search's repetitions over seeds, and its test of the winner.
@@ -97,8 +99,8 @@ class Cost:
     measured: bool
 
 
-# What the trials of this process came to; the exit code follows from it.
-ended: list[State] = []
+# What the trials of this process came to, by number; the exit code follows from it.
+ended: dict[int, State] = {}
 
 
 def unheard(note: str) -> None:
@@ -126,12 +128,18 @@ class Record:
 
     def begin(self, number: int, overrides: Sequence[str], folder: Path | None, state: State) -> None:
         """Write that a trial waits or runs."""
-        self._write(Trial(number, list(overrides), str(folder or ""), state))
+        self.write(Trial(number, list(overrides), str(folder or ""), state))
 
     def end(self, number: int, outcome: Outcome) -> None:
         """Write how a trial that was begun ended."""
         found = replace(self.trials[number], state=outcome.state, reason=outcome.reason, score=outcome.score)
-        self._write(replace(found, seconds=round(outcome.seconds, 1)))
+        self.write(replace(found, seconds=round(outcome.seconds, 1)))
+
+    def give_up(self, number: int, reason: str) -> None:
+        """Write that a trial, perhaps of another process, was killed, where its line says that it runs."""
+        trial = read(self.file).get(number)
+        if trial and trial.state in UNENDED:
+            self.write(replace(trial, state=State.killed, reason=reason))
 
     def swept(self, number: int) -> str:
         """What sets a trial apart from the others."""
@@ -139,10 +147,11 @@ class Record:
         given = self.trials[number].overrides
         return " ".join(text for text in given if text not in known and not text.startswith("sweep."))
 
-    def _write(self, trial: Trial) -> None:
+    def write(self, *changed: Trial) -> None:
+        """Write lines, in the place of those of the same numbers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
-            self.trials = read(self.file) | {trial.number: trial}
+            self.trials = read(self.file) | {trial.number: trial for trial in changed}
             trials = [_plain(self.trials[number]) for number in sorted(self.trials)]
             content = {"name": self.folder.name, "command": self.command, "trials": trials}
             checkpoint.write(self.file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
@@ -189,7 +198,7 @@ def state_after(error: BaseException) -> State:
     """How a run ended that raised this."""
     kinds: dict[type[BaseException], State] = {
         Pruned: State.pruned,
-        checkpoint.BusyError: State.failed,
+        checkpoint.BusyError: State.busy,
         UserError: State.refused,
         FloatingPointError: State.diverged,
         SystemExit: State.exited,
@@ -204,6 +213,19 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
     told = any(text in str(error) for text in OUT_OF_MEMORY)
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and told)
+
+
+def conclude(config: Config, folder: Path, state: State, reason: str, seconds: float) -> Outcome:
+    """How a trial ended, with its score; one that has none leaves a result.json that says why."""
+    outcome = Outcome(state, reason, folder, seconds)
+    if state is State.complete:
+        result = checkpoint.result(config, folder)
+        assert result
+        score, metric = score_of(result)
+        return replace(outcome, score=score, metric=metric)
+    if state is not State.busy:
+        checkpoint.write_failure(config, folder, state.value, reason, seconds)
+    return outcome
 
 
 def score_of(result: dict[str, Any]) -> tuple[float, str]:

@@ -228,19 +228,25 @@ def _teller(number: int, channel: socket.socket) -> Callable[[str], None]:
 def _run(run: Callable[[Config], None], config: Config) -> tuple[State, str]:
     """Run, and tell how that ended."""
     try:
+        return attempt(run, config)
+    except SystemExit as error:
+        return State.exited, f"it called sys.exit({error.code!r})"
+    except KeyboardInterrupt:
+        return State.killed, "it was interrupted"
+
+
+def attempt(run: Callable[[Config], None], config: Config) -> tuple[State, str]:
+    """Run, and tell how that ended; what is to end the whole process goes through."""
+    try:
         run(config)
-    except BaseException as error:
+    except Exception as error:
         state = trials.state_after(error)
         return state, _reason(error, state)
     return State.complete, ""
 
 
-def _reason(error: BaseException, state: State) -> str:
+def _reason(error: Exception, state: State) -> str:
     """Why the run ended, in words; what no message tells goes into its log, too."""
-    if isinstance(error, SystemExit):
-        return f"it called sys.exit({error.code!r})"
-    if isinstance(error, KeyboardInterrupt):
-        return "it was interrupted"
     if isinstance(error, Pruned | UserError | FloatingPointError):
         if state is State.refused:
             print(f"Error: {error}", file=sys.stderr)

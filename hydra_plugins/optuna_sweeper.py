@@ -1,5 +1,6 @@
 """`hydra/sweeper=optuna`: how does Hydra hand a search to finetune/search.py?"""
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -82,8 +83,8 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
         if isinstance(self.launcher, ProcessLauncher):
             self.launcher.stream(jobs, on_end, total, name, examples)
             return
-        from finetune import search
+        from finetune import jobs as elsewhere
+        from finetune import trials
 
-        for number, overrides in jobs:
-            [done] = self.launcher.launch([overrides], number)
-            on_end(number, search.outcome_of(self.compose(overrides), done))
+        record = trials.open_record(self.config.output_dir, name, sys.argv[1:])
+        elsewhere.run_in_turn(self.launcher.launch, jobs, on_end, self.compose, record)

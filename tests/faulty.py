@@ -45,7 +45,7 @@ def run(config):
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
 def main(config):
-    program.command.run_job(run, config)
+    return program.command.run_job(run, config)
 
 
 if __name__ == "__main__":

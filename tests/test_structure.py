@@ -9,9 +9,10 @@ ROOT = Path(__file__).parent.parent
 SOURCES = [ROOT / "run.py", *sorted((ROOT / "finetune").glob("*.py")), *sorted((ROOT / "data_recipes").glob("*.py"))]
 # From the ground up: a module imports, of this package, only modules of earlier lines.
 LAYERS = (
-    {"choices", "summary", "page", "curves", "importance"},
+    {"choices", "summary", "page", "curves", "importance", "sampling", "attempt"},
     {"schema"},
     {"problem", "download", "space"},
+    {"storage"},
     {"strict_json", "fetch", "sft_fields", "metrics", "harness_tasks"},
     {"check_trainer", "rows", "significance"},
     {"recipe"},
@@ -22,7 +23,7 @@ LAYERS = (
     {"study"},
     {"overlap", "hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
     {"check", "harness", "audit", "feasible", "tracking", "slots", "sweep_screen", "warm"},
-    {"pool"},
+    {"pool", "jobs"},
     {"base_answers", "prepare", "command"},
     {"settings", "ranking", "prune"},
     {"answer"},

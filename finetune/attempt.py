@@ -1,0 +1,43 @@
+"""Which trials of a study are tries of the same settings? What is noted with a trial tells."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.trial import FrozenTrial
+
+FOLDER, SAME_AS, WHY, WORKER = "folder", "same_as", "state", "worker"  # what is noted with a trial
+HISTORY = "retry_history"  # Optuna's own name for the numbers of the trials that one repeats
+FIXED = "fixed_params"  # and for the settings of a trial that was lined up
+
+
+def line_up_again(study: "optuna.Study", trial: "FrozenTrial") -> None:
+    """Have the settings of a trial that ended tried again, under another number; its run goes on where it stopped."""
+    from optuna.trial import TrialState, create_trial
+
+    kept = {FIXED: trial.system_attrs[FIXED]} if FIXED in trial.system_attrs else {}
+    again = create_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values,
+        system_attrs=kept | {HISTORY: [*trial.system_attrs.get(HISTORY, []), trial.number]},
+    )
+    study.add_trial(again)
+
+
+def root(trial: "FrozenTrial") -> int:
+    """The number of the trial that this one takes over, else its own."""
+    history = trial.system_attrs.get(HISTORY) or [trial.number]
+    return int(history[0])
+
+
+def is_lined_up_twice(trial: "FrozenTrial") -> bool:
+    """Whether it was not run because it and another were lined up at the same moment, with the same settings."""
+    return SAME_AS in trial.user_attrs and FIXED in trial.system_attrs
+
+
+def are_alike(one: "FrozenTrial", other: "FrozenTrial") -> bool:
+    """Whether two trials have the same settings, drawn or lined up; who has just begun one has not drawn all yet."""
+    lined_up = one.system_attrs.get(FIXED)
+    return one.params == other.params or (lined_up is not None and lined_up == other.system_attrs.get(FIXED))

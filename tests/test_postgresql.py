@@ -1,0 +1,175 @@
+"""Several workers share a study in PostgreSQL: each trial is done once, and that of a worker that dies by another."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from finetune import storage
+
+ROOT = Path(__file__).parent.parent
+COMPLETE, FAIL = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
+
+
+@pytest.fixture(scope="module")
+def database():
+    """The URL of an empty database; skipped where PostgreSQL is not installed, but never in CI."""
+    places = [os.environ["PATH"], *map(str, Path("/usr/lib/postgresql").glob("*/bin"))]
+    programs = [shutil.which(name, path=os.pathsep.join(places)) for name in ("initdb", "postgres")]
+    if None in programs:
+        if os.environ.get("CI"):
+            pytest.fail("PostgreSQL is not installed")
+        pytest.skip("PostgreSQL is not installed")
+    initdb, postgres = programs
+    port = free_port()
+    someone = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
+    with tempfile.TemporaryDirectory() as place:  # not pytest's, which only root may read
+        if someone:
+            shutil.chown(place, "postgres", "postgres")
+        settings = ["-D", f"{place}/data", "-k", place, "-p", str(port), "-c", "fsync=off", "-h", "127.0.0.1"]
+        create = [initdb, "-D", f"{place}/data", "-U", "tester", "-A", "trust", "-N", "-E", "UTF8", "--no-locale"]
+        subprocess.run(create, check=True, stdout=subprocess.DEVNULL, cwd="/", **someone)
+        server = subprocess.Popen([postgres, *settings], stderr=subprocess.DEVNULL, cwd="/", **someone)
+        try:
+            wait_until(lambda: answers(port))
+            yield f"postgresql+psycopg://tester@127.0.0.1:{port}/postgres"
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait()
+
+
+def answers(port):
+    import psycopg
+
+    try:
+        psycopg.connect(host="127.0.0.1", port=port, user="tester", dbname="postgres").close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return one.getsockname()[1]
+
+
+def wait_until(condition, seconds=120):
+    limit = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    return found
+
+
+@pytest.fixture
+def worker(database, tiny_run, tmp_path):
+    """`worker(name, *overrides)` starts a worker of a study; its output is in `name`.out."""
+    started = []
+
+    def call(name, *overrides):
+        command = [sys.executable, str(ROOT / "run.py"), "-m", "hydra/sweeper=optuna", *tiny_run, *overrides]
+        command += [f"hydra.sweeper.storage={database}", "hydra.launcher.n_jobs=1", "sweep.name=" + tmp_path.name]
+        with (tmp_path / f"{name}.out").open("w") as file:
+            started.append(subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file))
+        return started[-1]
+
+    yield call
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def trials(database, folder):
+    """The trials of the study."""
+    opened = storage.open_storage(database)
+    found = optuna.load_study(storage=opened, study_name=folder.name).trials
+    opened.engine.dispose()
+    return found
+
+
+def record(folder):
+    """The lines of sweep.json by number."""
+    file = folder / "outputs" / "sweeps" / folder.name / "sweep.json"
+    return {trial["number"]: trial for trial in json.loads(file.read_text())["trials"]} if file.exists() else {}
+
+
+def written(folder, *names):
+    return [(folder / f"{name}.out").read_text() for name in names]
+
+
+@pytest.mark.slow
+def test_two_workers_on_one_study_do_each_trial_once_and_the_winners_test_once(worker, database, tmp_path):
+    asked = ["adapter.r=choice(2,4)", "seed=range(42,44)", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=4"]
+    asked += ["trainer.eval_steps=1", "hydra.sweeper.pruner=hyperband"]  # which asks the study at each validation
+    both = [worker(name, *asked) for name in "ab"]
+    ends = [process.wait() for process in both]
+    told = written(tmp_path, *"ab")
+    assert ends == [0, 0], told
+    found = trials(database, tmp_path)
+    run = [trial for trial in found if "same_as" not in trial.user_attrs]
+    assert [trial.state for trial in run] == [COMPLETE] * 4
+    assert len({(trial.params["adapter.r"], trial.params["seed"]) for trial in run}) == 4
+    assert len({trial.user_attrs["folder"] for trial in run}) == 4
+    assert len({trial.user_attrs["worker"] for trial in run}) == 2
+    assert all(trial.intermediate_values for trial in run)
+    for trial in run:
+        assert sum(f"trial {trial.number} " in text for text in told) == 1
+        said = (Path(trial.user_attrs["folder"]) / "log.txt").read_text()
+        assert said.count("attention:") == (2 if (Path(trial.user_attrs["folder"]) / "result.json").exists() else 1)
+    assert all("On the test prompts, once:" in text and "Warning" not in text for text in told), told
+    assert {line["state"] for line in record(tmp_path).values()} == {"complete"}
+    assert len(list((tmp_path / "outputs").glob("*/result.json"))) == 1
+    (tmp_path / "outputs").rename(tmp_path / "of another machine")
+    assert worker("late", *asked).wait() == 0
+    [said] = written(tmp_path, "late")
+    assert "4 of 4 trials complete" in said and "the worker there answers the test prompts" in said
+    assert not list((tmp_path / "outputs").glob("*/result.json"))
+
+
+@pytest.mark.slow
+def test_the_trial_of_a_worker_that_is_killed_is_taken_up_by_the_other_from_its_checkpoint(worker, database, tmp_path):
+    asked = ["adapter.r=choice(2,4,8)", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=3"]
+    asked += ["hydra.sweeper.pruner=none", "hydra.sweeper.heartbeat_seconds=3", "trainer.max_steps=60"]
+    asked += ["trainer.save_steps=5", "trainer.eval_strategy=no"]
+    killed = worker("killed", *asked)
+    [line] = wait_until(lambda: [one for one in record(tmp_path).values() if one["state"] == "running"])
+    other = worker("other", *asked)
+    wait_until(lambda: list(Path(line["folder"]).glob("checkpoints/checkpoint-*/trainer_state.json")))
+    started = descendants(killed.pid)
+    assert len(started) >= 2  # the process that trials are forked from, and a trial
+    killed.kill()
+    killed.wait()
+    wait_until(lambda: not any(map(is_alive, started)), seconds=10)
+    assert other.wait() == 0, written(tmp_path, "other")
+    found = trials(database, tmp_path)
+    assert [trial.state for trial in found] == [FAIL, COMPLETE, COMPLETE, COMPLETE]
+    [again] = [trial for trial in found if trial.system_attrs.get("retry_history") == [line["number"]]]
+    assert found[line["number"]].params == again.params and Path(again.user_attrs["folder"]) == Path(line["folder"])
+    selection = json.loads((Path(line["folder"]) / "selection.json").read_text())
+    assert selection["training"]["resumed_from_step"] >= 5
+    lines = record(tmp_path)
+    assert lines[line["number"]]["state"] == "killed" and f"trial {again.number}" in lines[line["number"]]["reason"]
+    assert all(one["state"] == "complete" for number, one in lines.items() if number != line["number"])
+
+
+def descendants(pid):
+    """The processes that a process has started, and those that they have."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [*children, *(one for child in children for one in descendants(child))]
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
