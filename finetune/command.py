@@ -40,6 +40,10 @@ def start(main: Callable[[], None]) -> None:
             sys.argv.append(f"sweep.name={elsewhere.record.folder.name}")
         with jobs.follow(elsewhere):
             main()
+        if elsewhere:
+            from finetune import sweep_report  # and with it what draws and tests
+
+            sweep_report.conclude(elsewhere.record.folder, elsewhere.configs[0].tracking)
         if any(state not in trials.SUCCESSFUL for state in trials.ended.values()):
             sys.exit(1)
     except MISTAKES as error:
