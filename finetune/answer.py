@@ -93,7 +93,7 @@ def give(tried: Search, compose: Compose, run: Run, frame: Frame) -> None:
     settings = " ".join([*frame.fixed, *winner.overrides])
     console.print(f"Best: trial {winner.number}: {' '.join(winner.overrides)}", style="bold", markup=False)
     mine = checkpoint.folder(compose([*frame.fixed, *winner.overrides]))
-    if tried.shared and mine.absolute() != winner.folders[0]:
+    if tried.shared and not (winner.is_here and mine.absolute() == winner.folders[0]):
         console.print(f"Its run is {winner.folders[0]}: the worker there answers the test prompts.", soft_wrap=True)
     else:
         _confirm(console, winner, compose, run, frame)
