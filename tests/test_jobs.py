@@ -132,7 +132,7 @@ def test_four_trials_run_as_jobs_and_the_one_that_is_pre_empted_goes_on_from_its
         sweep = subprocess.Popen([sys.executable, str(ROOT / "run.py"), *asked], cwd=ROOT, stdout=out, stderr=out)
     try:
         checkpoints = "*/checkpoints/checkpoint-*/trainer_state.json"
-        wait_until(lambda: list((tmp_path / "outputs").glob(checkpoints)), 60, slurm)
+        wait_until(lambda: list((tmp_path / "outputs").glob(checkpoints)), 180, slurm)
         urgent = ["sbatch", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 1"]
         subprocess.run(urgent, check=True, stdout=subprocess.DEVNULL)
         restarts = []
