@@ -110,7 +110,7 @@ def _crown(
     told = f"Best{by}: trial {winner.number}: {' '.join(winner.overrides)}"
     console.print(told, style="bold", markup=False, soft_wrap=True)
     mine = checkpoint.folder(compose([*frame.fixed, *winner.overrides]))
-    if tried.shared and mine.absolute() != winner.folders[0]:
+    if tried.shared and not (winner.is_here and mine.absolute() == winner.folders[0]):
         console.print(f"Its run is {winner.folders[0]}: the worker there answers the test prompts.", soft_wrap=True)
     else:
         _confirm(console, winner, compose, run, frame)

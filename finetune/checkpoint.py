@@ -20,7 +20,7 @@ from finetune.schema import Config, UserError
 
 
 class BusyError(UserError):
-    """Another process is at the run."""
+    """Another process is at the run, or was while this one began."""
 
 
 # What a trial of a search leaves instead of result.json: its score on validation prompts.
@@ -127,6 +127,8 @@ def hold(config: Config, run: Path, is_main_process: bool) -> Iterator[None]:
     except Timeout as error:
         raise BusyError(f"{run}: another process is at this run. Wait for it, or choose another name=NAME.") from error
     try:
+        if result(config, run):
+            raise BusyError(f"{run}: another process has completed this run. The same command shows its result.")
         settings = yaml.safe_dump(without_secrets(plain(config)), sort_keys=False, allow_unicode=True)
         write(run / "config.yaml", f"{IDENTITY}{identity(config)}\n{settings}")
         yield

@@ -62,8 +62,8 @@ def run_job(run: Callable[[Config], None], config: DictConfig) -> trials.Outcome
     try:
         settings = check.read(config)
         check.validate(settings)
-        hydra = HydraConfig.get()
-        if hydra.mode is RunMode.MULTIRUN and settings.sweep.name and _is_elsewhere(hydra.launcher, settings):
+        hydra = HydraConfig.instance().cfg and HydraConfig.get()  # none in a program that has no command line
+        if hydra and hydra.mode is RunMode.MULTIRUN and settings.sweep.name and _is_elsewhere(hydra.launcher, settings):
             return jobs.run(run, settings, hydra.job.num, list(hydra.overrides.task))
         run(settings)
     except UserError as error:

@@ -80,7 +80,8 @@ class Pool:
         numbered = iter(jobs)
         with SweepScreen(self.record, total) as self.screen:
             try:
-                self._survey(examples, total or len(examples))
+                if total != 0:
+                    self._survey(examples, total or len(examples))
                 while self._fill(numbered) or self.running:
                     self._listen()
                     self._end_late()

@@ -13,6 +13,12 @@ import time
 from pathlib import Path
 
 import pytest
+from leaving import answers, leave_run
+
+from finetune import checkpoint, jobs
+from finetune.checkpoint import BusyError
+from finetune.command import compose
+from finetune.trials import State
 
 ROOT = Path(__file__).parent.parent
 # The smallest cluster: one node, whose two processors may be more than the machine has; a job of the partition `urgent`
@@ -98,6 +104,26 @@ DAEMONS = {
 }
 
 
+def test_a_trial_in_its_launchers_process_is_recorded_unless_its_process_is_to_end(tmp_path):
+    config = compose(["tracking=none", f"output_dir={tmp_path / 'outputs'}", "sweep.name=grid"])
+
+    def fail(config):
+        raise ValueError("something broke")
+
+    outcome = jobs.run(fail, config, 0, ["seed=1"])
+    [line] = record(tmp_path, "grid")
+    assert outcome.state is State.failed and line["state"] == "failed" and "something broke" in line["reason"]
+    with pytest.raises(SystemExit):  # so does submitit, once it has queued the job again
+        jobs.run(lambda config: sys.exit(-1), config, 0, ["seed=1"])
+    assert record(tmp_path, "grid")[0]["state"] == "running"
+
+
+def test_a_run_that_another_process_has_completed_meanwhile_is_not_done_again(tmp_path):
+    leave_run(tmp_path / "run", tuned=answers({0, 1}, 3))
+    with pytest.raises(BusyError, match="has completed this run"), checkpoint.hold(compose([]), tmp_path / "run", True):
+        pass
+
+
 @pytest.mark.slow
 def test_four_trials_run_as_jobs_and_the_one_that_is_pre_empted_goes_on_from_its_checkpoint(slurm, tiny_run, tmp_path):
     asked = ["-m", "hydra/launcher=submitit_slurm", "adapter.r=2,4", "trainer.learning_rate=1e-3,1e-4", *tiny_run]
@@ -106,7 +132,7 @@ def test_four_trials_run_as_jobs_and_the_one_that_is_pre_empted_goes_on_from_its
         sweep = subprocess.Popen([sys.executable, str(ROOT / "run.py"), *asked], cwd=ROOT, stdout=out, stderr=out)
     try:
         checkpoints = "*/checkpoints/checkpoint-*/trainer_state.json"
-        wait_until(lambda: list((tmp_path / "outputs").glob(checkpoints)), 60, slurm)
+        wait_until(lambda: list((tmp_path / "outputs").glob(checkpoints)), 180, slurm)
         urgent = ["sbatch", "--partition=urgent", "--output=/dev/null", "--wrap=sleep 1"]
         subprocess.run(urgent, check=True, stdout=subprocess.DEVNULL)
         restarts = []

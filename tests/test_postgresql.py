@@ -139,7 +139,7 @@ def test_two_workers_on_one_study_do_each_trial_once_and_the_winners_test_once(w
 @pytest.mark.slow
 def test_the_trial_of_a_worker_that_is_killed_is_taken_up_by_the_other_from_its_checkpoint(worker, database, tmp_path):
     asked = ["adapter.r=choice(2,4,8)", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=3"]
-    asked += ["hydra.sweeper.pruner=none", "hydra.sweeper.heartbeat_seconds=3", "trainer.max_steps=60"]
+    asked += ["hydra.sweeper.pruner=none", "hydra.sweeper.heartbeat_seconds=5", "trainer.max_steps=60"]
     asked += ["trainer.save_steps=5", "trainer.eval_strategy=no"]
     killed = worker("killed", *asked)
     [line] = wait_until(lambda: [one for one in record(tmp_path).values() if one["state"] == "running"])
