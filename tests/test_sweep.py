@@ -118,7 +118,7 @@ def test_however_trials_end_the_table_the_study_and_their_results_say_so_and_the
     assert "ValueError: something broke" in done.stdout  # with its stack
     again = faulty(*asked)
     assert again.returncode == 1
-    repeated = [trial for trial in trials(tmp_path)[len(told) - 1 : -1]]
+    repeated = trials(tmp_path)[len(told) - 1 : -1]
     expected = {state for state in endings.values() if state.value in ("failed", "exited", "killed", "timed_out")}
     assert {State(trial["state"]) for trial in repeated} == expected and len(repeated) == 5
     assert len(open_study(tmp_path).trials) == 8 + 5
