@@ -1,27 +1,21 @@
 """How do many runs share this machine? Each in a process of its own, some at a time; the others outlive it."""
 
 import os
-import pickle
-import select
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from finetune import checkpoint, trials
 from finetune.schema import Config, UserError
+from finetune.server import Server
 from finetune.slots import Share, slots
 from finetune.sweep_screen import SweepScreen
 from finetune.trials import Cost, Outcome, Record, State
-from finetune.warm import LARGEST_MESSAGE, Job, Survey, send
+from finetune.warm import Job, Survey
 
-ROOT = Path(__file__).parent.parent
 # How long a process may take to end once it is told to.
 GRACE_SECONDS = 10.0
 TICK_SECONDS = 0.5
@@ -54,20 +48,18 @@ class Pool:
 
     def __init__(
         self,
-        script: Path,
+        server: Server,
         compose: Callable[[list[str]], Config],
         record: Record,
         share: Share,
         on_end: Callable[[int, Outcome], None] = lambda number, outcome: None,
     ) -> None:
-        self.script, self.compose, self.record, self.share, self.on_end = script, compose, record, share, on_end
+        self.server, self.compose, self.record, self.share, self.on_end = server, compose, record, share, on_end
         self.running: dict[int, Running] = {}
         self.slots: list[int | None] = [None]
         self.threads = 1
         self.failures = 0
         self.limit: int | None = None
-        self.server: subprocess.Popen[bytes] | None = None
-        self.channel: socket.socket | None = None
         self.costs: dict[str, Cost] = {}
 
     def run(
@@ -91,7 +83,8 @@ class Pool:
                 self._end_all()
                 raise
             finally:
-                self._close()
+                if self.running:
+                    self.server.close()
 
     def _fill(self, jobs: Iterator[tuple[int, Sequence[str]]]) -> bool:
         """Start trials while there is room; False once there are no more."""
@@ -126,29 +119,26 @@ class Pool:
             if other.folder == folder:
                 other.twins.append(number)
                 return
-        if self.server is None:
-            self._start()
-        assert self.channel
+        self._divide()
         free = list(self.slots)
         for other in self.running.values():
             free.remove(other.device)
         self.record.begin(number, overrides, folder, State.running)
         self.running[number] = Running(number, config, folder, free[0], time.monotonic(), _kills_for_memory())
         self.screen.began(number)
-        send(self.channel, Job(number, config, self.threads, free[0], len(self.slots), self._known_to_fit(config)))
+        self.server.send(Job(number, config, self.threads, free[0], len(self.slots), self._known_to_fit(config)))
 
     def _survey(self, examples: Sequence[Config], total: int) -> None:
         """Ask what the trials will cost, and show it."""
         new = [config for config in examples if not trials.settled(config, checkpoint.folder(config))]
         if not new:
             return
-        self._start()
-        assert self.channel
+        self._divide()
         with self.screen.waiting("planning the trials"):
             for first in range(0, len(new), SURVEYED_AT_A_TIME):
                 configs = new[first : first + SURVEYED_AT_A_TIME]
-                send(self.channel, Survey(configs, total, self.threads, len(self.slots)))
-                while "exit" not in (news := self._receive() or {"exit": 1}):
+                self.server.send(Survey(configs, total, self.threads, len(self.slots)))
+                while "exit" not in (news := self.server.receive()):
                     found = zip(configs, news.get("costs", []), strict=False)
                     self.costs |= {checkpoint.identity(config): cost for config, cost in found if cost}
         self.screen.show_costs(list(self.costs.values()), total - len(examples) + len(new), len(self.slots))
@@ -159,47 +149,18 @@ class Pool:
         roomy = bool(self.costs) and all(one.peak_bytes < one.available_bytes / 2 for one in self.costs.values())
         return roomy or (cost is not None and cost.verdict != "will not fit")
 
-    def _start(self) -> None:
-        """Start the process that the trials are forked from, and learn from it which devices there are."""
-        self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        with theirs:
-            self.server = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-c",
-                    "from finetune import warm; warm.serve()",
-                    str(theirs.fileno()),
-                    str(self.script),
-                ],
-                env=os.environ | single | {"PYTHONPATH": path},
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is for this process, which ends the others
-            )
-        hello = self._receive()
-        if hello is None:
-            raise RuntimeError("the process that trials are forked from ended while it started; see above")
-        self.slots, self.threads = slots(self.share, hello["devices"])
-
-    def _receive(self) -> dict[str, Any] | None:
-        assert self.channel
-        packet = self.channel.recv(LARGEST_MESSAGE)
-        return pickle.loads(packet) if packet else None
+    def _divide(self) -> None:
+        """Divide the machine among the trials."""
+        self.slots, self.threads = slots(self.share, self.server.start())
 
     def _listen(self) -> None:
         """Wait for news of the trials, but not long."""
         self.screen.show(self.running)
         if not self.running:
             return
-        assert self.channel
-        if not select.select([self.channel], [], [], TICK_SECONDS)[0]:
+        news = self.server.receive(TICK_SECONDS)
+        if not news:
             return
-        news = self._receive()
-        if news is None:
-            raise RuntimeError("the process that trials are forked from ended; the same command goes on")
         trial = self.running[news["number"]]
         if "pid" in news:
             trial.pid = news["pid"]
@@ -245,12 +206,6 @@ class Pool:
             self._listen()
         for trial in self.running.values():
             _signal(trial, signal.SIGKILL)
-
-    def _close(self) -> None:
-        if self.channel:
-            self.channel.close()  # which ends the server, and all that it has forked
-        if self.server:
-            self.server.wait()
 
 
 def _ending(trial: Running, status: int) -> tuple[State, str]:

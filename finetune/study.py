@@ -155,6 +155,10 @@ class Search:
         asked.set_user_attr(SAME_AS, earlier.number)
         if earlier.state is TrialState.COMPLETE:
             self.study.tell(asked.number, earlier.values)
+        elif earlier.state is TrialState.PRUNED:
+            for step, value in earlier.intermediate_values.items():
+                asked.report(value, step)
+            self.study.tell(asked.number, state=TrialState.PRUNED)
         else:
             self.study.tell(asked.number, state=TrialState.FAIL)
         return None
@@ -248,14 +252,14 @@ class Search:
         return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
     def _earlier(self, number: int) -> "FrozenTrial | None":
-        """Another trial of the same settings that is complete, or that another worker runs."""
+        """Another trial of the same settings that is complete or pruned, or that another worker runs."""
         from optuna.trial import TrialState
 
         trials = self.study.get_trials(deepcopy=False)
         same = [trial for trial in trials if trial.number != number and attempt.are_alike(trial, trials[number])]
         theirs = [trial for trial in same if self.shared and trial.number < number and trial.number not in self.open]
         return next(
-            (trial for trial in same if trial.state is TrialState.COMPLETE),
+            (trial for trial in same if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)),
             next((trial for trial in theirs if trial.state is TrialState.RUNNING), None),
         )
 

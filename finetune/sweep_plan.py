@@ -2,8 +2,10 @@
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from finetune import alike, checkpoint, data, device, memory, pace, plan, prepare
+from finetune import alike, data, device, memory, pace, plan, prepare
 from finetune.schema import Config, UserError
 from finetune.trials import Cost
 
@@ -36,12 +38,13 @@ def estimate(configs: Sequence[Config], trials: int) -> list[Cost | None]:
 def _estimate(config: Config, slower: float, trials: int) -> tuple[Cost, float]:
     """The cost, and by how much a run is slower than its matrix products; 0 as long as nobody has measured it."""
     machine = device.choose(config.model, config.quantization, config.adapter)
-    prepared = prepare.prepare(config, data.load(config.data), machine, checkpoint.folder(config))
-    _, work, need = memory.estimate(config, prepared, machine)
-    rate = (config.plan.tflops or 0) * 1e12 or pace.matrix_rate(machine)
-    least = sum(plan.seconds(work, pace.state(prepared, work, rate)).values())
-    if not slower and least * trials > WORTH_MEASURING and not config.plan.tflops:
-        speed, _ = pace.measure(config, prepared, machine, work)
-        slower = sum(plan.seconds(work, speed).values()) / least
+    with TemporaryDirectory() as nowhere:  # for the trial may never be run
+        prepared = prepare.prepare(config, data.load(config.data), machine, Path(nowhere))
+        _, work, need = memory.estimate(config, prepared, machine)
+        rate = (config.plan.tflops or 0) * 1e12 or pace.matrix_rate(machine)
+        least = sum(plan.seconds(work, pace.state(prepared, work, rate)).values())
+        if not slower and least * trials > WORTH_MEASURING and not config.plan.tflops:
+            speed, _ = pace.measure(config, prepared, machine, work)
+            slower = sum(plan.seconds(work, speed).values()) / least
     seconds = least * (slower or 1.0)
     return Cost(seconds, need.peak, need.available, need.verdict, slower > 0 or bool(config.plan.tflops)), slower

@@ -1,8 +1,8 @@
 """What do all trials of a sweep pay for once? A process that has imported everything, and forks a clean one for each.
 
-pool.py starts it, and speaks to it over a socket. It stays single-threaded and never touches CUDA,
-so that what is forked from it may do both. When the socket closes, because pool.py ended or was killed, so does every
-trial.
+server.py starts it, and speaks to it over a socket. It stays single-threaded and never touches CUDA,
+so that what is forked from it may do both. When the socket closes, because the sweep ended or was killed, so does
+every trial.
 """
 
 import ctypes

@@ -61,7 +61,11 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
             for key, value in self.settings.items()
         }
         settings["options"] = dict(self.config.hydra.runtime.choices)
-        search.search(self.compose, self.run, settings, arguments)
+        try:
+            search.search(self.compose, self.run, settings, arguments)
+        finally:
+            if hasattr(self.launcher, "close"):
+                self.launcher.close()
 
     def compose(self, overrides: list[str]) -> Any:
         """The checked configuration of a trial."""

@@ -32,6 +32,7 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
     def __init__(self, n_jobs: int | None, devices: Sequence[int] | None) -> None:
         super().__init__()
         self.n_jobs, self.devices = n_jobs, devices
+        self.server: Any = None
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of trials; what each came to is its return value."""
@@ -45,7 +46,10 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         examples = [self.compose(list(overrides)) for overrides in job_overrides]
         jobs = enumerate(job_overrides, initial_job_idx)
         common = frozenset.intersection(*map(frozenset, job_overrides)) if len(job_overrides) > 1 else frozenset()
-        folder = self.stream(jobs, outcomes.__setitem__, len(job_overrides), examples=examples, common=common)
+        try:
+            folder = self.stream(jobs, outcomes.__setitem__, len(job_overrides), examples=examples, common=common)
+        finally:
+            self.close()
         from finetune import sweep_report  # and with it what draws and tests
 
         sweep_report.conclude(folder, examples[0].tracking)
@@ -64,19 +68,26 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         """Run trials, each a number and its overrides, drawn from `jobs` only when one can start.
 
         `on_end(number, outcome)` is told of each. By the configurations of `examples` the user is told what they will
-        cost; the overrides of `common`, which all have, are not shown. The sweep's folder is returned.
+        cost; the overrides of `common`, which all have, are not shown. The sweep's folder is returned. After the last
+        call, `close`.
         """
         from finetune import trials
         from finetune.pool import Pool
+        from finetune.server import Server
         from finetune.slots import Share
 
         setup_globals()
         assert self.config is not None
-        script = Path(self.task_function.__code__.co_filename)
+        self.server = self.server or Server(Path(self.task_function.__code__.co_filename))
         record = trials.open_record(self.config.output_dir, name or self.config.sweep.name, sys.argv[1:])
         record.common = common
-        Pool(script, self.compose, record, Share(self.n_jobs, self.devices), on_end).run(jobs, total, examples)
+        Pool(self.server, self.compose, record, Share(self.n_jobs, self.devices), on_end).run(jobs, total, examples)
         return record.folder
+
+    def close(self) -> None:
+        """End the process that the trials of every `stream` were forked from."""
+        if self.server:
+            self.server.close()
 
     def compose(self, overrides: list[str]) -> Any:
         """The checked configuration of a trial."""

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from optuna.trial import TrialState
 
 from finetune import answer, space, study
 from finetune.command import compose
@@ -72,6 +73,21 @@ def test_a_trial_that_repeats_another_is_not_run_again(tmp_path):
     tried, search = run(tmp_path, small, lambda point: float(point["adapter.r"]), n_trials=10, sampler="random")
     assert sorted(tried) == [["adapter.r=4"], ["adapter.r=8"]]
     assert len(search.study.trials) == 10 and len(search.best()) == 2
+
+
+def test_a_trial_that_repeats_a_pruned_one_is_pruned_at_once(tmp_path):
+    settings = plan(n_trials=10, sampler="random")
+    small = space.read({"adapter.r": "4,8"}, [], {})
+    search = Search(study.open_study(str(tmp_path / "study.journal"), "s", settings), small, settings, shared=False)
+    for number, overrides in search:
+        if overrides == ["adapter.r=4"]:
+            study.load_trial(str(tmp_path / "study.journal"), "s", number, "none").report(0.5, 2)
+            search.tell(number, Outcome(State.pruned), None)
+        else:
+            search.tell(number, Outcome(State.complete), [1.0])
+    pruned = search.study.get_trials(states=[TrialState.PRUNED])
+    assert len(search.study.trials) == 10 and len(pruned) > 1
+    assert all(trial.intermediate_values == {2: 0.5} for trial in pruned)
 
 
 def test_a_grid_tries_every_combination_once(tmp_path):
@@ -208,9 +224,9 @@ def test_a_value_that_no_run_may_have_is_told_before_the_first_trial(program, tm
 
 @pytest.mark.slow
 def test_hopeless_trials_end_early_and_the_best_is_that_of_the_search_without_pruning(program, tiny_run, tmp_path):
-    rates = "trainer.learning_rate=choice(1e-7,3e-3,1e-6,1e-5,3e-6,3e-5,1e-4,3e-7)"
+    rates = "trainer.learning_rate=choice(1e-4,1e-6,1e-5,1e-7,3e-7,3e-3,3e-6,3e-8,1e-8,3e-5)"
     asked = [*tiny_run, "trainer.max_steps=16", "trainer.eval_steps=2", "data.metrics=[perplexity]", rates]
-    asked += ["-m", "hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=9"]
+    asked += ["-m", "hydra/sweeper=optuna", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=10"]
     steps, best = {}, {}
     for pruner in ("none", "median"):
         place = tmp_path / pruner

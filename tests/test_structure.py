@@ -23,6 +23,7 @@ LAYERS = (
     {"study"},
     {"overlap", "hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
     {"check", "harness", "audit", "feasible", "tracking", "slots", "sweep_screen", "warm"},
+    {"server"},
     {"pool", "jobs"},
     {"base_answers", "prepare", "command"},
     {"settings", "ranking", "prune"},

@@ -1,0 +1,181 @@
+"""How long does a sweep of eight short trials take, and where does a trial's time go?
+
+    python benchmarks/sweep_speed.py [--rounds 1] [--trials 8] [--prompts 16]
+
+The embedded default at eight learning rates, 12 steps of batch 2 in nf4, each trial answering held-out prompts: as so
+many separate `python run.py`, with Hydra's basic launcher, and with this pipeline's own, one trial at a time on
+all cores and one on each core. All start without the base model's answers, which the trials of one side share. Makespan
+in seconds; medians of the rounds; ratios within one round. Then: what the search itself adds to a trial when the study
+already holds a thousand.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune import fetch
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("prepare", "load", "train", "evaluate", "judge")
+CORES = len(os.sched_getaffinity(0))
+SIDES = {
+    "separate run.py": [],
+    "hydra/launcher=basic": ["hydra/launcher=basic"],
+    "process, one at a time": ["hydra.launcher.n_jobs=1"],
+    f"process, {CORES} at a time": [f"hydra.launcher.n_jobs={CORES}"],
+}
+SHORT = ["trainer.max_steps=12", "trainer.per_device_train_batch_size=2", "quantization=nf4", "tracking=none"]
+STUDIED = 1000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One side of one round, in seconds."""
+
+    makespan: float
+    # Mean over the trials, by stage; `start` is what the stages leave of a trial's own time.
+    stages: dict[str, float]
+
+
+def main() -> None:
+    """Measure every side in every round, print the table of ratios, and where the time went."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=16)
+    options = parser.parse_args()
+    rounds = []
+    for number in range(options.rounds):
+        rounds.append({side: measure(side, options) for side in SIDES})
+        for side, found in rounds[-1].items():
+            print(f"round {number + 1}: {side:24} {found.makespan:6.1f} s", flush=True)
+    show(rounds, options.trials)
+    show_load()
+    show_overhead()
+
+
+def measure(side: str, options: argparse.Namespace) -> Measured:
+    """Run all trials of one side, with the downloads but without the answers of earlier runs."""
+    rates = [f"{1e-4 * 1.5**i:.3g}" for i in range(options.trials)]
+    with tempfile.TemporaryDirectory() as folder:
+        cache = Path(folder, "cache")
+        cache.mkdir()
+        for item in fetch.cache_folder().iterdir():
+            if item.name != "base_answers":
+                (cache / item.name).symlink_to(item)
+        environment = os.environ | {"FINETUNE_CACHE": str(cache)}
+        shared = [*SHORT, f"eval.max_prompts={options.prompts}", f"output_dir={folder}/outputs"]
+        started = time.perf_counter()
+        if SIDES[side]:
+            call(["-m", f"trainer.learning_rate={','.join(rates)}", *SIDES[side], *shared], environment)
+        else:
+            for rate in rates:
+                call([f"trainer.learning_rate={rate}", *shared], environment)
+        makespan = time.perf_counter() - started
+        results = [json.loads(file.read_text()) for file in Path(folder, "outputs").glob("*/result.json")]
+        assert len(results) == options.trials
+        at_a_time = CORES if side.endswith("at a time") and "one" not in side else 1
+    stages = {stage: statistics.fmean(result["seconds"][stage] for result in results) for stage in STAGES}
+    return Measured(makespan, {"start": makespan * at_a_time / len(results) - sum(stages.values()), **stages})
+
+
+def call(arguments: list[str], environment: dict[str, str]) -> None:
+    """Run run.py; exit if it fails."""
+    done = subprocess.run(
+        [sys.executable, ROOT / "run.py", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=environment,
+    )
+    if done.returncode:
+        sys.exit(f"run.py {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+
+
+def show(rounds: list[dict[str, Measured]], trials: int) -> None:
+    """Print makespans, ratios to the first side, and the mean trial of each side by stage."""
+    separate, *_ = SIDES
+    for side in SIDES:
+        makespan = statistics.median(found[side].makespan for found in rounds)
+        ratio = statistics.median(found[separate].makespan / found[side].makespan for found in rounds)
+        hourly = 3600 * trials / makespan
+        print(f"{side:24} {makespan:6.1f} s, {hourly:5.0f} trials per hour, {ratio:.2f} x separate runs")
+    print("target: 1.6 x separate runs\n\nA trial's seconds, waiting for a core included:")
+    print(f"{'':24}" + "".join(f"{stage:>10}" for stage in ("start", *STAGES)))
+    for side in SIDES:
+        means = [statistics.median(found[side].stages[stage] for found in rounds) for stage in ("start", *STAGES)]
+        print(f"{side:24}" + "".join(f"{seconds:10.1f}" for seconds in means))
+
+
+def show_load() -> None:
+    """Print what importing, reading the weights and quantising them take, in a process of their own."""
+    code = """
+import time
+started = time.perf_counter()
+from finetune import device, evaluate, judge, model, plan, prepare, report, retention, tracking, train
+from finetune.command import compose
+print(f"imports {time.perf_counter() - started:.1f} s", end="")
+for quantization in ("none", "nf4"):
+    config = compose([f"quantization={quantization}"])
+    machine = device.choose(config.model, config.quantization, config.adapter)
+    started = time.perf_counter()
+    model.load_base(config.model, config.quantization, machine)
+    print(f", load with quantization={quantization} {time.perf_counter() - started:.1f} s", end="")
+print()
+"""
+    print("\nOf a fresh process: ", end="", flush=True)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT)
+
+
+def show_overhead() -> None:
+    """Print what drawing, recording and telling a trial take when the study holds a thousand."""
+    import optuna
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    from finetune import space, study, trials
+    from finetune.study import Plan, Search
+    from finetune.trials import Outcome, State
+
+    tried = 20
+    texts = ["trainer.learning_rate=tag(log,interval(1e-5,1e-2))", "adapter.r=choice(4,8,16,32)", "seed=range(0,100)"]
+    searched = space.read({}, OverridesParser.create().parse_overrides(texts), {})
+    plan = Plan("tpe", "median", STUDIED + tried, 0, ("score",), True)
+    with tempfile.TemporaryDirectory() as folder:
+        opened = study.open_study(f"{folder}/study.journal", "s", plan)
+        random = optuna.samplers.RandomSampler(seed=0)
+        opened.sampler, model = random, opened.sampler
+        search = Search(opened, searched, plan, shared=False)
+        record = trials.open_record(folder, "s", [])
+        for number in range(STUDIED):
+            asked = opened.ask()
+            searched.suggest(asked)
+            for step in range(5):
+                asked.report(step, step)
+            opened.tell(asked, asked.params["trainer.learning_rate"])
+            record.trials[number] = trials.Trial(number, ["a=1"], folder, State.complete, "", 1.0, 0.5)
+        record.write(*record.trials.values())
+        opened.sampler = model
+        started = time.perf_counter()
+        for number, overrides in search:
+            for state in (State.waiting, State.running):
+                record.begin(number, overrides, Path(folder), state)
+            trial = study.load_trial(f"{folder}/study.journal", "s", number, "median")
+            for step in range(5):
+                trial.report(1e6, step)
+                trial.should_prune()
+            search.tell(number, Outcome(State.complete), [0.5])
+            record.end(number, Outcome(State.complete, score=0.5))
+        seconds = (time.perf_counter() - started) / tried
+    print(f"\nThe search's own time for a trial after {STUDIED}: {seconds:.3f} s (target 0.2)")
+
+
+if __name__ == "__main__":
+    main()
