@@ -138,15 +138,15 @@ print()
 def show_overhead() -> None:
     """Print what drawing, recording and telling a trial take when the study holds a thousand."""
     import optuna
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from omegaconf import OmegaConf
 
     from finetune import space, study, trials
     from finetune.study import Plan, Search
     from finetune.trials import Outcome, State
 
     tried = 20
-    texts = ["trainer.learning_rate=tag(log,interval(1e-5,1e-2))", "adapter.r=choice(4,8,16,32)", "seed=range(0,100)"]
-    searched = space.read({}, OverridesParser.create().parse_overrides(texts), {})
+    preset = OmegaConf.load(ROOT / "conf" / "sweep" / "lora_basics.yaml").hydra.sweeper
+    searched = space.read(OmegaConf.to_container(preset.params), [], OmegaConf.to_container(preset.conditions))
     plan = Plan("tpe", "median", STUDIED + tried, 0, ("score",), True)
     with tempfile.TemporaryDirectory() as folder:
         opened = study.open_study(f"{folder}/study.journal", "s", plan)
@@ -165,8 +165,7 @@ def show_overhead() -> None:
         opened.sampler = model
         started = time.perf_counter()
         for number, overrides in search:
-            for state in (State.waiting, State.running):
-                record.begin(number, overrides, Path(folder), state)
+            record.begin(number, overrides, Path(folder), State.running)
             trial = study.load_trial(f"{folder}/study.journal", "s", number, "median")
             for step in range(5):
                 trial.report(1e6, step)

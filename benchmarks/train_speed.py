@@ -5,7 +5,8 @@
 All sides train the same adapter on the same rows of the embedded default, in the precision that run.py chooses for the
 machine, each in a process of its own, in turn. Real (non-padding) tokens per second and peak memory; medians of the
 rounds; ratios within one round. The TRL script uses TRL's defaults: batches padded to their longest row and gradient
-checkpointing.
+checkpointing. Model FLOP utilisation is against the rate of a large matrix product on the same machine, with four
+floating-point operations a parameter and token where only an adapter is trained, six with checkpointing.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 FIGURES = ("tokens_per_second", "peak_bytes")
+# Of SmolLM2-135M, the embeddings included, which are also its head.
+PARAMETERS = 134_515_008
 ROOT = Path(__file__).resolve().parent.parent
 SIDES = ("run.py nf4", "run.py", "TRL", "bare loop", "TRL nf4", "bare loop nf4")
 RATIOS = (
@@ -62,9 +65,15 @@ def in_own_process(side: str, options: argparse.Namespace) -> dict[str, float]:
 
 def show(rounds: list[dict[str, dict[str, float]]]) -> None:
     """Print medians by side, then the ratios with their targets."""
+    from finetune import device, pace
+    from finetune.command import compose
+
+    config = compose([])
+    rate = pace.matrix_rate(device.choose(config.model, config.quantization, config.adapter))
     for side in SIDES:
         speed, memory = (statistics.median(r[side][key] for r in rounds) for key in FIGURES)
-        print(f"{side:14} {speed:7.0f} tokens/s  {memory / 2**30:5.2f} GiB peak")
+        used = speed * PARAMETERS * (6 if side.startswith("TRL") else 4) / rate
+        print(f"{side:14} {speed:7.0f} tokens/s  {memory / 2**30:5.2f} GiB peak  {used:4.0%} FLOP utilisation")
     for ours, other, target in RATIOS:
         speed, memory = (
             statistics.median(r[ours][key] / r[other][key] for r in rounds)
@@ -197,7 +206,7 @@ def load(quantization: str) -> tuple[Any, Any, Any, Any]:
         quantization_config=four_bit if quantization == "nf4" else None,
         device_map={"": torch.cuda.current_device()} if machine.kind == "cuda" else None,
     )
-    return machine, model.load_tokenizer(config.model), base, data.load(config.data, config.seed).train
+    return machine, model.load_tokenizer(config.model), base, data.load(config.data).train
 
 
 def lora() -> Any:

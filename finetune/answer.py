@@ -77,6 +77,8 @@ def give(tried: Search, compose: Compose, run: Run, frame: Frame) -> None:
 
     console = Console(highlight=False)
     shown = sweep_report.show(frame.folder)
+    if tried.shared:
+        console.print(f"Of all workers: {tried.counted()}")
     if best := tried.best():
         _crown(console, tried, best, compose, run, frame)
     else:

@@ -101,29 +101,29 @@ class Pool:
         return self.limit is not None and self.failures > self.limit
 
     def _begin(self, number: int, overrides: Sequence[str]) -> None:
-        self.record.begin(number, overrides, None, State.waiting)
+        folder = None
         try:
             config = self.compose(list(overrides))
             config.sweep.name = self.record.folder.name
             folder = checkpoint.folder(config)
-            self.record.begin(number, overrides, folder, State.waiting)
             known = trials.settled(config, folder)
         except UserError as error:
+            self.record.begin(number, overrides, folder, State.waiting)
             self._end(number, Outcome(State.refused, str(error)))
             return
         self.limit = config.sweep.max_failures
+        twin = next((other for other in self.running.values() if other.folder == folder), None)
+        self.record.begin(number, overrides, folder, State.waiting if known or twin else State.running)
         if known:
             self._end(number, known)
             return
-        for other in self.running.values():
-            if other.folder == folder:
-                other.twins.append(number)
-                return
+        if twin:
+            twin.twins.append(number)
+            return
         self._divide()
         free = list(self.slots)
         for other in self.running.values():
             free.remove(other.device)
-        self.record.begin(number, overrides, folder, State.running)
         self.running[number] = Running(number, config, folder, free[0], time.monotonic(), _kills_for_memory())
         self.screen.began(number)
         self.server.send(Job(number, config, self.threads, free[0], len(self.slots), self._known_to_fit(config)))

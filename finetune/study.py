@@ -5,6 +5,7 @@ import socket
 import time
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
@@ -209,6 +210,12 @@ class Search:
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
         sign = -1 if self.plan.directions()[0] == "maximize" else 1
         return sorted((t for t in done if SAME_AS not in t.user_attrs), key=lambda t: (sign * t.values[0], t.number))
+
+    def counted(self) -> str:
+        """How many trials were run, by whomever, and how they ended."""
+        run = [trial for trial in self.study.get_trials(deepcopy=False) if SAME_AS not in trial.user_attrs]
+        counts = Counter(trial.state.name.lower() for trial in run)
+        return ", ".join(f"{count} {state}" for state, count in counts.items())
 
     def remaining(self) -> int:
         """How many trials are still to run, those that an ended search left running included."""

@@ -18,11 +18,13 @@ def conclude(folder: Path, given: Tracking) -> None:
 
 
 def show(folder: Path) -> SweepResult | None:
-    """Print the best of the ranking, or why there is none."""
+    """Print the best of the ranking, or why there is none; nothing where no trial ran here."""
     try:
         result = sweep_result.read(folder)
     except UserError as error:
         _say(str(error))
+        return None
+    if not result.trials:  # all of them ran on other machines
         return None
     compare_table.show_end(result)
     return result

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -152,9 +152,9 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
             self.trials = read(self.file) | {trial.number: trial for trial in changed}
-            trials = [_plain(self.trials[number]) for number in sorted(self.trials)]
-            content = {"name": self.folder.name, "command": self.command, "trials": trials}
-            checkpoint.write(self.file, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+            lines = [json.dumps(_plain(self.trials[number]), ensure_ascii=False) for number in sorted(self.trials)]
+            head = json.dumps({"name": self.folder.name, "command": self.command}, ensure_ascii=False)[:-1]
+            checkpoint.write(self.file, f'{head}, "trials": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 def read(file: Path) -> dict[int, Trial]:
@@ -235,4 +235,4 @@ def score_of(result: dict[str, Any]) -> tuple[float, str]:
 
 
 def _plain(trial: Trial) -> dict[str, Any]:
-    return asdict(trial) | {"state": trial.state.value}
+    return vars(trial) | {"state": trial.state.value}

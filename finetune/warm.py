@@ -142,6 +142,8 @@ def _reap(channel: socket.socket, children: dict[int, int]) -> None:
 
 def _load_shared(config: Config) -> None:
     """Load the rows and the base model of a run, unless they are there, for those that are forked from now on."""
+    if config.sweep.study:
+        import optuna.storages.journal  # noqa: F401 (0.2 s)
     from finetune import alike, data, device, model, prepare
 
     with suppress(Exception):  # the run itself will tell

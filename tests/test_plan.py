@@ -32,7 +32,10 @@ def prepared_run(*overrides):
             "trainer.max_steps=4",
             "trainer.per_device_train_batch_size=1",
         ],
-        ["trainer.max_length=200", "data.max_cut_share=1", "model.attn_implementation=eager"],
+        pytest.param(
+            ["trainer.max_length=200", "data.max_cut_share=1", "model.attn_implementation=eager"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_steps_epochs_and_tokens_are_those_of_the_run(tiny_run, settings):

@@ -1,5 +1,6 @@
 """The program as a user runs it, on a tiny model with random weights."""
 
+import itertools
 import json
 import signal
 import subprocess
@@ -103,8 +104,13 @@ def test_a_plain_peft_script_gives_the_same_answers(tiny_run, tiny_model):
     assert any(row["tuned"]["answer"] != row["zero_shot"]["answer"] for row in predictions)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "dora", "rslora"])
-@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8", "none"])
+OFTEN = [("nf4", "lora"), ("fp4", "dora"), ("int8", "rslora"), ("none", "lora")]
+RARELY = sorted(set(itertools.product(("nf4", "fp4", "int8", "none"), ("lora", "dora", "rslora"))) - set(OFTEN))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "adapter"), [*OFTEN, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in RARELY)]
+)
 def test_every_adapter_trains_on_every_quantization(tiny_run, quantization, adapter):
     settings = ["adapter.r=4", "adapter.bias=lora_only", "trainer.learning_rate=1e-2"]
     result, _, folder = in_this_process(*tiny_run, f"quantization={quantization}", f"adapter={adapter}", *settings)

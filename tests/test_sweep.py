@@ -54,6 +54,7 @@ def kill_when(condition, command):
         started.wait()
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_killed_after_its_second_trial_runs_the_third_and_fourth_only(program, tiny_run, tmp_path):
     def two_are_complete():
         return [trial["state"] for trial in trials(tmp_path)[:2]] == ["complete"] * 2
@@ -135,6 +136,7 @@ def open_study(folder):
     return study.open_study(str(place), "grid", plan)
 
 
+@pytest.mark.slow
 def test_a_grid_repeats_what_failed_but_not_what_would_fail_again_unless_it_is_told_to(faulty, tmp_path):
     asked = ["-m", "trainer.learning_rate=2e-3,6e-3,1e-3", "sweep.name=grid"]
     for more, known in (

@@ -1,0 +1,32 @@
+"""Every benchmark measures all its sides; what it measures is no matter of a test."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = {
+    "train_speed.py --rounds 1 --steps 1 --batch 2": r"run.py nf4 / TRL nf4: [\d.]+ times the speed",
+    "read_speed.py --rounds 1 --rows 2000": r"finetune takes [\d.]+ times as long",
+    "plan_accuracy.py --only unquantised": r"\| unquantised \| [\d.]+ GiB \|",
+    "sweep_speed.py --trials 2 --prompts 2": r"process, \d+ at a time .* trials per hour[^$]*The search's own time",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", BENCHMARKS)
+def test_a_benchmark_runs(command):
+    script, *options = command.split()
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / script, *options], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(BENCHMARKS[command], done.stdout, re.DOTALL), done.stdout
+
+
+def test_every_benchmark_is_run():
+    files = {file.name for file in (ROOT / "benchmarks").glob("*.py")}
+    assert files == {command.split()[0] for command in BENCHMARKS}
