@@ -49,9 +49,13 @@ OF_A_STREET = {"number", "predir", "pretype", "street", "type", "postdir"}
 
 
 def read(row: dict[str, Any]) -> tuple[list[dict[str, str]], str]:
-    """The address as people write it, and its parts as one line of JSON in the order of the text."""
+    """The address as people write it, and its parts as one line of JSON in the order of the text.
+
+    No space follows a comma or colon: that is a fifth of the tokens, and so of the time, of an answer.
+    """
     address = " ".join(row["address"].split())
-    return [{"role": "user", "content": address}], json.dumps(split(row["labels"]), ensure_ascii=False)
+    parts = json.dumps(split(row["labels"]), ensure_ascii=False, separators=(",", ":"))
+    return [{"role": "user", "content": address}], parts
 
 
 def group(row: dict[str, Any]) -> str:

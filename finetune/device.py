@@ -150,6 +150,11 @@ def held_memory_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() - inherited_bytes
 
 
+def fits_below_peak(size: int) -> bool:
+    """Whether twice so many further bytes would still be less than the process has held at its peak."""
+    return 2 * size < peak_memory_bytes() - inherited_bytes - held_memory_bytes()
+
+
 def _cgroup_bytes(name: str) -> int | None:
     file = Path("/sys/fs/cgroup") / name
     text = file.read_text().strip() if file.is_file() else "max"

@@ -108,14 +108,15 @@ def answer(
     arms = prompts.arms()
     base = {name: draws for name, draws in arms.items() if not name.startswith("tuned")}
     answered = {}
-    with untouched(model, originals):
-        remembered = base_answers.Memory.of(model)
-        for name, draws in base.items():
-            answered[name] = _answer_arm(model, tokenizer, prompts, draws, partial(advance, name), remembered)
+    with generate.unpacked(model):
+        with untouched(model, originals):
+            remembered = base_answers.Memory.of(model)
+            for name, draws in base.items():
+                answered[name] = _answer_arm(model, tokenizer, prompts, draws, partial(advance, name), remembered)
+                show(name, answered[name])
+        for name in arms.keys() - base.keys():
+            answered[name] = _answer_arm(model, tokenizer, prompts, arms[name], partial(advance, name), None)
             show(name, answered[name])
-    for name in arms.keys() - base.keys():
-        answered[name] = _answer_arm(model, tokenizer, prompts, arms[name], partial(advance, name), None)
-        show(name, answered[name])
     return {name: answered[name] for name in arms}
 
 

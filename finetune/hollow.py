@@ -26,7 +26,7 @@ Parts = dict[str, int]
 """Bytes by what they are for."""
 
 # A deeper model is gone through at these two depths, and each further layer is taken to add as much as those between.
-DEPTHS = (3, 6)
+DEPTHS = (2, 4)
 
 
 def model_of(outline: PreTrainedModel, config: Config, machine: Device) -> Any:

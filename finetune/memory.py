@@ -104,21 +104,33 @@ def _phases(config: Config, trainer: Any, todo: Work, held: int) -> dict[str, Pa
     if todo.largest_validation:
         phases["validation"] = phase(validation_bytes(trainer, todo.largest_validation))
     if todo.answers:
-        asked = [phase(answering_bytes(trainer.model, one)) for one in [todo.answers, *todo.few_shot]]
+        most = _largest([todo.answers, *todo.few_shot])
+        asked = [phase(answering_bytes(trainer.model, one)) for one in most]
         phases["answers"] = max(asked, key=lambda parts: sum(parts.values()))
+        if on_cpu and config.quantization.load_in_4bit:
+            freed = max(sum(parts.values()) for parts in phases.values()) - sum(still.values())
+            unpacked = sum(map(_bytes, _quantised(trainer.model).values()))
+            if 2 * unpacked < freed:  # generate.unpacked
+                phases["answers"]["dequantisation"] = unpacked
     return phases
+
+
+def _largest(asked: list[Answers]) -> list[Answers]:
+    """Of what is asked, what has the largest cache and, where that is another, the most to read."""
+
+    def cache(one: Answers) -> int:
+        return one.batch_size * (one.longest + one.new_tokens)
+
+    def rest(one: Answers) -> int:
+        return one.batch_size * (one.longest - one.prefix)
+
+    first, second = max(asked, key=cache), max(asked, key=lambda one: (rest(one), cache(one)))
+    return [first] if second is first else [first, second]
 
 
 def weight_bytes(tuned: Any, quantization: Quantization) -> Parts:
     """Bytes of the base's weights as they are stored, of the adapter, and of the largest matrix when dequantised."""
-    head = tuned.get_output_embeddings()
-    quantised = {
-        id(module.weight): module
-        for name, module in tuned.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not head and "lora_" not in name
-    }
-    if not (quantization.load_in_4bit or quantization.load_in_8bit):
-        quantised = {}
+    quantised = _quantised(tuned) if quantization.load_in_4bit or quantization.load_in_8bit else {}
     parts: Counter[str] = Counter(weights=0, adapter=0)
     for name, parameter in tuned.named_parameters():
         if "lora_" in name or "modules_to_save" in name:
@@ -127,8 +139,18 @@ def weight_bytes(tuned: Any, quantization: Quantization) -> Parts:
             parts["weights"] += _quantised_bytes(parameter, quantization)
         else:
             parts["weights"] += _bytes(parameter)
-    parts["dequantisation"] = max((_bytes(module.weight) for module in quantised.values()), default=0)
+    parts["dequantisation"] = max(map(_bytes, quantised.values()), default=0)
     return dict(parts)
+
+
+def _quantised(tuned: Any) -> dict[int, torch.Tensor]:
+    """The weights that are stored in 4 or 8 bits, by their identity: those of all linear layers but the head."""
+    head = tuned.get_output_embeddings()
+    return {
+        id(module.weight): module.weight
+        for name, module in tuned.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not head and "lora_" not in name
+    }
 
 
 def trained_bytes(tuned: Any, optimizer: str) -> Parts:

@@ -129,10 +129,11 @@ def _probe(config: Config, prepared: Prepared, machine: Device, work: Work, laye
     pace = Pace(load, train_cell, forward_cell, update)
     if work.answers is None:
         return pace
-    plain = _with_answers(pace, tuned, prepared.tokenizer, work.answers)
-    if not work.few_shot:
-        return plain
-    few = _with_answers(pace, tuned, prepared.tokenizer, work.few_shot[0])
+    with generate.unpacked(tuned):
+        plain = _with_answers(pace, tuned, prepared.tokenizer, work.answers)
+        if not work.few_shot:
+            return plain
+        few = _with_answers(pace, tuned, prepared.tokenizer, work.few_shot[0])
     return replace(plain, few_prefill=few.prefill, few_step=few.decode_step, few_row=few.decode_row)
 
 

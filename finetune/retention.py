@@ -19,7 +19,7 @@ from finetune.prepare import Prepared
 from finetune.schema import Config, Eval
 
 FILE = Path(__file__).with_suffix(".yaml")
-ANSWER_TOKENS = 24
+ANSWER_TOKENS = 16
 # What is forgetting: perplexity that rises by more than this share of the base's, answers lost by more than this share.
 MOST_RISE = 0.1
 MOST_LOST = 0.1

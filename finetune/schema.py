@@ -119,7 +119,7 @@ class Eval:
     """How prompting the base model and tuning it are compared on held-out prompts."""
 
     # At most this many held-out test prompts. None: all of them.
-    max_prompts: int | None = 100
+    max_prompts: int | None = 40
     # Training rows shown as examples in a few-shot prompt. 0: the base is not prompted with examples.
     shots: int = 3
     # How often such examples are drawn; each draw answers all prompts.

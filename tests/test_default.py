@@ -8,7 +8,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_default_run_beats_the_base_by_a_wide_margin(program, tmp_path):
-    done = program("tracking=none", "eval.max_prompts=40", f"output_dir={tmp_path}")
+    done = program("tracking=none", f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     [file] = tmp_path.glob("*/result.json")
@@ -43,4 +43,4 @@ def test_where_prompting_suffices_the_verdict_says_so(program, tmp_path):
         < 0.9
         < outcome["arms"]["few_shot"]["exact_match"]["mean"]
     )
-    assert outcome["prompts"] == 100
+    assert outcome["prompts"] == 40

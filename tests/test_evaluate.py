@@ -122,6 +122,7 @@ def reused(result):
     return {arm: found["reused"] for arm, found in result["evaluation"]["arms"].items()}
 
 
+@pytest.mark.slow
 def test_a_second_run_reuses_the_answers_of_the_same_base(tiny_run, cache):
     first, rows = finished(*tiny_run)
     assert reused(first) == {"zero_shot": False, "few_shot": False, "tuned": False}

@@ -64,6 +64,7 @@ def by_hand(scored, tokenizer):
     return right / len(DOCUMENTS), math.exp(-total / size)
 
 
+@pytest.mark.slow
 def test_local_tasks_are_scored_on_the_base_and_on_the_tuned_model(tiny_run, tasks, tiny_model, capsys):
     learning = ["trainer.learning_rate=5e-2", "trainer.max_steps=6", "eval.shots=0"]
     config = compose([*tiny_run, *learning, f"eval.harness_tasks=[{tasks}]"])

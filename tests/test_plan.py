@@ -143,6 +143,7 @@ def long_prompts(tiny_run, tmp_path):
     return [*tiny_run, *data, *few, "trainer.per_device_train_batch_size=64", "name=long"]
 
 
+@pytest.mark.slow
 def test_a_run_that_will_not_fit_is_refused_and_the_first_remedy_makes_it_fit(long_prompts):
     for _ in range(2):  # the process itself grows on the first
         estimate = memory.estimate(*prepared_run(*long_prompts))[2]

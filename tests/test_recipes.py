@@ -101,8 +101,8 @@ def test_an_address_becomes_json_in_the_order_of_the_text():
     prompt, completion = usaddress.read({**row, "address": "  ACME CO., INC.,\n123 1/2 "})
     assert prompt == [{"role": "user", "content": "ACME CO., INC., 123 1/2"}]
     assert completion == (
-        '{"recipient": "ACME CO., INC.", "number": "123 1/2", "street": "Old Main", "type": "St.", '
-        '"city": "New York", "zip": "10001"}'
+        '{"recipient":"ACME CO., INC.","number":"123 1/2","street":"Old Main","type":"St.",'
+        '"city":"New York","zip":"10001"}'
     )
 
 

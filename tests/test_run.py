@@ -227,6 +227,7 @@ def test_the_best_checkpoint_can_be_kept(tiny_run):
     assert any(not torch.equal(kept[name], final[name]) for name in kept)
 
 
+@pytest.mark.slow
 def test_a_killed_run_continues_to_the_result_that_it_would_have_had(tiny_run, tmp_path):
     settings = [*tiny_run, "quantization=nf4", "trainer.max_steps=40", "trainer.save_steps=4", "trainer.eval_steps=8"]
     settings += ["adapter.lora_dropout=0.1", "trainer.learning_rate=1e-2"]
@@ -271,6 +272,7 @@ def forget_wandb():
     sys.modules["wandb"].teardown()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_when_the_tracking_service_is_unreachable(tiny_run, monkeypatch, capsys, forget_wandb):
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
@@ -295,6 +297,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tiny_run):
         in_this_process(*tiny_run, "adapter=full", "trainer.learning_rate=1e30", "trainer.logging_steps=1")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_with_code_130_and_no_stack(tiny_run, tmp_path):
     process = subprocess.Popen(
         [sys.executable, run.__file__, *tiny_run, "trainer.max_steps=1000", "name=stopped"],
@@ -312,6 +315,7 @@ def test_ctrl_c_ends_with_code_130_and_no_stack(tiny_run, tmp_path):
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_a_run_stopped_after_its_last_step_takes_no_further_one(tiny_run):
     settings = ["trainer.max_steps=6", "trainer.save_steps=6", "trainer.lr_scheduler_type=constant", "name=late"]
     result, predictions, folder = in_this_process(*tiny_run, *settings)

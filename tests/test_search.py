@@ -190,6 +190,7 @@ def test_the_median_pruner_ends_the_worse_and_spares_the_best(tmp_path):
     assert search.best()[0].params["trainer.learning_rate"] == max(rates.values())
 
 
+@pytest.mark.slow
 def test_a_search_selects_on_validation_rows_goes_on_and_tests_the_winner_once(program, tiny_run, tmp_path):
     asked = ["sweep=lora_basics", "sweep.name=mine", *tiny_run, "hydra.launcher.n_jobs=1", "hydra.sweeper.pruner=none"]
     done = program(*asked, "hydra.sweeper.n_trials=2")

@@ -68,6 +68,7 @@ def test_a_grid_that_was_killed_after_its_second_trial_runs_the_third_and_fourth
     assert len({trial["folder"] for trial in trials(tmp_path)}) == 4
 
 
+@pytest.mark.slow
 def test_a_grid_that_was_killed_within_its_third_trial_resumes_that_one_from_its_checkpoint(
     program, tiny_run, tmp_path
 ):
@@ -154,6 +155,7 @@ def test_a_grid_repeats_what_failed_but_not_what_would_fail_again_unless_it_is_t
         assert ["as known from before" in line for line in lines] == known
 
 
+@pytest.mark.slow
 def test_a_sweep_gives_up_after_the_failures_that_it_may_have(faulty, tmp_path):
     asked = ["-m", "trainer.learning_rate=2e-3", "seed=1,2,3,4", "hydra.launcher.n_jobs=1", "sweep.max_failures=1"]
     done = faulty(*asked, "sweep.name=grid")

@@ -209,6 +209,7 @@ def rows(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_wandb_shows_a_sweep_as_one_group_with_every_trials_own_settings_and_curves_and_a_summary(
     program, tiny_run, tmp_path, wandb_of_its_own
 ):
