@@ -58,6 +58,7 @@ def tiny_run(tiny_model, tmp_path):
         "eval.max_prompts=4",
         "eval.max_new_tokens=8",
         "eval.retention=false",
+        "force=true",  # whether there is room for it, test_plan.py asks
         f"output_dir={tmp_path / 'outputs'}",
     ]
 
