@@ -75,6 +75,7 @@ def test_without_shots_there_is_no_few_shot_arm(tiny_run):
     assert list(chosen([*tiny_run, "eval.shots=0"])[1].arms()) == ["zero_shot", "tuned"]
 
 
+@pytest.mark.slow
 def test_the_tuned_model_can_be_prompted_with_examples_too(tiny_run):
     result, rows = finished(*tiny_run, "eval.tuned_few_shot=true")
     assert list(result["evaluation"]["arms"]) == ["zero_shot", "few_shot", "tuned", "tuned_few_shot"]
@@ -82,6 +83,7 @@ def test_the_tuned_model_can_be_prompted_with_examples_too(tiny_run):
     assert result["evaluation"]["verdict"]["against"] in ("zero_shot", "few_shot")
 
 
+@pytest.mark.slow
 def test_another_seed_trains_otherwise_on_the_same_splits_prompts_and_examples(tiny_run):
     first, second = (chosen([*tiny_run, f"seed={seed}"]) for seed in (1, 2))
     assert first[0].splits == second[0].splits

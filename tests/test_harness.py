@@ -94,6 +94,7 @@ def test_local_tasks_are_scored_on_the_base_and_on_the_tuned_model(tiny_run, tas
     assert told["harness/reading/byte_perplexity/tuned"] == found["reading"]["byte_perplexity"]["tuned"]
 
 
+@pytest.mark.slow
 def test_the_limit_is_the_number_of_documents(tiny_model, tasks):
     plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)

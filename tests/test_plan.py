@@ -24,14 +24,9 @@ def prepared_run(*overrides):
 @pytest.mark.parametrize(
     "settings",
     [
-        ["trainer.max_steps=3"],
+        pytest.param(["trainer.max_steps=3"], marks=pytest.mark.slow),
         ["trainer.max_steps=-1", "trainer.num_train_epochs=2", "trainer.gradient_accumulation_steps=3"],
-        [
-            "trainer.packing=true",
-            "trainer.max_length=512",
-            "trainer.max_steps=4",
-            "trainer.per_device_train_batch_size=1",
-        ],
+        pytest.param([*PACKED, "trainer.max_steps=4"], marks=pytest.mark.slow),
         pytest.param(
             ["trainer.max_length=200", "data.max_cut_share=1", "model.attn_implementation=eager"],
             marks=pytest.mark.slow,
@@ -67,7 +62,7 @@ def saved_bytes(trainer, inputs):
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
-@pytest.mark.parametrize("recomputed", ["false", "true"])
+@pytest.mark.parametrize("recomputed", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_hollow_model_keeps_as_many_bytes_as_the_real_one(tiny_run, quantization, recomputed):
     settings = [f"quantization={quantization}", f"trainer.activation_checkpointing={recomputed}"]
     config, prepared, machine = prepared_run(*tiny_run, *settings)
@@ -169,6 +164,7 @@ def test_the_refusal_ends_the_program_with_code_2_before_the_model_loads_unless_
     run.run(compose([*tiny_run, "plan.memory_gib=0.1", "force=true"]))
 
 
+@pytest.mark.slow
 def test_the_trials_of_a_sweep_are_added_up(tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plan, "shown", [])
     for rank in (4, 8):
@@ -179,6 +175,7 @@ def test_the_trials_of_a_sweep_are_added_up(tiny_run, tmp_path, capsys, monkeypa
     assert [one["steps"] for one in plans] == [3, 3]
 
 
+@pytest.mark.slow
 def test_the_pace_is_measured_where_none_is_stated(tiny_run):
     config, prepared, machine = prepared_run(*tiny_run)
     made = plan.make(config, prepared, machine, 0.0)

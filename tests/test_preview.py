@@ -18,6 +18,7 @@ LAYOUTS = {
     "cut so that some lose their loss": ["trainer.max_length=150", "data.max_cut_share=1"],
     "loss on the prompt too": ["trainer.completion_only_loss=false"],
 }
+OFTEN = ("flat", "packed", "cut so that some lose their loss")
 CONTEXT, LOSS = "rgb(120, 120, 120)", "rgb(0, 110, 40)"
 
 
@@ -49,7 +50,9 @@ def shown(overrides, folder):
     return folder / "preview.html", preview.look(prepared, preview.SHOWN_ON_PAGE)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+)
 def test_the_preview_shows_what_the_trainers_data_loader_yields(tiny_run, layout):
     overrides = [*tiny_run, *LAYOUTS[layout]]
     seen = preview.look(building.prepared(overrides), 100)

@@ -104,7 +104,7 @@ def test_a_plain_peft_script_gives_the_same_answers(tiny_run, tiny_model):
     assert any(row["tuned"]["answer"] != row["zero_shot"]["answer"] for row in predictions)
 
 
-OFTEN = [("nf4", "lora"), ("fp4", "dora"), ("int8", "rslora"), ("none", "lora")]
+OFTEN = [("nf4", "lora"), ("fp4", "dora")]
 RARELY = sorted(set(itertools.product(("nf4", "fp4", "int8", "none"), ("lora", "dora", "rslora"))) - set(OFTEN))
 
 
@@ -205,7 +205,7 @@ def test_a_wrong_file_ends_the_program_with_code_2_and_one_paragraph(program, ti
     assert done.stderr.startswith("Error: ") and "mine.jsonl:1" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "none"])
+@pytest.mark.parametrize("quantization", ["nf4", pytest.param("none", marks=pytest.mark.slow)])
 def test_validation_during_training_changes_nothing_that_is_learnt(tiny_run, quantization):
     settings = [*tiny_run, f"quantization={quantization}", "adapter.lora_dropout=0.1"]
     with_it = in_this_process(*settings, "trainer.eval_steps=1", "name=with")

@@ -148,6 +148,7 @@ def figures_of(browser):
     return [io.from_json(text, skip_invalid=True) for text in texts]
 
 
+@pytest.mark.slow
 def test_the_best_are_repeated_over_seeds_and_the_best_on_average_is_tested(tmp_path, capsys):
     """With the first seed rank 4 answers 12 of 20 prompts rightly and rank 8 only 11, with the others 6 and 10."""
     plan = Plan("grid", "none", 2, 0, ("score",), True)

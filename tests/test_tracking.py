@@ -450,6 +450,7 @@ def test_the_environment_is_the_users_during_the_run_and_afterwards(tmp_path, sa
     assert (tmp_path / "mine").exists()
 
 
+@pytest.mark.slow
 def test_offline_runs_are_sent_later_by_one_command(tmp_path, said, monkeypatch):
     for step in (1, 2):  # the second continues the first
         with start(tmp_path / "run", said) as run:

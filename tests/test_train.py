@@ -16,7 +16,7 @@ def test_adapters_stay_in_float32(tiny_run, quantization):
     assert kept == {torch.float32}
 
 
-@pytest.mark.parametrize("adapter", ["lora", "dora"])
+@pytest.mark.parametrize("adapter", ["lora", pytest.param("dora", marks=pytest.mark.slow)])
 def test_flat_batches_give_the_loss_and_gradients_of_padded_ones(tiny_run, adapter):
     settings = [f"adapter={adapter}", "quantization=nf4"]
     flat = trainer(tiny_run, *settings)
@@ -65,6 +65,7 @@ def test_what_flat_batches_cannot_do_is_left_to_trl(tiny_run, setting):
     assert ("packing" in trained.layout) == ("packing" in setting)
 
 
+@pytest.mark.slow
 def test_large_models_recompute_activations_unless_told_otherwise(tiny_run, monkeypatch):
     assert not trainer(tiny_run).args.activation_checkpointing
     monkeypatch.setattr(sft_settings, "CHECKPOINTING_FROM", 1)
