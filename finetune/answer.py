@@ -1,6 +1,7 @@
 """What did a search find? The best settings, repeated over seeds if asked to, and what they reach on test prompts."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from finetune import checkpoint, space
+from finetune import checkpoint, settings, space
 from finetune.attempt import FOLDER
+from finetune.problem import shown
 from finetune.schema import Config, UserError
 from finetune.study import Search
 from finetune.trials import CONFIRMATION, REPETITIONS, Outcome, State
@@ -106,8 +108,8 @@ def _crown(
         finalists.sort(key=lambda one: better * fmean(one.scores))
         console.print(_repeated(finalists))
     winner = finalists[0]
-    _write_experiment(frame, winner)
-    settings = " ".join([*frame.fixed, *winner.overrides])
+    again = _without_search([*frame.fixed, *winner.overrides], compose)
+    _write_experiment(frame, winner, again)
     by = "" if tried.plan.objectives[0] == "score" else f" by {tried.plan.objectives[0]}"
     told = f"Best{by}: trial {winner.number}: {' '.join(winner.overrides)}"
     console.print(told, style="bold", markup=False, soft_wrap=True)
@@ -116,7 +118,7 @@ def _crown(
         console.print(f"Its run is {winner.folders[0]}: the worker there answers the test prompts.", soft_wrap=True)
     else:
         _confirm(console, winner, compose, run, frame)
-    console.print(f"Again: python run.py {_without_sweep(settings)}", markup=False, soft_wrap=True)
+    console.print(f"Again: python run.py {shlex.join(again)}", markup=False, soft_wrap=True)
     console.print(
         f"As an experiment: cp {frame.folder}/best.yaml conf/experiment/NAME.yaml", markup=False, soft_wrap=True
     )
@@ -197,14 +199,22 @@ def _confirm(console: Console, winner: Candidate, compose: Compose, run: Run, fr
         console.print(f"See {folder}/report.html", markup=False, soft_wrap=True)
 
 
-def _write_experiment(frame: Frame, winner: Candidate) -> None:
-    """Leave the winner as an experiment: `best.yaml` for conf/experiment/."""
-    given = [text for text in [*frame.fixed, *winner.overrides] if not text.startswith(NOT_THE_WINNERS)]
-    groups, settings = space.as_experiment(given)
+def _without_search(overrides: list[str], compose: Compose) -> list[str]:
+    """The overrides of the same run outside the search; what its preset sets for all runs is added."""
+    given = [text for text in overrides if not text.startswith(NOT_THE_WINNERS)]
+    wanted, known = (settings.flatten(checkpoint.plain(compose(texts))) for texts in (overrides, given))
+    preset = {key: value for key, value in wanted.items() if key not in known or known[key] != value}
+    return [*given, *(f"{key}={_quoted(value)}" for key, value in preset.items())]
+
+
+def _quoted(value: Any) -> str:
+    """A value in Hydra's grammar."""
+    return "'" + value.replace("'", "\\'") + "'" if isinstance(value, str) else shown(value)
+
+
+def _write_experiment(frame: Frame, winner: Candidate, again: list[str]) -> None:
+    """Leave the winner, which the overrides `again` describe, as an experiment: `best.yaml` for conf/experiment/."""
+    groups, changed = space.as_experiment(again)
     comment = f"# The best of the search {frame.folder.name}: trial {winner.number}.\n"
-    parts = [yaml.safe_dump(part, sort_keys=False, allow_unicode=True) for part in (groups, settings) if part]
+    parts = [yaml.safe_dump(part, sort_keys=False, allow_unicode=True) for part in (groups, changed) if part]
     checkpoint.write(frame.folder / "best.yaml", "# @package _global_\n" + comment + "".join(parts))
-
-
-def _without_sweep(settings: str) -> str:
-    return " ".join(text for text in settings.split(" ") if not text.startswith(("sweep", "hydra")))

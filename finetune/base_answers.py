@@ -21,6 +21,8 @@ from finetune import checkpoint, fetch, model
 from finetune.generate import Answer
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+# Raised with each change to how answers are computed (generate.py, batch.py) that may round otherwise.
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,11 @@ class Memory:
         """The memory of a model as it is now: its weights, its configuration, where it computes, and the libraries."""
         if not PartialState().is_main_process:  # which alone looks things up
             return cls({})
-        device = torch.cuda.get_device_name(base.device) if base.device.type == "cuda" else "cpu"
+        on_gpu = base.device.type == "cuda"
+        device = torch.cuda.get_device_name(base.device) if on_gpu else torch.backends.cpu.get_cpu_capability()
         return cls(
             {
+                "format": FORMAT,
                 "weights": model.digest(base),
                 "config": base.config.to_dict() | {"_name_or_path": "", "attention": base.config._attn_implementation},
                 "generation": base.generation_config.to_dict(),

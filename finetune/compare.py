@@ -39,6 +39,12 @@ class Run:
         """The prompts and their references: equal for runs that can be paired."""
         return json.dumps([self.split, *([row["prompt"], row["reference"]] for row in self.predictions)])
 
+    def measured(self, metric: str | None) -> str:
+        """What else must be equal for the metric (None: the run's first one): perplexity's tokens, of one tokenizer."""
+        if (metric or self.result["evaluation"]["metric"]) != "perplexity":
+            return ""
+        return json.dumps([row["tuned"].get("tokens") for row in self.predictions])
+
     @property
     def verdict(self) -> str:
         """Whether this run was worth it, in its own words; empty for a search's trial, which has no rival."""
@@ -126,7 +132,7 @@ def compare(runs: Iterable[Run], metric: str | None = None) -> list[Comparison]:
     """
     by_prompts: dict[str, list[Run]] = {}
     for run in runs:
-        by_prompts.setdefault(run.asked, []).append(run)
+        by_prompts.setdefault(run.asked + run.measured(metric), []).append(run)
     return [_compare(group, metric) for group in sorted(by_prompts.values(), key=len, reverse=True)]
 
 

@@ -61,6 +61,8 @@ class Pool:
         self.failures = 0
         self.limit: int | None = None
         self.costs: dict[str, Cost] = {}
+        # How many trials there are to run, where that is known.
+        self.total: int | None = None
 
     def run(
         self, jobs: Iterable[tuple[int, Sequence[str]]], total: int | None = None, examples: Sequence[Config] = ()
@@ -69,7 +71,7 @@ class Pool:
 
         By `examples` the cost of all of them is told before the first.
         """
-        numbered = iter(jobs)
+        numbered, self.total = iter(jobs), total
         with SweepScreen(self.record, total) as self.screen:
             try:
                 if total != 0:
@@ -151,7 +153,7 @@ class Pool:
 
     def _divide(self) -> None:
         """Divide the machine among the trials."""
-        self.slots, self.threads = slots(self.share, self.server.start())
+        self.slots, self.threads = slots(self.share, self.server.start(), self.total)
 
     def _listen(self) -> None:
         """Wait for news of the trials, but not long."""

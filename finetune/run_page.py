@@ -9,7 +9,7 @@ from finetune import checkpoint, curves, metrics, page, settings
 from finetune.screen import arm_name, harness_rows, with_interval
 
 SHOWN = 25  # examples won, and examples lost
-STYLES = {"tuning_wins": "verdict", "tuning_hurts": "verdict bad"}
+STYLES = {"tuning_wins": "verdict", "tuning_hurts": "verdict bad", "nothing_works": "verdict bad"}
 
 
 def write(folder: Path) -> None:

@@ -119,7 +119,7 @@ class Eval:
     """How prompting the base model and tuning it are compared on held-out prompts."""
 
     # At most this many held-out test prompts. None: all of them.
-    max_prompts: int | None = 40
+    max_prompts: int | None = 100
     # Training rows shown as examples in a few-shot prompt. 0: the base is not prompted with examples.
     shots: int = 3
     # How often such examples are drawn; each draw answers all prompts.
@@ -185,7 +185,7 @@ class Sweep:
     pruner: str = "none"
     # Set by a search for its trials: score the tuned model on validation prompts, and leave the test prompts alone.
     on_validation: bool = False
-    # Repeat even trials that would end the same way: pruned, diverged, out of memory, refused.
+    # Repeat even trials that would end the same way: pruned, diverged, out of memory.
     repeat_failures: bool = False
 
 

@@ -22,10 +22,12 @@ RESAMPLES = 9999
 CORPUS_RESAMPLES = 1999  # a corpus metric is computed anew for each; for BCa Efron advises 1,000 or more
 # The smallest gain that is worth a tuned model's upkeep: of a score between 0 and 1, or of the base's perplexity.
 SMALLEST_GAIN = 0.05
+# Of a score between 0 and 1: answers that are known to score less are of no use.
+USELESS = 0.1
 MAX_P = 0.05
 BATCH = 2**20  # numbers held at once, so that memory does not grow with the number of prompts
 
-Kind = Literal["tuning_wins", "prompting_is_enough", "tuning_hurts", "cannot_tell"]
+Kind = Literal["tuning_wins", "prompting_is_enough", "nothing_works", "tuning_hurts", "cannot_tell"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def verdict(
 
     Tuning wins, or hurts, if the interval of the difference leaves 0 out and p is at most 0.05. Otherwise prompting is
     enough if that interval leaves out every gain above `SMALLEST_GAIN`, or the base's own interval leaves no room for
-    one; else nobody can tell. `zero_shot` and `few_shot` (of `shots` examples) are named as such in the sentence.
+    one, unless the base's answers are known to be of no use (`USELESS`): then nothing works. Else nobody can tell.
+    `zero_shot` and `few_shot` (of `shots` examples) are named as such in the sentence.
     """
     better = 1 if metrics.HIGHER_IS_BETTER[metric] else -1
     # The best is chosen on the prompts it is judged on, so its score is a little flattered: a win is the more certain
@@ -140,14 +143,18 @@ def verdict(
     matters = SMALLEST_GAIN if better > 0 else SMALLEST_GAIN * rival.mean
     full = better > 0 and rival.low >= 1 - SMALLEST_GAIN
     kind = _decide(least, most, found.p, matters, full)
+    if kind == "prompting_is_enough" and better > 0 and rival.high <= USELESS:
+        kind = "nothing_works"
 
     arm = {"zero_shot": "zero-shot", "few_shot": f"{shots}-shot"}.get(against, against.replace("_", " "))
     name, on = metrics.SPELLED[metric], f"on {_prompts(found)}"
     loss = f"{-gain:.2f} {name} {_range(-most, -least)}"
     apart = f"(difference {found.mean:z.2f} {_range(found.low, found.high)})"
-    reason = "" if most <= matters else f", which already scores {rival.mean:.2f} {_range(rival.low, rival.high)}"
+    score = f"{rival.mean:.2f} {_range(rival.low, rival.high)}"
+    reason = "" if most <= matters else f", which already scores {score}"
     sentences: dict[Kind, str] = {
         "tuning_wins": f"Tuning beats {arm} prompting by {gain:.2f} {name} {_range(least, most)} {on}",
+        "nothing_works": f"Nothing works yet: tuned is not better than {arm} {apart}, which scores {score} {on}",
         "tuning_hurts": f"Tuning hurts: tuned is worse than {arm} prompting by {loss} {on}",
         "prompting_is_enough": f"Prompting is enough: tuned is not better than {arm} {apart}{reason}",
         "cannot_tell": f"Cannot tell with {_prompts(found)}: {_doubt(found)}",

@@ -11,14 +11,14 @@ from finetune.schema import UserError
 class Share:
     """What of the machine the trials may use."""
 
-    # Trials at a time. None: one on each device; without a GPU, as many as there are cores.
+    # Trials at a time. None: one on each device; without a GPU, one on each core, as far as there are trials.
     n_jobs: int | None = None
     # CUDA devices, each for one trial at a time; one that is named twice takes two. None: all of them, once.
     devices: Sequence[int] | None = None
 
 
-def slots(share: Share, devices: int) -> tuple[list[int | None], int]:
-    """The device of each trial that may run at a time, and the threads that each of them may use."""
+def slots(share: Share, devices: int, trials: int | None = None) -> tuple[list[int | None], int]:
+    """The device of each of so many trials that may run at a time, and the threads that each of them may use."""
     cores = _cores()
     if devices:
         chosen = list(range(devices) if share.devices is None else share.devices)
@@ -30,7 +30,7 @@ def slots(share: Share, devices: int) -> tuple[list[int | None], int]:
             raise UserError(
                 f"hydra.launcher.devices={list(share.devices)}: there is no GPU. Set hydra.launcher.n_jobs."
             )
-        room = [None] * (share.n_jobs or cores)
+        room = [None] * (share.n_jobs or min(cores, max(1, trials or cores)))
     return room, max(1, cores // len(room))
 
 

@@ -78,6 +78,8 @@ class SweepScreen:
         self.seen.append(outcome)
         score = "" if outcome.score is None else f" {outcome.metric} {outcome.score:.3f}"
         known = ", as known from before" if outcome.known else f" in {clock(outcome.seconds)}"
+        if outcome.known and outcome.state not in SUCCESSFUL:
+            known += " (sweep.repeat_failures=true tries it again)"
         told = f"trial {number} {self.record.swept(number)}: {outcome.state.value}{score}{known}"
         self.terminal.print(told, markup=False, soft_wrap=True)
         if outcome.reason and outcome.state is not State.complete:

@@ -40,8 +40,9 @@ class State(Enum):
 
 # Numbers in a sweep's record from which on they are a search's repetitions over seeds, and its test of the winner.
 REPETITIONS, CONFIRMATION = 10_000, 20_000
-# How a trial would end again; the same command leaves those that ended so, and repeats all others.
-FINAL = (State.complete, State.pruned, State.diverged, State.out_of_memory, State.refused)
+# How a trial would end again; the same command leaves those that ended so, and repeats all others. What was refused is
+# cheap to ask again, and may be allowed by now: a file was mended, the network is back, or force=true was added.
+FINAL = (State.complete, State.pruned, State.diverged, State.out_of_memory)
 SUCCESSFUL = (State.complete, State.pruned)
 UNENDED = (State.waiting, State.running)
 # Settings of the command that do not make it another sweep.

@@ -135,6 +135,14 @@ def test_a_metric_of_the_whole_set_is_compared_too(tmp_path, metric):
     assert better * comparison.to_best[1].mean < 0
 
 
+def test_perplexities_of_other_tokens_are_never_paired(tmp_path):
+    for name, tokens in (("one_tokenizer", 4), ("another", 5)):
+        leave_run(tmp_path / name, tuned=answers([], 9), metrics=["perplexity"], likelihoods=[(2.0, tokens)] * 9)
+    comparisons = compare.compare(compare.find([str(tmp_path)])[0])
+    assert sorted(run.name for found in comparisons for run in found.runs) == ["another", "one_tokenizer"]
+    assert len(comparisons) == 2
+
+
 def test_only_what_differs_from_the_defaults_is_changed(tmp_path):
     from finetune import checkpoint
     from finetune.command import compose

@@ -43,4 +43,4 @@ def test_where_prompting_suffices_the_verdict_says_so(program, tmp_path):
         < 0.9
         < outcome["arms"]["few_shot"]["exact_match"]["mean"]
     )
-    assert outcome["prompts"] == 40
+    assert outcome["prompts"] == 100

@@ -1,6 +1,8 @@
 """A search tries what it should, ends the hopeless early, and selects on validation rows."""
 
 import json
+import re
+import shlex
 import warnings
 
 import pytest
@@ -8,7 +10,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import TrialState
 
-from finetune import answer, space, study
+from finetune import answer, checkpoint, space, study
 from finetune.command import compose
 from finetune.schema import UserError
 from finetune.study import Plan, Search
@@ -211,7 +213,9 @@ def test_a_search_selects_on_validation_rows_goes_on_and_tests_the_winner_once(p
     assert len(list((tmp_path / "outputs").glob("*/selection.json"))) == 3
     best = yaml.safe_load((tmp_path / "outputs/sweeps/mine/best.yaml").read_text())
     assert {"override /model": "local"} in best["defaults"] and best["trainer"]["learning_rate"] > 0
-    compose([f"trainer.learning_rate={best['trainer']['learning_rate']}"])
+    [again] = re.findall(r"^Again: python run.py (.*)$", more.stdout, re.MULTILINE)
+    same = checkpoint.folder(compose([*shlex.split(again), f"output_dir={tmp_path / 'outputs'}"]))
+    assert (same / "selection.json").exists() and (same / "result.json").exists()
 
 
 def test_a_value_that_no_run_may_have_is_told_before_the_first_trial(program, tmp_path):

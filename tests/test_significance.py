@@ -64,6 +64,16 @@ def test_an_interval_is_scipys():
     assert (apart.low, apart.high) == bootstrap((a, b), lambda x, y, axis: (x - y).mean(axis), RESAMPLES, paired=True)
 
 
+def test_nothing_works_where_neither_prompting_nor_tuning_scores_anything():
+    found = judge(0.0, -0.01, 0.01, p=1.0, zero=(0.02, 0.0, 0.06))
+    assert found.kind == "nothing_works"
+    assert found.sentence == (
+        "Nothing works yet: tuned is not better than zero-shot (difference 0.00 [-0.01, 0.01]), "
+        "which scores 0.02 [0.00, 0.06] on 100 prompts"
+    )
+    assert judge(0.0, -0.01, 0.01, p=1.0, zero=(0.2, 0.1, 0.3)).kind == "prompting_is_enough"
+
+
 def test_scores_of_fractions_are_tested_by_scipys_permutation_of_the_arms():
     a, b = field_scores(np.random.default_rng(0), 12)
     expected = stats.permutation_test((a, b), lambda x, y: (x - y).mean(), permutation_type="samples").pvalue
