@@ -36,11 +36,12 @@ def preview_rows(config: Config, folder: Path) -> None:
     """Data, tokens, checks, and a look at them; the model is not loaded."""
     splits = data.load(config.data)
     hush_libraries(config)
-    from finetune import device, prepare, preview
+    from finetune import device, evaluate, prepare, preview
 
     machine = device.choose(config.model, config.quantization, config.adapter)
     screen = Screen(folder, speaks=machine.is_main_process)
     prepared = prepare.prepare(config, splits, machine, folder)
+    evaluate.choose_prompts(config, prepared)  # is told what is wrong with them
     screen.show_data(prepared)
     preview.show(prepared, screen)
 

@@ -4,7 +4,7 @@ Nothing heavy is imported here, so that the answer takes no longer than reading 
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune import check_trainer, harness_tasks, hydra_error
+from finetune import check_trainer, harness_tasks, hydra_error, limits
 from finetune.choices import BadRows, Source
 from finetune.metrics import NAMES as METRICS
 from finetune.problem import complain, did_you_mean, shown
@@ -22,33 +22,6 @@ RECIPES = Path(__file__).parent.parent / "data_recipes"
 # What a data set or model needs besides its group file, and how to give it.
 PLACES = {Source.local: "FILE", Source.hub: "OWNER/NAME", Source.embedded: "NAME"}
 
-Rule = tuple[str, str, Callable[[Any], bool]]
-# A setting, what its value has to be, and the test of it. None always passes.
-RANGES: tuple[Rule, ...] = (
-    ("seed", "between 0 and 4294967295", lambda v: 0 <= v < 2**32),
-    ("data.validation_fraction", "above 0 and below 1", lambda v: 0 < v < 1),
-    ("data.test_fraction", "above 0 and below 1", lambda v: 0 < v < 1),
-    ("data.max_train_rows", "at least 1", lambda v: v >= 1),
-    ("data.max_cut_share", "between 0 and 1", lambda v: 0 <= v <= 1),
-    ("data.max_bad_rows", "at least 0", lambda v: v >= 0),
-    ("adapter.r", "at least 1", lambda v: v >= 1),
-    ("adapter.lora_alpha", "at least 1", lambda v: v >= 1),
-    ("adapter.lora_dropout", "at least 0 and below 1", lambda v: 0 <= v < 1),
-    ("quantization.llm_int8_threshold", "at least 0", lambda v: v >= 0),
-    ("eval.max_prompts", "at least 1", lambda v: v >= 1),
-    ("eval.shots", "at least 0", lambda v: v >= 0),
-    ("eval.draws", "at least 1", lambda v: v >= 1),
-    ("eval.harness_limit", "at least 1", lambda v: v >= 1),
-    ("eval.batch_size", "at least 1", lambda v: v >= 1),
-    ("eval.max_new_tokens", "at least 1", lambda v: v >= 1),
-    ("eval.temperature", "at least 0", lambda v: v >= 0),
-    ("eval.top_p", "above 0 and at most 1", lambda v: 0 < v <= 1),
-    ("eval.top_k", "at least 0", lambda v: v >= 0),
-    ("plan.memory_gib", "above 0", lambda v: v > 0),
-    ("plan.tflops", "above 0", lambda v: v > 0),
-    ("sweep.max_failures", "at least 0", lambda v: v >= 0),
-    ("sweep.time_limit", "above 0", lambda v: v > 0),
-)
 FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant")
 
 
@@ -92,10 +65,9 @@ def _is_path(key: str) -> bool:
 
 
 def _ranges(config: Config) -> Iterator[str]:
-    for key, expected, fits in RANGES:
-        value = attrgetter(key)(config)
-        if value is not None and not fits(value):  # a NaN fits nothing
-            yield f"{key}={value}: it must be {expected}."
+    for key in limits.LIMITS:
+        if problem := limits.problem(key, attrgetter(key)(config)):
+            yield problem
 
 
 def _name(key: str, name: str | None) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Which `trainer` settings are wrong, and what should be written instead?"""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ DEPRECATED = {
     "packing_strategy": ("bfd-requeue", "Write trainer.packing_strategy=bfd_split"),
     "loss_type": ("chunked_nll", "Write trainer.loss_type=nll, which is the same"),
 }
+# Fields that name a file, and of what.
+FILES = {
+    "chat_template_path": "a file with a Jinja chat template",
+    "deepspeed": "a file of DeepSpeed's settings",
+}
+# What a validation measures, by which the best checkpoint can be chosen.
+MEASURED = ("loss", "eval_loss")
 # Names of other versions and other programs.
 RENAMED = {
     "warmup_ratio": "trainer.warmup_steps, which takes a share such as 0.05 too",
@@ -66,8 +74,13 @@ RANGES: dict[str, Rule] = {
     "per_device_train_batch_size": ("at least 1", lambda v: v >= 1),
     "per_device_eval_batch_size": ("at least 1", lambda v: v >= 1),
     "gradient_accumulation_steps": ("at least 1", lambda v: v >= 1),
-    "learning_rate": ("above 0", lambda v: v > 0),
+    "learning_rate": ("above 0, and finite", lambda v: 0 < v < math.inf),
     "weight_decay": ("at least 0", lambda v: v >= 0),
+    "adam_beta1": ("at least 0 and below 1", lambda v: 0 <= v < 1),
+    "adam_beta2": ("at least 0 and below 1", lambda v: 0 <= v < 1),
+    "adam_epsilon": ("at least 0", lambda v: v >= 0),
+    "label_smoothing_factor": ("at least 0 and below 1", lambda v: 0 <= v < 1),
+    "dataloader_num_workers": ("at least 0", lambda v: v >= 0),
     "warmup_steps": ("at least 0", lambda v: v >= 0),
     "max_grad_norm": ("at least 0", lambda v: v >= 0),
     "logging_steps": ("above 0", lambda v: v > 0),
@@ -100,8 +113,8 @@ def field_problem(name: str, value: Any) -> str | None:
         return f"{setting}: it is deprecated in TRL. {DEPRECATED[name][1]}."
     if name in RANGES and value is not None and not RANGES[name][1](value):
         return f"{setting}: it must be {RANGES[name][0]}."
-    if name == "chat_template_path" and value is not None and not Path(value).is_file():
-        return f"{setting}: there is no such file. It names a file with a Jinja chat template."
+    if name in FILES and isinstance(value, str) and not Path(value).is_file():
+        return f"{setting}: there is no such file. It names {FILES[name]}."
     if name == "report_to" and any(v in ("wandb", "all") for v in (value if isinstance(value, list) else [value])):
         return f"{setting}: {TRACKING}."
     return None
@@ -165,6 +178,14 @@ def _checkpoints(trainer: dict[str, Any]) -> Iterator[str]:
         yield (
             f"trainer.lr_scheduler_type={trainer['lr_scheduler_type']}: it follows the validation loss. "
             "Add trainer.eval_strategy=epoch."
+        )
+    if saved == "best" and evaluated == "no":
+        yield "trainer.save_strategy=best: the best follows from validation. Add trainer.eval_strategy=epoch."
+    metric = trainer.get("metric_for_best_model")
+    if metric is not None and metric not in MEASURED:
+        yield (
+            f"trainer.metric_for_best_model={metric}: validation measures the loss alone. "
+            "Leave it out; answers are scored once, at the end."
         )
     if not trainer.get("load_best_model_at_end") or saved == "best":
         return

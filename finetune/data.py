@@ -162,6 +162,8 @@ def _to_example(row: Row, place: str, reading: _Reading) -> Example:
         group = recipe.group(mapped) if hasattr(recipe, "group") else None
     except ValueError as error:
         raise RowError(f"{error} (recipe {data.recipe}).") from error
+    if prompt and not any(message["content"].strip() for message in prompt if message["role"] != "system"):
+        raise RowError(f"the prompt is empty, expected text to answer (recipe {data.recipe}).")
     if not completion.strip():
         raise RowError(f"the answer is empty, expected text to learn (recipe {data.recipe}).")
     if data.group is not None:

@@ -185,13 +185,13 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
 
 
-def provenance(model: Model) -> dict[str, Any]:
-    """Where the weights came from, for result.json."""
+def provenance(model: Model, loaded: Any) -> dict[str, Any]:
+    """Where the weights of the `loaded` model came from, for result.json; of the hub the commit, if it is known."""
     where: dict[str, Any] = {"source": model.source.value, "path": model.path}
     if model.source is Source.embedded:
         return where | fetch.provenance(model.path)
     if model.source is Source.hub:
-        return where | {"revision": model.revision}
+        return where | {"revision": getattr(loaded.config, "_commit_hash", None) or model.revision}
     files = sorted(file for kind in ("*.safetensors", "*.bin") for file in Path(model.path).glob(kind))
     return where | {"files": {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}}
 

@@ -5,7 +5,7 @@ the text. Examples in few-shot prompts are training rows, so what holds for thes
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, combinations, pairwise
 from typing import Any
@@ -23,6 +23,7 @@ EXAMPLES = 3
 # may differ.
 NEAR = 0.5
 PERMUTATIONS = 128
+LEAKS = ("prompt", "text", "group")  # what a test row may not have in common with a training row
 COMMON = 0.5  # what more than this share of all texts hold says nothing about two of them
 
 
@@ -55,12 +56,13 @@ def audit(splits: Splits, policy: Overlap) -> Splits:
         splits, dropped = _drop(splits)
     shared = list(_find(splits))
     counts = splits.counts | {"overlapping": dropped} if dropped else splits.counts
-    leaked = [one for one in shared if (one.first, one.second) == ("train", "test") and one.by in ("prompt", "text")]
+    leaked = [one for one in shared if (one.first, one.second) == ("train", "test") and one.by in LEAKS]
     leaked = [one for one in leaked if one.kind != "near"]
     if leaked and policy is Overlap.error:
         raise UserError(
-            f"{leaked[0].examples[0][1]}: this test prompt is trained on: {'; '.join(map(str, leaked))}. Take them "
-            "out of one of the two, write data.overlap=drop to leave them out of training, or data.overlap=allow."
+            f"{leaked[0].examples[0][1]}: this test {leaked[0].by} is trained on: {'; '.join(map(str, leaked))}. "
+            "Take them out of one of the two, write data.overlap=drop to leave them out of training, or "
+            "data.overlap=allow."
         )
     return replace(splits, counts=counts, shared=[str(one) for one in shared])
 
@@ -74,12 +76,17 @@ def _whole(example: Example) -> str:
     return f"{_asks(example)}\n{example.completion}" if example.prompt else example.completion
 
 
+def _belongs(example: Example, prompts: set[str], groups: set[str | None]) -> bool:
+    return normalise(_asks(example)) in prompts or (example.group is not None and example.group in groups)
+
+
 def _drop(splits: Splits) -> tuple[Splits, int]:
-    """Without the rows of train whose prompt is held out, and those of validation whose prompt is in test."""
-    test = {normalise(_asks(example)) for example in splits.test}
-    validation = [example for example in splits.validation if normalise(_asks(example)) not in test]
-    held_out = test | {normalise(_asks(example)) for example in validation}
-    train = [example for example in splits.train if normalise(_asks(example)) not in held_out]
+    """Without the rows of train whose prompt or group is held out, and those of validation whose is in test."""
+    prompts, groups = {normalise(_asks(example)) for example in splits.test}, {one.group for one in splits.test}
+    validation = [example for example in splits.validation if not _belongs(example, prompts, groups)]
+    prompts |= {normalise(_asks(example)) for example in validation}
+    groups |= {example.group for example in validation}
+    train = [example for example in splits.train if not _belongs(example, prompts, groups)]
     if not train or not validation:
         name = "validation" if train else "train"
         raise UserError(f"data.overlap=drop leaves no {name} rows: every prompt is held out in another split.")
@@ -90,6 +97,10 @@ def _drop(splits: Splits) -> tuple[Splits, int]:
 
 def _find(splits: Splits) -> Iterator[Shared]:
     examples = {name: getattr(splits, name) for name in SPLITS}
+    for first, second in combinations(SPLITS, 2):
+        same = _equal(*([example.group for example in examples[name]] for name in (first, second)))
+        if same:
+            yield _shared("exact", "group", (first, second), examples, same)
     kinds = {"prompt": _asks, "prompt and answer": _whole} if splits.train[0].prompt else {"text": _asks}
     for by, text in kinds.items():
         exact = {name: [text(example) for example in some] for name, some in examples.items()}
@@ -101,14 +112,22 @@ def _find(splits: Splits) -> Iterator[Shared]:
             near = {j: i for j, i in _near(hashed[first], hashed[second]).items() if j not in alike}
             for kind, pairs in (("exact", same), ("normalised", dressed), ("near", near)):
                 if pairs:
-                    shown = [(examples[first][i].place, examples[second][j].place) for j, i in pairs.items()][:EXAMPLES]
-                    yield Shared(kind, by, first, second, len(pairs), shown)
+                    yield _shared(kind, by, (first, second), examples, pairs)
 
 
-def _equal(first: list[str], second: list[str]) -> dict[int, int]:
+def _shared(
+    kind: str, by: str, names: tuple[str, str], examples: dict[str, list[Example]], pairs: dict[int, int]
+) -> Shared:
+    """What two splits have in common, by the index in the second of each such row its index in the first."""
+    first, second = names
+    shown = [(examples[first][i].place, examples[second][j].place) for j, i in pairs.items()][:EXAMPLES]
+    return Shared(kind, by, first, second, len(pairs), shown)
+
+
+def _equal(first: Sequence[str | None], second: Sequence[str | None]) -> dict[int, int]:
     """For the index of each text of `second` that stands in `first`, that of the first such text."""
     places = {text: i for i, text in reversed(list(enumerate(first)))}
-    return {j: places[text] for j, text in enumerate(second) if text in places}
+    return {j: places[text] for j, text in enumerate(second) if text is not None and text in places}
 
 
 Hashed = list[tuple[frozenset[bytes], Any]]

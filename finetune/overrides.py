@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from finetune import check_trainer
+from finetune import check_trainer, limits
 from finetune.problem import complain, did_you_mean, names_secret
 from finetune.schema import Config
 from finetune.sft_fields import WORDS, sft_fields
@@ -42,6 +42,8 @@ class Grammar:
     options: dict[str, list[str]]
     types: dict[str, Any]
     multirun: bool
+    # Whether a search draws the values, so that an interval may be given.
+    searched: bool
 
 
 def check_overrides(arguments: list[str]) -> None:
@@ -59,11 +61,21 @@ def check_overrides(arguments: list[str]) -> None:
             problems.append(_unreadable(text, error))
     folders = [CONF, *([Path(flags.config_dir)] if flags.config_dir else []), *_search_path(overrides)]
     multirun = flags.multirun or any(override.key_or_group in ("sweep", "hydra.mode") for override in overrides)
-    grammar = Grammar(_options(folders), _types(Config), multirun)
+    searched = any(override.key_or_group in ("sweep", "hydra/sweeper") for override in overrides)
+    grammar = Grammar(_options(folders), _types(Config), multirun, searched)
     for override in overrides:
-        if not override.is_hydra_override() and override.package is None:
+        if override.is_hydra_override():
+            problems.extend(_hydra_problems(override))
+        elif override.package is None:
             problems.extend(_problems(override, grammar))
     complain(problems)
+
+
+def _hydra_problems(override: Override) -> Iterator[str]:
+    """Settings of Hydra's own that have no effect here."""
+    key = override.key_or_group
+    if key.startswith(("hydra.run.", "hydra.sweep.")):
+        yield f"{override.input_line}: a run has a folder of its own. Write output_dir=FOLDER and name=NAME."
 
 
 def _unreadable(text: str, error: HydraException) -> str:
@@ -104,6 +116,10 @@ def _problems(override: Override, grammar: Grammar) -> Iterator[str]:
     key = override.key_or_group
     if override.is_delete():
         yield from _deletion(key, grammar)
+        return
+    if override.value_type is ValueType.INTERVAL_SWEEP and not grammar.searched:
+        told = "an interval is for a search. Add hydra/sweeper=optuna, or list values"
+        yield f"{key}={override.get_value_string()}: {told}: {key}=A,B."
         return
     values = [] if override.value_type in UNLISTED else _values(override)
     if len(values) > 1 and not grammar.multirun:
@@ -199,7 +215,7 @@ def _value_problem(key: str, text: str, value: Any, grammar: Grammar) -> str | N
         return None if isinstance(value, str) else f"{key}={text}: expected the name of a column."
     if key.startswith(OPEN):
         return None  # check.py looks at it
-    return _type_problem(key, text, value, grammar.types[key])
+    return _type_problem(key, text, value, grammar.types[key]) or limits.problem(key, value)
 
 
 def _option_problem(group: str, text: str, value: Any, options: list[str]) -> str | None:

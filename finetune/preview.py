@@ -6,10 +6,12 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
+from datasets import Dataset
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
+from trl.data_utils import pack_dataset
 
 from finetune import checkpoint, tokens
 from finetune.data import Splits
@@ -48,7 +50,7 @@ def show(prepared: Prepared, screen: Screen) -> None:
     for title, header, cells in tables:
         screen.say(_as_table(title, header, cells))
     page = screen.folder / "preview.html"
-    checkpoint.write(page, _page(screen.folder.name, splits, seen, tables))
+    checkpoint.write(page, _page(screen.folder.name, prepared, seen, tables))
     screen.say(f"{len(seen)} rows token by token: {page}")
 
 
@@ -111,7 +113,8 @@ def _figures(rows: Rows, settings: SFTConfig) -> Figures:
         for name, size in rows.sizes.items()
     ]
     batch = settings.per_device_train_batch_size
-    packed = "" if not settings.packing else f" Packed into {len(rows.train):,} rows."
+    packs, room = packing(rows, settings)
+    packed = f" Packed, {packs:,} rows, {room:.1%} of them room." if packs else ""
     title = (
         f"Splits. Padded to the longest row of a batch of {batch}, {padding(rows, batch):.1%} would be padding.{packed}"
     )
@@ -124,6 +127,18 @@ def padding(rows: Rows, batch: int, draws: int = 200) -> float:
     draw = random.Random(0)
     batches = [draw.sample(lengths, min(batch, len(lengths))) for _ in range(draws)]
     return 1 - sum(map(sum, batches)) / sum(max(one) * len(one) for one in batches)
+
+
+def packing(rows: Rows, settings: SFTConfig) -> tuple[int, float]:
+    """How many packs of `max_length` tokens TRL makes of the training rows, and what share of them holds no token."""
+    limit = settings.max_length
+    if not limit:
+        return 0, 0.0
+    packs = rows.train
+    if not settings.packing:
+        whole = Dataset.from_dict({"input_ids": [ids[:limit] for ids in rows.whole["train"]["input_ids"]]})
+        packs = pack_dataset(whole, limit, settings.packing_strategy)
+    return len(packs), 1 - sum(map(len, packs["input_ids"])) / (limit * len(packs))
 
 
 def _longest(splits: Splits, rows: Rows) -> Figures:
@@ -169,13 +184,16 @@ td, th { padding: .1rem .8rem; text-align: right; } td:first-child, th:first-chi
 """
 
 
-def _page(name: str, splits: Splits, seen: list[Seen], tables: list[Figures]) -> str:
+def _page(name: str, prepared: Prepared, seen: list[Seen], tables: list[Figures]) -> str:
+    splits = prepared.splits
     counts = " · ".join(f"{value:,} {what}" for what, value in splits.counts.items() if value)
+    told = [*(f"left out: {one}" for one in splits.bad), *(f"shared: {one}" for one in splits.shared), *prepared.notes]
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
         f"<title>What {html.escape(name)} trains on</title><style>{STYLE}</style>",
         f"<h1>What {html.escape(name)} trains on</h1><p>{html.escape(counts)}</p>",
+        *(f"<p>{html.escape(line)}</p>" for line in told),
         *(_html_table(*table) for table in tables),
         f"<h2>The first {len(seen)} training rows</h2>",
         "<p><b>Green</b> tokens carry loss, <i>grey</i> ones are context.</p>",

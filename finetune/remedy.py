@@ -86,8 +86,9 @@ def _share(need: Need, phase: str) -> float:
 def _changes(config: Config, prepared: Prepared) -> Iterator[Change]:
     """The changes to training with what they cost, the cheapest first; each with its options, the mildest first."""
     settings = prepared.settings
-    if not getattr(settings, sft_settings.checkpointing_name()):
-        yield [{f"trainer.{sft_settings.checkpointing_name()}": True}], "about a third more time for training"
+    if not getattr(settings, name := sft_settings.checkpointing_name()):
+        written = next((known for known in ("gradient_checkpointing", name) if known in config.trainer), name)
+        yield [{f"trainer.{written}": True}], "about a third more time for training"
     batch, steps = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
     halves = [2**i for i in range(1, batch.bit_length()) if batch % 2**i == 0]
     yield (

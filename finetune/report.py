@@ -56,7 +56,11 @@ def collect(
             "shared": prepared.splits.shared,
             "splits": {name: asdict(size) for name, size in prepared.rows.sizes.items()},
         },
-        "model": {**model.provenance(config.model), "parameters": parameters, "trainable_parameters": trainable},
+        "model": {
+            **model.provenance(config.model, trained),
+            "parameters": parameters,
+            "trainable_parameters": trainable,
+        },
         "training": watch.outcome(),
         "evaluation": evaluation,
         "peak_memory_bytes": device.peak_memory_bytes(),

@@ -231,6 +231,12 @@ COMMAND_LINES = [
     ("+adapter.r=8", "+adapter.r=8: it exists already. Write it without the plus"),
     ("trainer.max_seq_length=512", "Did you mean trainer.max_length?"),
     ("trainer.learning_rate=fast", "trainer.learning_rate=fast: expected a number"),
+    ("trainer.learning_rate=inf", "trainer.learning_rate=inf: it must be above 0, and finite"),
+    ("trainer.adam_beta1=5", "trainer.adam_beta1=5: it must be at least 0 and below 1"),
+    ("trainer.dataloader_num_workers=-1", "trainer.dataloader_num_workers=-1: it must be at least 0"),
+    ("trainer.deepspeed=x.json", "trainer.deepspeed=x.json: there is no such file"),
+    ("trainer.metric_for_best_model=foo", "validation measures the loss alone"),
+    ("hydra.run.dir=foo", "a run has a folder of its own. Write output_dir=FOLDER"),
     ("trainer.learning_rate.x=1", "trainer.learning_rate has no parts"),
     ("adapter.r=4,8", "adapter.r=4,8: several values make a sweep. Add -m."),
     ("adapter.target_modules=q,v", "or write adapter.target_modules=[q,v] for one list"),
@@ -282,6 +288,23 @@ def test_each_value_of_a_sweep_is_checked() -> None:
 def test_no_run_of_a_sweep_starts_before_the_last_is_known_to_be_valid(arguments: list[str]) -> None:
     with pytest.raises(UserError):
         command.check_sweep(arguments)
+
+
+def test_every_number_out_of_its_limits_is_told_at_once() -> None:
+    message = refusal("adapter.r=8.5", "adapter.lora_dropout=1.5", "seed=-3", "trainer.learning_rate=-1")
+    assert message.startswith("4 problems")
+    message = refusal("-m", "adapter.lora_dropout=2,3", "adapter.r=0,8")
+    assert [line.partition(":")[0].strip() for line in message.splitlines()[1:]] == [
+        "adapter.lora_dropout=2",
+        "adapter.lora_dropout=3",
+        "adapter.r=0",
+    ]
+
+
+def test_an_interval_needs_a_search() -> None:
+    told = "trainer.learning_rate=interval(0,1): an interval is for a search. Add hydra/sweeper=optuna"
+    assert refusal("-m", "trainer.learning_rate=interval(0,1)").startswith(told)
+    overrides.check_overrides(["-m", "hydra/sweeper=optuna", "trainer.learning_rate=interval(0,1)"])
 
 
 def test_a_valid_sweep_passes() -> None:

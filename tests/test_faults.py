@@ -30,6 +30,7 @@ LINES = {
     "two objects with a comma": ('{"prompt": "a"}, {"completion": "b"}', "not valid JSON: Extra data at column 16"),
     "single quotes": ("{'prompt': 'a'}", "not valid JSON: Expecting property name enclosed in double quotes"),
     "a control character in a text": ('{"prompt": "a\tb"}', "not valid JSON: Invalid control character at"),
+    "an empty prompt": ('{"prompt": " ", "completion": "b"}', "the prompt is empty, expected text to answer"),
     "a list": ('["a", "b"]', 'found the list ["a", "b"], expected an object'),
     "a text": ('"a"', 'found the text "a", expected an object'),
     "null for the row": ("null", "found null, expected an object"),

@@ -150,7 +150,7 @@ def test_every_family_that_shares_prefixes_says_so(family):
 
 
 def test_a_local_models_files_are_told_with_their_checksums(tiny_model):
-    found = model.provenance(compose(["model=local", f"model.path={tiny_model}"]).model)
+    found = model.provenance(compose(["model=local", f"model.path={tiny_model}"]).model, None)
     [file] = tiny_model.glob("*.safetensors")
     content = file.read_bytes()
     assert found["files"] == {file.name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}

@@ -1,6 +1,7 @@
 """Test prompts that are trained on are found, however they are dressed."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -31,6 +32,16 @@ def splits(test, train=None):
         {"train": len(train), "validation": 5, "test": len(test)},
         "",
     )
+
+
+def test_a_group_of_the_test_rows_that_is_trained_on_is_an_error_or_dropped():
+    given = splits(texts(6, 3))
+    given.train[7] = replace(given.train[7], group="Ann")
+    given.test[2] = replace(given.test[2], group="Ann")
+    with pytest.raises(UserError, match=r"test:2: this test group is trained on: 1 test rows .* by group: .*train:7"):
+        overlap.audit(given, Overlap.error)
+    dropped = overlap.audit(given, Overlap.drop)
+    assert [one.place for one in given.train if one not in dropped.train] == ["train:7"] and not dropped.shared
 
 
 TRAINED = texts(60, 1)[7]

@@ -114,6 +114,14 @@ def test_the_share_of_padding_is_that_of_batches_padded_to_their_longest_row(tin
     assert 0 < preview.padding(rows, 4) < everything
 
 
+def test_the_room_left_by_packing_is_that_of_the_packs_that_are_trained_on(tiny_run):
+    plain = building.prepared([*tiny_run, "trainer.max_length=512"])
+    packed = building.prepared([*tiny_run, *LAYOUTS["packed"]])
+    packs, room = preview.packing(plain.rows, plain.settings)
+    assert (packs, room) == preview.packing(packed.rows, packed.settings)
+    assert packs == len(packed.rows.train) and 0 < room < 1
+
+
 def test_preview_is_shown_without_loading_the_model(tiny_run, program, tmp_path):
     shown = program("stage=preview", *tiny_run, "name=seen")
     assert shown.returncode == 0, shown.stderr

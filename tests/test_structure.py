@@ -13,7 +13,7 @@ LAYERS = (
     {"schema"},
     {"problem", "download", "space"},
     {"storage"},
-    {"strict_json", "fetch", "sft_fields", "metrics", "harness_tasks"},
+    {"strict_json", "fetch", "sft_fields", "limits", "metrics", "harness_tasks"},
     {"check_trainer", "rows", "significance"},
     {"recipe"},
     {"data"},
