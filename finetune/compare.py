@@ -93,7 +93,9 @@ class Comparison:
             if self.all_pairs
             else "have the letter a cannot be told from the best"
         )
-        return f"Runs that {alike}: {tests}, p corrected by Holm's method and compared with {significance.MAX_P}."
+        told = f"Runs that {alike}: {tests}, p corrected by Holm's method and compared with {significance.MAX_P}."
+        flattered = " The best is chosen on the test prompts themselves, which flatters it; a search's is not."
+        return told + (flattered if self.split == "test" and len(self.runs) > 2 else "")
 
     @property
     def scores(self) -> list[float]:
