@@ -189,6 +189,8 @@ def meant(key: str) -> str | None:
     types = _types(Config)
     known = [*_options([CONF]), *types, *(f"trainer.{name}" for name in sft_fields())]
     section, _, last = key.rpartition(".")
+    if key.startswith("hydra"):
+        return None  # Hydra's own
     if last in RENAMED:
         return RENAMED[last]
     same = [name for name in known if name.rpartition(".")[2] == last]

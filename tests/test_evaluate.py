@@ -35,6 +35,7 @@ BY_HAND = {
 }
 
 
+@pytest.mark.slow
 def test_scores_and_intervals_follow_from_the_predictions(tiny_run):
     learning = ["trainer.learning_rate=5e-2", "trainer.max_steps=6", "eval.max_new_tokens=40"]
     result, rows = finished(*tiny_run, *learning, "data.metrics=[chrf,exact_match]", "eval.max_prompts=12")
@@ -60,6 +61,7 @@ def test_scores_and_intervals_follow_from_the_predictions(tiny_run):
         assert [found["low"], found["high"]] == pytest.approx(list(ends.confidence_interval))
 
 
+@pytest.mark.slow
 def test_the_verdict_is_on_the_best_way_of_prompting(tiny_run):
     result, _ = finished(*tiny_run, "data.metrics=[chrf]", "eval.max_prompts=12")
     outcome = result["evaluation"]

@@ -25,7 +25,10 @@ def prepared_run(*overrides):
     "settings",
     [
         pytest.param(["trainer.max_steps=3"], marks=pytest.mark.slow),
-        ["trainer.max_steps=-1", "trainer.num_train_epochs=2", "trainer.gradient_accumulation_steps=3"],
+        pytest.param(
+            ["trainer.max_steps=-1", "trainer.num_train_epochs=2", "trainer.gradient_accumulation_steps=3"],
+            marks=pytest.mark.slow,
+        ),
         pytest.param([*PACKED, "trainer.max_steps=4"], marks=pytest.mark.slow),
         pytest.param(
             ["trainer.max_length=200", "data.max_cut_share=1", "model.attn_implementation=eager"],
@@ -77,6 +80,7 @@ def test_a_hollow_model_keeps_as_many_bytes_as_the_real_one(tiny_run, quantizati
     assert alive >= predicted
 
 
+@pytest.mark.slow
 def test_weights_are_counted_as_they_are_stored(tiny_run):
     for quantization in ("nf4", "int8", "none"):
         config, prepared, machine = prepared_run(*tiny_run, f"quantization={quantization}")

@@ -18,7 +18,7 @@ LAYOUTS = {
     "cut so that some lose their loss": ["trainer.max_length=150", "data.max_cut_share=1"],
     "loss on the prompt too": ["trainer.completion_only_loss=false"],
 }
-OFTEN = ("flat", "packed", "cut so that some lose their loss")
+OFTEN = ("flat", "packed")
 CONTEXT, LOSS = "rgb(120, 120, 120)", "rgb(0, 110, 40)"
 
 

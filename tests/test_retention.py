@@ -40,10 +40,10 @@ def arms(prompts, nll, right):
     ("nll", "right", "opinion"),
     [
         ((3.0, 3.0), (0.6, 0.6), "It forgot little"),
-        ((3.0, 2.8), (0.6, 0.7), "It forgot little"),
-        ((3.0, 3.04), (0.6, 0.58), "It forgot little"),
+        pytest.param((3.0, 2.8), (0.6, 0.7), "It forgot little", marks=pytest.mark.slow),
+        pytest.param((3.0, 3.04), (0.6, 0.58), "It forgot little", marks=pytest.mark.slow),
         ((3.0, 3.0), (0.6, 0.48), "It may have forgotten, not beyond doubt"),
-        ((3.0, 3.5), (0.6, 0.6), "It forgot"),
+        pytest.param((3.0, 3.5), (0.6, 0.6), "It forgot", marks=pytest.mark.slow),
         ((3.0, 3.0), (0.6, 0.1), "It forgot"),
     ],
 )
@@ -67,6 +67,7 @@ def test_general_prompts_carry_neither_the_tasks_system_prompt_nor_its_rows(tiny
     assert all([message["role"] for message in e.prompt] == ["user"] for e in prompts["questions"].examples)
 
 
+@pytest.mark.slow
 def test_the_perplexity_of_the_passages_is_transformers_own(tiny_run, tiny_model):
     import torch
     from transformers import AutoModelForCausalLM

@@ -120,6 +120,7 @@ def test_every_adapter_trains_on_every_quantization(tiny_run, quantization, adap
     assert all(tensor.abs().sum() > 0 and tensor.dtype == torch.float32 for tensor in learnt)
 
 
+@pytest.mark.slow
 def test_all_weights_can_be_trained(tiny_run, tiny_model):
     result, predictions, folder = in_this_process(*tiny_run, "adapter=full", "trainer.learning_rate=5e-2")
     assert result["model"]["trainable_parameters"] == result["model"]["parameters"]
@@ -205,7 +206,8 @@ def test_a_wrong_file_ends_the_program_with_code_2_and_one_paragraph(program, ti
     assert done.stderr.startswith("Error: ") and "mine.jsonl:1" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("quantization", ["nf4", pytest.param("none", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_validation_during_training_changes_nothing_that_is_learnt(tiny_run, quantization):
     settings = [*tiny_run, f"quantization={quantization}", "adapter.lora_dropout=0.1"]
     with_it = in_this_process(*settings, "trainer.eval_steps=1", "name=with")
@@ -328,6 +330,7 @@ def test_a_run_stopped_after_its_last_step_takes_no_further_one(tiny_run):
     assert [row["tuned"] for row in same] == [row["tuned"] for row in predictions]
 
 
+@pytest.mark.slow
 def test_a_name_that_another_run_has_is_refused(tiny_run, tmp_path):
     in_this_process(*tiny_run, "name=one")
     with pytest.raises(UserError) as error:

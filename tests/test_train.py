@@ -73,6 +73,7 @@ def test_large_models_recompute_activations_unless_told_otherwise(tiny_run, monk
     assert not trainer(tiny_run, "trainer.activation_checkpointing=false").args.activation_checkpointing
 
 
+@pytest.mark.slow
 def test_micro_batches_weigh_every_token_alike(tiny_run):
     """Four micro-batches of one row give the gradient step of one batch of four, though rows differ in length."""
     trained = []
