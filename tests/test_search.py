@@ -168,16 +168,17 @@ def test_repetitions_are_trials_times_seeds():
             answer.repetitions(wrong)
 
 
-def test_the_median_pruner_ends_the_worse_and_spares_the_best(tmp_path):
+@pytest.mark.parametrize(("pruner", "most"), [("median", 0.6), ("asha", 0.7), ("hyperband", 0.6)])
+def test_each_pruner_ends_the_worse_and_spares_the_best(tmp_path, pruner, most):
     """Losses that fall at their own rates: told at each step, the study ends the slow ones."""
     warnings.simplefilter("ignore", UserWarning)
-    settings = plan(pruner="median", n_trials=12, sampler="random", seed=1)
+    settings = plan(pruner=pruner, n_trials=12, sampler="random", seed=1)
     small = space.read({"trainer.learning_rate": "interval(0.0,1.0)"}, [], {})
     search = Search(study.open_study(str(tmp_path / "study.journal"), "s", settings), small, settings, shared=False)
     search.begin({}.get)
     steps = {}
     for number, _ in search:
-        trial = study.load_trial(str(tmp_path / "study.journal"), "s", number, "median")
+        trial = study.load_trial(str(tmp_path / "study.journal"), "s", number, pruner)
         rate = trial.params["trainer.learning_rate"]
         for step in range(10):
             steps[number] = step + 1
@@ -188,7 +189,7 @@ def test_the_median_pruner_ends_the_worse_and_spares_the_best(tmp_path):
         else:
             search.tell(number, Outcome(State.complete), [rate])
     rates = {trial.number: trial.params["trainer.learning_rate"] for trial in search.study.trials}
-    assert steps[max(rates, key=rates.get)] == 10 and sum(steps.values()) <= 0.6 * 10 * 12
+    assert steps[max(rates, key=rates.get)] == 10 and sum(steps.values()) <= most * 10 * 12
     assert search.best()[0].params["trainer.learning_rate"] == max(rates.values())
 
 
