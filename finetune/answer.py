@@ -101,6 +101,8 @@ def _crown(
         if not one.is_here:
             told = f"Trial {one.number}, {tried.plan.objectives[0]} {one.value:.3f}, ran elsewhere: {one.folders[0]}"
             console.print(told, markup=False, soft_wrap=True)
+    if len(tried.plan.objectives) > 1:
+        console.print(_front(tried), markup=False, soft_wrap=True)
     count, seeds = repetitions(frame.base.sweep.repeat_best)
     finalists = candidates[: max(count, 1)]
     if count:
@@ -170,6 +172,13 @@ def _run_all(jobs: dict[int, list[str]], compose: Compose, run: Run, frame: Fram
         else:
             time.sleep(1)
         jobs = {key: job for key, job in jobs.items() if key not in free or key in busy}
+
+
+def _front(tried: Search) -> str:
+    names = " and ".join(tried.plan.objectives)
+    values = {trial.number: ", ".join(f"{value:.4g}" for value in trial.values) for trial in tried.front()}
+    told = "; ".join(f"trial {number} ({values[number]})" for number in sorted(values))
+    return f"Not beaten in {names} at once: {told}"
 
 
 def _score(result: dict[str, Any]) -> float:

@@ -211,6 +211,10 @@ class Search:
         sign = -1 if self.plan.directions()[0] == "maximize" else 1
         return sorted((t for t in done if SAME_AS not in t.user_attrs), key=lambda t: (sign * t.values[0], t.number))
 
+    def front(self) -> "list[FrozenTrial]":
+        """The complete trials that none beats in one objective without losing in another (the Pareto front)."""
+        return [trial for trial in self.study.best_trials if SAME_AS not in trial.user_attrs]
+
     def counted(self) -> str:
         """How many trials were run, by whomever, and how they ended."""
         run = [trial for trial in self.study.get_trials(deepcopy=False) if SAME_AS not in trial.user_attrs]

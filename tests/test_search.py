@@ -121,6 +121,16 @@ def test_several_objectives_have_their_directions(tmp_path):
     study.check(both)
 
 
+def test_of_several_objectives_those_are_told_that_none_beats_in_all(tmp_path):
+    settings = plan(objectives=("score", "memory"), sampler="nsga2", n_trials=3)
+    opened = study.open_study(str(tmp_path / "study.journal"), "s", settings)
+    search = Search(opened, SPACE, settings, shared=False)
+    for (number, _), values in zip(search, [[0.5, 2e9], [0.6, 3e9], [0.4, 2.5e9]], strict=False):
+        search.tell(number, Outcome(State.complete), values)
+    assert [trial.number for trial in search.front()] == [0, 1]
+    assert answer._front(search) == "Not beaten in score and memory at once: trial 0 (0.5, 2e+09); trial 1 (0.6, 3e+09)"
+
+
 def test_the_command_lines_range_replaces_the_presets():
     given = OverridesParser.create().parse_overrides(["adapter.r=choice(2,64)"])
     found = {one.key: one for one in space.read(PARAMS, given, CONDITIONS).dimensions}
