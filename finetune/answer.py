@@ -211,7 +211,8 @@ def _confirm(console: Console, winner: Candidate, compose: Compose, run: Run, fr
 def _without_search(overrides: list[str], compose: Compose) -> list[str]:
     """The overrides of the same run outside the search; what its preset sets for all runs is added."""
     given = [text for text in overrides if not text.startswith(NOT_THE_WINNERS)]
-    wanted, known = (settings.flatten(checkpoint.plain(compose(texts))) for texts in (overrides, given))
+    plain = [*given, "hydra/sweeper=optuna"]  # whose settings, on the command line, are composed again
+    wanted, known = (settings.flatten(checkpoint.plain(compose(texts))) for texts in (overrides, plain))
     preset = {key: value for key, value in wanted.items() if key not in known or known[key] != value}
     return [*given, *(f"{key}={_quoted(value)}" for key, value in preset.items())]
 

@@ -139,7 +139,7 @@ def long_prompts(tiny_run, tmp_path):
         "data.max_train_rows=null",
     ]
     few = ["eval.max_prompts=1", "eval.shots=0"]
-    return [*tiny_run, *data, *few, "trainer.per_device_train_batch_size=64", "name=long"]
+    return [*tiny_run, "force=false", *data, *few, "trainer.per_device_train_batch_size=64", "name=long"]
 
 
 @pytest.mark.slow
@@ -161,11 +161,11 @@ def test_a_run_that_will_not_fit_is_refused_and_the_first_remedy_makes_it_fit(lo
 
 @pytest.mark.slow
 def test_the_refusal_ends_the_program_with_code_2_before_the_model_loads_unless_forced(program, tiny_run):
-    refused = program(*tiny_run, "plan.memory_gib=0.1")
+    refused = program(*tiny_run, "plan.memory_gib=0.1", "force=false")
     assert refused.returncode == 2
     assert refused.stderr.startswith("Error: This run will not fit") and "Traceback" not in refused.stderr
     assert "attention:" not in refused.stdout
-    run.run(compose([*tiny_run, "plan.memory_gib=0.1", "force=true"]))
+    run.run(compose([*tiny_run, "plan.memory_gib=0.1"]))
 
 
 @pytest.mark.slow
