@@ -5,10 +5,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from finetune import checkpoint, command, data, schema, trials
+from finetune import checkpoint, command, data, libraries, schema, trials
 from finetune.choices import Stage
 from finetune.schema import Config
-from finetune.screen import Screen, hush_libraries, show_complete
+from finetune.screen import Screen, show_complete
 
 schema.register()
 
@@ -35,7 +35,7 @@ def run(config: Config) -> None:
 def preview_rows(config: Config, folder: Path) -> None:
     """Data, tokens, checks, and a look at them; the model is not loaded."""
     splits = data.load(config.data)
-    hush_libraries(config)
+    libraries.hush(config)
     from finetune import device, evaluate, prepare, preview
 
     machine = device.choose(config.model, config.quantization, config.adapter)
@@ -49,7 +49,7 @@ def preview_rows(config: Config, folder: Path) -> None:
 def plan_run(config: Config, folder: Path) -> None:
     """Steps, memory and time, and what to change where it will not fit; the model is not loaded."""
     splits = data.load(config.data)
-    hush_libraries(config)
+    libraries.hush(config)
     from finetune import device, plan, prepare, report
 
     device.set_up_memory()
@@ -66,7 +66,7 @@ def plan_run(config: Config, folder: Path) -> None:
 def train_and_judge(config: Config, folder: Path) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     splits = data.load(config.data)  # before anything heavy is imported: what is wrong with a file is told at once
-    hush_libraries(config)
+    libraries.hush(config)
     from finetune import device, plan, prepare, report
 
     device.set_up_memory()

@@ -1,9 +1,7 @@
 """What does the user see while a run goes on, and at its end?"""
 
 import json
-import logging
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +10,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune.choices import Source
-from finetune.harness_tasks import needs_hub
 from finetune.metrics import HIGHER_IS_BETTER
-from finetune.schema import Config
 
 if TYPE_CHECKING:  # a finished run is shown without torch
     from finetune.data import Message
@@ -109,37 +104,6 @@ class Screen:
             counts = ", ".join(f"{count} of {name}" for name, count in cut.items() if count)
             limit = outcome["max_new_tokens"]
             self.say(f"Answers cut off at eval.max_new_tokens={limit}: {counts}.", style="yellow")
-
-
-def hush_libraries(config: Config) -> None:
-    """Silence what the libraries say that a user can do nothing about, to the user and to a hub that is not used.
-
-    Called before they are imported.
-    """
-    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    if Source.hub not in (config.model.source, config.data.source) and not needs_hub(config.eval.harness_tasks):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-    hush_all()
-    import huggingface_hub.constants
-
-    huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"  # it may be imported already
-
-
-def hush_all() -> None:
-    """The part of `hush_libraries` that is the same for all runs."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when the data loader forks
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries, which the error at their end tells
-    for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "torch.distributed", "lm_eval"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' own deprecations of each other
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias")  # `evaluate` puts them back itself
-    import datasets
-    import transformers
-
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
 
 
 def show_complete(result: dict[str, Any], folder: Path) -> None:

@@ -165,6 +165,7 @@ def _environment(folder: Path) -> Iterator[None]:
 def _init(mode: Mode, identity: dict[str, Any], say: Callable[[str], object]) -> Any:
     import wandb
 
+    _check_users_settings()
     try:
         why_offline = _why_offline(mode)
         if why_offline is None:
@@ -180,6 +181,22 @@ def _init(mode: Mode, identity: dict[str, Any], say: Callable[[str], object]) ->
         raise UserError(f"tracking: {error}") from error
     say(f"W&B: offline ({why_offline}). To send it later: python -m finetune sync {identity['dir']}")
     return run
+
+
+def _check_users_settings() -> None:
+    """Raise UserError for a value in the environment or in W&B's settings file that wandb does not accept."""
+    import wandb
+    from pydantic import ValidationError
+
+    try:
+        wandb.setup(wandb.Settings(silent=True))  # silent, else wandb says where it found the key
+    except ValidationError as error:
+        [wrong, *_] = error.errors()
+        setting = ".".join(map(str, wrong["loc"]))
+        raise UserError(
+            f"tracking: wandb's own setting {setting}={wrong['input']!r} (in the environment WANDB_{setting.upper()}): "
+            f"{wrong['msg']}. Correct it, or tracking=none does without W&B"
+        ) from None
 
 
 def _open(mode: Literal["online", "offline"], identity: dict[str, Any]) -> Any:
@@ -203,7 +220,6 @@ def _open(mode: Literal["online", "offline"], identity: dict[str, Any]) -> Any:
         finish_timeout=FINISH_SECONDS,
         finish_timeout_raises=True,
     )
-    wandb.setup(wandb.Settings(silent=True))  # else wandb says where it found the key
     return wandb.init(mode=mode, resume="allow", settings=settings, **identity)
 
 

@@ -22,10 +22,9 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from finetune import trials
+from finetune import libraries, trials
 from finetune.checkpoint import folder
 from finetune.schema import Config, UserError
-from finetune.screen import hush_all
 from finetune.trials import Pruned, State
 
 # A message is one packet.
@@ -83,6 +82,8 @@ def serve() -> None:
             if not packet:
                 break
             job = pickle.loads(packet)
+            if isinstance(job, Job) and job.config.tracking.enabled:
+                import wandb  # noqa: F401 (a second)
             if not hello["devices"]:  # else loading would initialise CUDA
                 _load_shared(job.configs[0] if isinstance(job, Survey) else job.config)
             gc.freeze()
@@ -115,14 +116,16 @@ def _load(script: str) -> Callable[[Config], None]:
 
 def _import_libraries() -> int:
     """Import what every run imports; the number of CUDA devices."""
-    hush_all()
-    import peft  # noqa: F401
+    libraries.hush_all()
     import torch
-    import trl  # noqa: F401
 
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
     devices = torch.cuda.device_count()
-    if not devices:  # on import, bitsandbytes asks a GPU what it can do, which initialises CUDA
+    if devices:  # bitsandbytes, and so PEFT, asks a GPU on import what it can do: no fork could then use CUDA
+        import trl.chat_template_utils
+        import trl.data_utils  # noqa: F401
+    else:
+        libraries.import_trainer()
         from finetune import plan, preview, progress, report, retention, train  # noqa: F401
     return devices
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run
-from finetune import device, harness, harness_tasks, model, screen, summary
+from finetune import device, harness, harness_tasks, libraries, model, summary
 from finetune.command import compose
 from finetune.schema import Eval, UserError
 
@@ -172,5 +173,5 @@ def test_the_hub_is_needed_for_names_and_for_files_that_read_from_it(tasks, tmp_
 def test_libraries_are_offline_unless_a_task_needs_the_hub(monkeypatch, tiny_run, tasks):
     for given, offline in ((f"[{tasks}]", "1"), ("[mmlu]", None)):
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        screen.hush_libraries(compose([*tiny_run, f"eval.harness_tasks={given}"]))
-        assert screen.os.environ.get("HF_HUB_OFFLINE") == offline
+        libraries.hush(compose([*tiny_run, f"eval.harness_tasks={given}"]))
+        assert os.environ.get("HF_HUB_OFFLINE") == offline

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -217,14 +218,19 @@ def test_validation_during_training_changes_nothing_that_is_learnt(tiny_run, qua
 
 
 @pytest.mark.slow
-def test_the_best_checkpoint_can_be_kept(tiny_run):
-    settings = ["trainer.max_steps=3", "trainer.eval_steps=1", "trainer.save_steps=1", "trainer.learning_rate=2"]
-    diverging = [*tiny_run, *settings, "trainer.lr_scheduler_type=constant", "trainer.warmup_steps=0"]
-    last = in_this_process(*diverging, "name=last")
-    best = in_this_process(*diverging, "name=best", "trainer.load_best_model_at_end=true")
+def test_the_best_checkpoint_can_be_kept(tiny_run, tmp_path):
+    files = {"path": "yes", "validation": "no", "test": "no"}  # what is learnt makes validation worse at each step
+    for key, word in files.items():
+        rows = [{"prompt": f"{key} {number}", "completion": f"{word} " * 20} for number in range(8)]
+        (tmp_path / f"{key}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    worsening = [*tiny_run, "data=local", *(f"data.{key}={tmp_path}/{key}.jsonl" for key in files)]
+    worsening += ["trainer.max_steps=3", "trainer.eval_steps=1", "trainer.save_steps=1", "trainer.learning_rate=0.1"]
+    worsening += ["trainer.lr_scheduler_type=constant", "trainer.warmup_steps=0"]
+    last = in_this_process(*worsening, "name=last")
+    best = in_this_process(*worsening, "name=best", "trainer.load_best_model_at_end=true")
     state = json.loads((last[2] / "checkpoints" / "checkpoint-3" / "trainer_state.json").read_text())
     losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
-    assert losses[-1] > min(losses)
+    assert losses[-1] > losses[0]
     kept, final = weights(best[2]), weights(last[2])
     assert any(not torch.equal(kept[name], final[name]) for name in kept)
 
@@ -249,6 +255,13 @@ def test_a_killed_run_continues_to_the_result_that_it_would_have_had(tiny_run, t
     assert predictions == expected
     for key in ("steps", "tokens", "loss_tokens", "train_loss", "validation_loss"):
         assert continued["training"][key] == whole["training"][key], key
+
+
+def test_a_run_that_is_not_tracked_imports_no_wandb(tiny_run, tmp_path):
+    code = "import sys, run\nrun.run(run.command.compose(sys.argv[1:]))\nsys.exit('wandb' in sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code, *tiny_run], cwd=Path(run.__file__).parent)
+    assert ended.returncode == 0
+    assert len(list(tmp_path.glob("outputs/*/result.json"))) == 1
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ LAYERS = (
     {"alike"},
     {"trials"},
     {"study"},
-    {"overlap", "hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
+    {"libraries", "overlap", "hydra_error", "model", "generate", "sft_settings", "tokens", "screen"},
     {"check", "harness", "audit", "feasible", "tracking", "slots", "sweep_screen", "warm"},
     {"server"},
     {"pool", "jobs"},

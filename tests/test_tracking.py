@@ -388,6 +388,16 @@ def test_a_project_name_that_wandb_refuses_is_the_users_mistake(tmp_path, said):
         pass
 
 
+@pytest.mark.parametrize("value", ["", "onlin"])
+def test_a_setting_of_wandbs_own_that_it_refuses_is_named(tmp_path, said, monkeypatch, value):
+    monkeypatch.setenv("WANDB_MODE", value)
+    with (
+        pytest.raises(UserError, match=rf"mode='{value}' \(in the environment WANDB_MODE\): .*'offline'"),
+        start(tmp_path, said),
+    ):
+        pass
+
+
 def test_tracking_that_is_off_and_other_processes_import_no_wandb(tmp_path):
     code = """
 import sys
