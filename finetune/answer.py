@@ -1,4 +1,6 @@
-"""What did a search find? The best settings, repeated over seeds if asked to, and what they reach on test prompts."""
+"""What did a sweep find? The best settings, of a search repeated over seeds if asked to, and what they reach on test
+prompts.
+"""
 
 import json
 import shlex
@@ -16,12 +18,15 @@ from rich.table import Table
 from finetune import checkpoint, settings, space
 from finetune.attempt import FOLDER
 from finetune.problem import shown
-from finetune.schema import Config, UserError
+from finetune.schema import Config, Tracking, UserError
 from finetune.study import Search
 from finetune.trials import CONFIRMATION, REPETITIONS, Outcome, State
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
+
+    from finetune import compare
+    from finetune.sweep_result import SweepResult
 
 Compose = Callable[[list[str]], Config]
 
@@ -88,6 +93,40 @@ def give(tried: Search, compose: Compose, run: Run, frame: Frame) -> None:
     sweep_report.leave(shown, frame.base.tracking)
 
 
+def give_of_grid(folder: Path, compose: Compose, given: Tracking) -> None:
+    """Print the ranking of a grid's trials, which are whole runs, and the best of them, and leave the grid's page."""
+    from finetune import sweep_report
+
+    shown = sweep_report.show(folder)
+    if shown and len(shown.trials) > 1:
+        _crown_of_grid(Console(highlight=False), shown, compose)
+    sweep_report.leave(shown, given)
+
+
+def _crown_of_grid(console: Console, result: "SweepResult", compose: Compose) -> None:
+    """Find the winner by validation loss, as the test prompts are to judge and not to choose."""
+    runs = [run for found in result.comparisons for run in found.runs if run.trial is not None]
+    losses = {run.trial: run.result["training"]["validation_loss"] for run in runs}
+    if not losses:
+        return
+    if len({_validated(run) for run in runs}) > 1 or None in losses.values():
+        console.print("No best is chosen, as the trials' validation losses are not of the same tokens or missing.")
+        return
+    winner = min(runs, key=lambda run: losses[run.trial])
+    [trial] = [trial for trial in result.trials if trial.number == winner.trial]
+    again = _without_search(trial.overrides, compose)
+    _write_experiment(result.folder, trial.number, again)
+    told = f"Best by validation loss, {losses[trial.number]:.4g}: trial {trial.number}: {' '.join(trial.overrides)}"
+    console.print(told, style="bold", markup=False, soft_wrap=True)
+    console.print(f"On the test prompts: {winner.verdict}", markup=False, soft_wrap=True)
+    _tell_how(console, result.folder, again)
+
+
+def _validated(run: "compare.Run") -> str:
+    """What must be equal for validation losses to be compared: the model that reads, and the rows."""
+    return json.dumps([run.result["config"]["model"], run.result["data"]["splits"].get("validation")])
+
+
 def _crown(
     console: Console, tried: Search, best: "list[FrozenTrial]", compose: Compose, run: Run, frame: Frame
 ) -> None:
@@ -111,7 +150,7 @@ def _crown(
         console.print(_repeated(finalists))
     winner = finalists[0]
     again = _without_search([*frame.fixed, *winner.overrides], compose)
-    _write_experiment(frame, winner, again)
+    _write_experiment(frame.folder, winner.number, again)
     by = "" if tried.plan.objectives[0] == "score" else f" by {tried.plan.objectives[0]}"
     told = f"Best{by}: trial {winner.number}: {' '.join(winner.overrides)}"
     console.print(told, style="bold", markup=False, soft_wrap=True)
@@ -120,10 +159,12 @@ def _crown(
         console.print(f"Its run is {winner.folders[0]}: the worker there answers the test prompts.", soft_wrap=True)
     else:
         _confirm(console, winner, compose, run, frame)
+    _tell_how(console, frame.folder, again)
+
+
+def _tell_how(console: Console, folder: Path, again: list[str]) -> None:
     console.print(f"Again: python run.py {shlex.join(again)}", markup=False, soft_wrap=True)
-    console.print(
-        f"As an experiment: cp {frame.folder}/best.yaml conf/experiment/NAME.yaml", markup=False, soft_wrap=True
-    )
+    console.print(f"As an experiment: cp {folder}/best.yaml conf/experiment/NAME.yaml", markup=False, soft_wrap=True)
 
 
 def repetitions(text: str | None) -> tuple[int, int]:
@@ -222,9 +263,9 @@ def _quoted(value: Any) -> str:
     return "'" + value.replace("'", "\\'") + "'" if isinstance(value, str) else shown(value)
 
 
-def _write_experiment(frame: Frame, winner: Candidate, again: list[str]) -> None:
+def _write_experiment(folder: Path, number: int, again: list[str]) -> None:
     """Leave the winner, which the overrides `again` describe, as an experiment: `best.yaml` for conf/experiment/."""
     groups, changed = space.as_experiment(again)
-    comment = f"# The best of the search {frame.folder.name}: trial {winner.number}.\n"
+    comment = f"# The best of the sweep {folder.name}: trial {number}.\n"
     parts = [yaml.safe_dump(part, sort_keys=False, allow_unicode=True) for part in (groups, changed) if part]
-    checkpoint.write(frame.folder / "best.yaml", "# @package _global_\n" + comment + "".join(parts))
+    checkpoint.write(folder / "best.yaml", "# @package _global_\n" + comment + "".join(parts))

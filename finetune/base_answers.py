@@ -54,7 +54,7 @@ class Memory:
                 "weights": model.digest(base),
                 "config": base.config.to_dict() | {"_name_or_path": "", "attention": base.config._attn_implementation},
                 "generation": base.generation_config.to_dict(),
-                "device": [device, torch.get_num_threads()],
+                "device": device,
                 "versions": [version(name) for name in LIBRARIES],
             }
         )

@@ -107,7 +107,9 @@ def _place(group: str, section: Data | Model) -> Iterator[str]:
         yield f"{group}.path={path}: this is no name on the hub. Write OWNER/NAME, or {group}=local for your own."
     elif section.source is Source.local and group == "data" and not Path(path).expanduser().is_file():
         yield f"data.path={path}: {_no_file(path)}"
-    elif section.source is Source.local and group == "model" and not (Path(path) / "config.json").is_file():
+    elif (
+        section.source is Source.local and group == "model" and not (Path(path).expanduser() / "config.json").is_file()
+    ):
         yield f"model.path={path}: no config.json is there. Give a folder that save_pretrained wrote, or model=hub."
 
 

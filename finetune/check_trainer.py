@@ -39,6 +39,7 @@ REFUSED = {
     "save_only_model": "without the optimizer a stopped run could not go on as it was. Leave it out",
     "ignore_data_skip": "a stopped run would read other rows when it goes on. Leave it out",
     "pad_token": "it is deprecated in TRL, and the tokenizer's own is used. Leave it out",
+    "shuffle_dataset": "every epoch is shuffled by seed. Leave it out",
     "use_liger_kernel": "it is deprecated in TRL, and the loss is fused already. Leave it out",
 }
 DEPRECATED = {
@@ -194,7 +195,7 @@ def _checkpoints(trainer: dict[str, Any]) -> Iterator[str]:
             f"trainer.load_best_model_at_end=true with trainer.eval_strategy={evaluated} and "
             f"trainer.save_strategy={saved}: they must be the same. Write trainer.save_strategy={evaluated}."
         )
-    elif evaluated == "steps" and eval_steps and (save_steps / eval_steps) % 1:
+    elif evaluated == "steps" and eval_steps and abs(save_steps / eval_steps - round(save_steps / eval_steps)) > 1e-6:
         yield (
             f"trainer.load_best_model_at_end=true with trainer.save_steps={save_steps}: each checkpoint needs an "
             f"evaluation, and there is one every trainer.eval_steps={eval_steps} steps. Write "

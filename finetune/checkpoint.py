@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from finetune import data
 from finetune.choices import Source
+from finetune.harness_tasks import files, is_path
 from finetune.problem import without_secrets
 from finetune.schema import Config, UserError
 
@@ -45,6 +46,9 @@ OUTSIDE_TRAINER_IDENTITY = (
 )
 
 
+WHOLE_BYTES, PIECE_BYTES = 2**20, 2**16
+
+
 def folder(config: Config) -> Path:
     """The folder of the run: the same for every process and every retry, another for every other setting."""
     return Path(config.output_dir) / (config.name or f"{config.model.name}-{data_name(config)}-{identity(config)}")
@@ -56,11 +60,37 @@ def data_name(config: Config) -> str:
 
 
 def identity(config: Config) -> str:
-    """Eight hexadecimal digits of a hash over everything that changes the result, local data files included."""
+    """Eight hexadecimal digits of a hash over everything that changes the result, local files included."""
     settings = {key: value for key, value in plain(config).items() if key not in OUTSIDE_IDENTITY}
     settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in OUTSIDE_TRAINER_IDENTITY}
     settings["digest"] = data.digest(config.data)
+    if hashes := [_fingerprint(file) for file in _files(config)]:
+        settings["files"] = hashes
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def _files(config: Config) -> Iterator[Path]:
+    """What a run reads by its path, besides the rows."""
+    if config.model.source is Source.local:
+        yield from sorted(Path(config.model.path).expanduser().glob("*"))
+    if template := config.trainer.get("chat_template_path"):
+        yield Path(template)
+    yield from (file for task in config.eval.harness_tasks if is_path(task) for file in files(task))
+
+
+def _fingerprint(file: Path) -> str:
+    """A hash of the file; of a large one, which are weights, of its size and of three pieces."""
+    if not file.is_file():  # which is told elsewhere
+        return ""
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        if size <= WHOLE_BYTES:
+            return hashlib.sha256(opened.read()).hexdigest()
+        parts = [str(size).encode()]
+        for start in (0, size // 2, size - PIECE_BYTES):
+            opened.seek(start)
+            parts.append(opened.read(PIECE_BYTES))
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def labels(config: Config) -> dict[str, Any]:

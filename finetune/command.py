@@ -41,9 +41,9 @@ def start(main: Callable[[], None]) -> None:
         with jobs.follow(elsewhere):
             main()
         if elsewhere:
-            from finetune import sweep_report  # and with it what draws and tests
+            from finetune import answer
 
-            sweep_report.conclude(elsewhere.record.folder, elsewhere.configs[0].tracking)
+            answer.give_of_grid(elsewhere.record.folder, compose, elsewhere.configs[0].tracking)
         if any(state not in trials.SUCCESSFUL for state in trials.ended.values()):
             sys.exit(1)
     except MISTAKES as error:
@@ -122,7 +122,10 @@ def check_sweep(arguments: list[str]) -> jobs.Sweep | None:
         cells = [(run, check.read(hydra_compose("config", overrides=run))) for run in runs]
     for _, settings in cells:
         check.validate(settings)
+    if given := cells[0][1].sweep.repeat_best:
+        raise UserError(f"sweep.repeat_best={given} is of a search. In a grid, seeds are one more setting: seed=1,2,3.")
     if _is_elsewhere(hydra.launcher, cells[0][1]):
+        jobs.refuse_limits(cells[0][1].sweep)
         return jobs.announce(arguments, cells, hydra.runtime.choices["hydra/launcher"])
     return None
 

@@ -191,7 +191,7 @@ def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tup
     Groups are taken in the order of a hash of seed and name, so a row added later moves few others. A group joins where
     that brings the count nearer to `share`: one that is too large stays with the training rows.
     """
-    groups = [_group(example) for example in examples]
+    groups = _groups(examples)
     sizes = Counter(groups)
     share = max(1, share)
     chosen: set[str] = set()
@@ -228,12 +228,30 @@ def normalise(text: str) -> str:
     return " ".join(plain.split()) or text.strip()
 
 
-def _group(example: Example) -> str:
-    """What keeps examples together: their group, else the prompt, else (plain text) the text, but for its clothes."""
-    if example.group is not None:
-        return example.group
-    asked = "\n".join(message["content"] for message in example.prompt)
-    return normalise(asked if example.prompt else example.completion)
+def asks(example: Example) -> str:
+    """What the example asks, without the system message; of plain text, the text."""
+    turns = [message["content"] for message in example.prompt if message["role"] != "system"]
+    return "\n".join(turns) if turns else example.completion
+
+
+def _groups(examples: list[Example]) -> list[str]:
+    """For each example the name of those it stays together with: of the same prompt but for case, punctuation and
+    whitespace, of the same group, and of what these share with others.
+    """
+    leaders: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def leader(key: tuple[str, str]) -> tuple[str, str]:
+        leaders.setdefault(key, key)
+        while leaders[key] != key:
+            leaders[key] = leaders[leaders[key]]
+            key = leaders[key]
+        return key
+
+    prompts = [("prompt", normalise(asks(example))) for example in examples]
+    for example, prompt in zip(examples, prompts, strict=True):
+        if example.group is not None:
+            leaders[leader(prompt)] = leader(("group", example.group))
+    return [leader(prompt)[1] for prompt in prompts]
 
 
 def _cut(train: list[Example], limit: int | None, seed: int, counts: Counter[str]) -> list[Example]:

@@ -28,11 +28,30 @@ class Device:
     why: str
     processes: int
     is_main_process: bool
+    # GPUs that are here and not used.
+    spare_gpus: int = 0
 
     @property
     def mixed_precision(self) -> str:
         """`bf16`, `fp16` or `no`: what Accelerate calls the activations' type."""
         return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(self.compute_dtype, "no")
+
+
+# What `keep_to_one_gpu` left alone.
+_spare_gpus = 0
+
+
+def keep_to_one_gpu() -> None:
+    """Leave all GPUs but the first alone, unless a launcher gave this process its own: TRL refuses several in one.
+
+    Called before anything else asks for a GPU.
+    """
+    global _spare_gpus
+    if "LOCAL_RANK" in os.environ or (count := torch.cuda.device_count()) < 2:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0] if visible else "0"
+    _spare_gpus = count - 1
 
 
 def choose(model: Model, quantization: Quantization, adapter: Adapter) -> Device:
@@ -51,7 +70,7 @@ def choose(model: Model, quantization: Quantization, adapter: Adapter) -> Device
     else:
         weight = torch.float32
         why += "; all weights are trained, so they are kept in float32"
-    return Device(kind, _name(kind), compute, weight, why, state.num_processes, state.is_main_process)
+    return Device(kind, _name(kind), compute, weight, why, state.num_processes, state.is_main_process, _spare_gpus)
 
 
 def _torch_dtype(dtype: Dtype) -> torch.dtype:

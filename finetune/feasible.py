@@ -22,7 +22,7 @@ def check(config: Config, machine: Device, outline: PreTrainedModel, rows: Rows)
     """Raise one UserError that names every setting that the model or the rows make impossible."""
     complain(
         [
-            *_context(config.trainer.get("max_length"), outline),
+            *_context(config.trainer.get("max_length"), outline, rows),
             *_modules(config.adapter, outline),
             *_amount(config.trainer, machine, rows),
         ]
@@ -49,12 +49,19 @@ def _precision(trainer: dict[str, Any], machine: Device) -> Iterator[str]:
         yield "trainer.tf32=true: it is for NVIDIA GPUs from Ampere on, and this is a CPU. Leave it out."
 
 
-def _context(max_length: int | None, outline: PreTrainedModel) -> Iterator[str]:
+def _context(max_length: int | None, outline: PreTrainedModel, rows: Rows) -> Iterator[str]:
     context = getattr(outline.config.get_text_config(), "max_position_embeddings", None)
     if context and max_length and max_length > context:
         yield (
             f"trainer.max_length={max_length}: the model's context is {context} tokens. "
             f"Write trainer.max_length={context}."
+        )
+        return
+    longest = max((len(ids) for some in (rows.train, rows.validation) for ids in some["input_ids"]), default=0)
+    if context and longest > context:
+        yield (
+            f"trainer.max_length={shown(max_length)}: the longest row has {longest:,} tokens, and the model's context "
+            f"is {context:,}. Write trainer.max_length={context}."
         )
 
 

@@ -10,11 +10,16 @@ from threading import Event, Thread
 from typing import Any
 
 from finetune import checkpoint, trials, warm
-from finetune.schema import Config
+from finetune.schema import Config, UserError
+from finetune.schema import Sweep as Settings
 from finetune.sweep_screen import SweepScreen
 from finetune.trials import UNENDED, Outcome, Record, State, Trial
 
 POLL_SECONDS = 2.0
+OUR_LAUNCHERS = {
+    "time_limit": "Slurm ends jobs that take too long by hydra.launcher.timeout_min.",
+    "max_failures": "Leave it out: all trials are tried.",
+}
 
 
 @dataclass
@@ -48,6 +53,13 @@ def announce(command: Sequence[str], cells: Sequence[tuple[list[str], Config]], 
     record.write(*(Trial(number, cells[number][0], str(folder)) for number, folder in enumerate(folders)))
     print(f"{len(cells)} trials for hydra/launcher={launcher}; {record.file} tells what each is doing.", flush=True)
     return Sweep(record, [config for _, config in cells])
+
+
+def refuse_limits(sweep: Settings) -> None:
+    """Raise UserError for what only our own launcher heeds."""
+    for name, instead in OUR_LAUNCHERS.items():
+        if (value := getattr(sweep, name)) is not None:
+            raise UserError(f"sweep.{name}={value}: only hydra/launcher=process heeds it. {instead}")
 
 
 @contextmanager
@@ -90,6 +102,7 @@ def run_in_turn(
     """Have Hydra's launcher run trials, each a number and its overrides, one after the other as they are drawn."""
     screen = SweepScreen(record, None)
     for number, overrides in jobs:
+        refuse_limits(compose(overrides).sweep)
         try:
             [done] = launch([overrides], number)
             outcome = done.return_value

@@ -25,6 +25,9 @@ def hush(config: Config) -> None:
     import huggingface_hub.constants
 
     huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"  # it may be imported already
+    from finetune import device
+
+    device.keep_to_one_gpu()
     import_trainer()
 
 

@@ -15,11 +15,10 @@ from finetune.device import Device
 from finetune.hollow import Parts
 from finetune.prepare import Prepared
 from finetune.schema import Config, Quantization
+from finetune.slots import fit
 from finetune.work import Answers, Batch, Work
 
 GIB = 2**30
-# Above this share of the available memory a run is called tight: predictions may be off by as much.
-TIGHT = 0.85
 # On a CPU: what libraries map and keep once a model computes, and what the heap holds for every byte that is alive in
 # it. Both are measured, see benchmarks/plan_accuracy.py.
 LIBRARIES = 670 * 2**20
@@ -54,8 +53,7 @@ class Need:
     @property
     def verdict(self) -> str:
         """`fits`, `tight` or `will not fit`."""
-        share = self.peak / self.available
-        return "will not fit" if share > 1 else "tight" if share > TIGHT else "fits"
+        return fit(self.peak, self.available)
 
     def bytes_of(self, phase: str) -> int:
         """Bytes of a phase."""

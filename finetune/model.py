@@ -33,16 +33,9 @@ ready: dict[str, PreTrainedModel] = {}
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer of the base model; a missing padding token becomes the end token (padding never carries loss)."""
+    """The tokenizer of the base model as it comes; see tokens.apply_settings."""
     with _explained(model):
         tokenizer = AutoTokenizer.from_pretrained(_place(model), **_hub_options(model))
-    if tokenizer.eos_token is None:
-        raise UserError(
-            f"model.path={model.path}: its tokenizer has no end token, so a model could not learn to stop. "
-            "Choose a model whose tokenizer_config.json names an eos_token."
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
     if model.plain_prompt:
         tokenizer.chat_template = None
     return tokenizer
@@ -192,7 +185,7 @@ def provenance(model: Model, loaded: Any) -> dict[str, Any]:
         return where | fetch.provenance(model.path)
     if model.source is Source.hub:
         return where | {"revision": getattr(loaded.config, "_commit_hash", None) or model.revision}
-    files = sorted(file for kind in ("*.safetensors", "*.bin") for file in Path(model.path).glob(kind))
+    files = sorted(file for kind in ("*.safetensors", "*.bin") for file in Path(_place(model)).glob(kind))
     return where | {"files": {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}}
 
 
@@ -202,7 +195,9 @@ def _sha256(file: Path) -> str:
 
 
 def _place(model: Model) -> str:
-    return str(fetch.model(model.path)) if model.source is Source.embedded else model.path
+    if model.source is Source.embedded:
+        return str(fetch.model(model.path))
+    return str(Path(model.path).expanduser()) if model.source is Source.local else model.path
 
 
 @contextmanager

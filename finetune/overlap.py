@@ -14,7 +14,7 @@ from zlib import crc32
 from datasketch import MinHash, MinHashLSH
 
 from finetune.choices import Overlap
-from finetune.data import Example, Splits, normalise
+from finetune.data import Example, Splits, asks, normalise
 from finetune.schema import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -67,24 +67,19 @@ def audit(splits: Splits, policy: Overlap) -> Splits:
     return replace(splits, counts=counts, shared=[str(one) for one in shared])
 
 
-def _asks(example: Example) -> str:
-    turns = [message["content"] for message in example.prompt if message["role"] != "system"]
-    return "\n".join(turns) if turns else example.completion
-
-
 def _whole(example: Example) -> str:
-    return f"{_asks(example)}\n{example.completion}" if example.prompt else example.completion
+    return f"{asks(example)}\n{example.completion}" if example.prompt else example.completion
 
 
 def _belongs(example: Example, prompts: set[str], groups: set[str | None]) -> bool:
-    return normalise(_asks(example)) in prompts or (example.group is not None and example.group in groups)
+    return normalise(asks(example)) in prompts or (example.group is not None and example.group in groups)
 
 
 def _drop(splits: Splits) -> tuple[Splits, int]:
     """Without the rows of train whose prompt or group is held out, and those of validation whose is in test."""
-    prompts, groups = {normalise(_asks(example)) for example in splits.test}, {one.group for one in splits.test}
+    prompts, groups = {normalise(asks(example)) for example in splits.test}, {one.group for one in splits.test}
     validation = [example for example in splits.validation if not _belongs(example, prompts, groups)]
-    prompts |= {normalise(_asks(example)) for example in validation}
+    prompts |= {normalise(asks(example)) for example in validation}
     groups |= {example.group for example in validation}
     train = [example for example in splits.train if not _belongs(example, prompts, groups)]
     if not train or not validation:
@@ -101,7 +96,7 @@ def _find(splits: Splits) -> Iterator[Shared]:
         same = _equal(*([example.group for example in examples[name]] for name in (first, second)))
         if same:
             yield _shared("exact", "group", (first, second), examples, same)
-    kinds = {"prompt": _asks, "prompt and answer": _whole} if splits.train[0].prompt else {"text": _asks}
+    kinds = {"prompt": asks, "prompt and answer": _whole} if splits.train[0].prompt else {"text": asks}
     for by, text in kinds.items():
         exact = {name: [text(example) for example in some] for name, some in examples.items()}
         plain = {name: [normalise(one) for one in texts] for name, texts in exact.items()}

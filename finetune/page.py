@@ -21,6 +21,8 @@ td:first-child, th:first-child, td.text { text-align: left; }
 td.text { min-width: 12rem; overflow-wrap: anywhere; white-space: pre-wrap; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .7rem; border-radius: .4rem; }
 .good { color: var(--good); } .bad { color: var(--bad); } .dim { opacity: .7; }
+.loss { color: var(--good); font-weight: 600; } .context { opacity: .7; }
+.cut { color: var(--bad); text-decoration: line-through; }
 .example { border: 1px solid var(--line); border-radius: .4rem; margin: .6rem 0; padding: .2rem .8rem; }
 .example p { margin: .2rem 0; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem .9rem; margin: .3rem 0; }

@@ -24,6 +24,13 @@ known_to_fit = False
 shown: list["Plan"] = []
 
 
+MORE_ROOM = (
+    "A prediction may be off by as much as is left. What gives room, the cheapest first: trainer.gradient_checkpointing"
+    "=true, a smaller trainer.per_device_train_batch_size with as many more trainer.gradient_accumulation_steps, "
+    "quantization=nf4, a shorter trainer.max_length."
+)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a run does, needs and takes."""
@@ -79,6 +86,8 @@ def show(plan: Plan, screen: Screen) -> None:
     screen.say(f"{need.verdict}: {need.peak / GIB:.2f} GiB of {need.available / GIB:.2f} GiB", style=style)
     if need.verdict == "will not fit":
         screen.say(remedy.advise(plan.remedies))
+    if need.verdict == "tight":
+        screen.say(MORE_ROOM)
     parts = " · ".join(f"{name} {clock(seconds)}" for name, seconds in plan.seconds.items())
     screen.say(f"{clock(sum(plan.seconds.values()))} in all: {parts} ({plan.measured})")
     if work.answers:

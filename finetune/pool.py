@@ -5,13 +5,13 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune import checkpoint, trials
 from finetune.schema import Config, UserError
 from finetune.server import Server
-from finetune.slots import Share, slots
+from finetune.slots import TIGHT, Share, fit, slots
 from finetune.sweep_screen import SweepScreen
 from finetune.trials import Cost, Outcome, Record, State
 from finetune.warm import Job, Survey
@@ -61,8 +61,9 @@ class Pool:
         self.failures = 0
         self.limit: int | None = None
         self.costs: dict[str, Cost] = {}
-        # How many trials there are to run, where that is known.
+        # How many trials there are to run, and how many have room in memory at a time, where that is known.
         self.total: int | None = None
+        self.most: int | None = None
 
     def run(
         self, jobs: Iterable[tuple[int, Sequence[str]]], total: int | None = None, examples: Sequence[Config] = ()
@@ -128,7 +129,9 @@ class Pool:
             free.remove(other.device)
         self.running[number] = Running(number, config, folder, free[0], time.monotonic(), _kills_for_memory())
         self.screen.began(number)
-        self.server.send(Job(number, config, self.threads, free[0], len(self.slots), self._known_to_fit(config)))
+        share, fits = self.slots.count(free[0]), self._known_to_fit(config)
+        base_fits = fits or any(cost.verdict != "will not fit" for cost in self.costs.values())
+        self.server.send(Job(number, config, self.threads, free[0], share, fits, base_fits))
 
     def _survey(self, examples: Sequence[Config], total: int) -> None:
         """Ask what the trials will cost, and show it."""
@@ -139,11 +142,30 @@ class Pool:
         with self.screen.waiting("planning the trials"):
             for first in range(0, len(new), SURVEYED_AT_A_TIME):
                 configs = new[first : first + SURVEYED_AT_A_TIME]
-                self.server.send(Survey(configs, total, self.threads, len(self.slots)))
+                share = max(map(self.slots.count, self.slots))
+                self.server.send(Survey(configs, total, self.threads, self.slots[0], share))
                 while "exit" not in (news := self.server.receive()):
                     found = zip(configs, news.get("costs", []), strict=False)
                     self.costs |= {checkpoint.identity(config): cost for config, cost in found if cost}
+                    if "problem" in news:
+                        self.screen.not_planned(news["problem"])
+        self._leave_room()
         self.screen.show_costs(list(self.costs.values()), total - len(examples) + len(new), len(self.slots))
+
+    def _leave_room(self) -> None:
+        """On a CPU, run fewer trials at a time than there are cores where memory has no room for as many."""
+        if not self.costs or self.slots[0] is not None or self.share.n_jobs is not None:
+            return
+        largest = max(self.costs.values(), key=lambda cost: cost.peak_bytes / cost.available_bytes)
+        together = largest.available_bytes * len(self.slots)
+        self.most = max(1, int(TIGHT * together / largest.peak_bytes))
+        if self.most < len(self.slots):
+            self._divide()
+            room = together // len(self.slots)
+            self.costs = {
+                key: replace(cost, available_bytes=room, verdict=fit(cost.peak_bytes, room))
+                for key, cost in self.costs.items()
+            }
 
     def _known_to_fit(self, config: Config) -> bool:
         """Whether the plan said so, of this trial or of all with room to spare; else the trial looks for itself."""
@@ -153,7 +175,7 @@ class Pool:
 
     def _divide(self) -> None:
         """Divide the machine among the trials."""
-        self.slots, self.threads = slots(self.share, self.server.start(), self.total)
+        self.slots, self.threads = slots(self.share, self.server.start(), self.total, self.most)
 
     def _listen(self) -> None:
         """Wait for news of the trials, but not long."""

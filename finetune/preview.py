@@ -4,9 +4,10 @@ import html
 import math
 import random
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 import numpy as np
-from datasets import Dataset
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
@@ -63,7 +64,7 @@ def look(prepared: Prepared, count: int) -> list[Seen]:
     for number, row in enumerate(rows.train.select(range(min(count, len(rows.train))))):
         pieces, loss = _pieces(tokenizer, row["input_ids"]), [label != IGNORE for label in row["labels"]]
         if settings.packing:
-            starts = np.cumsum(row.get("seq_lengths", []))[:-1].tolist()
+            starts = _joins(row, number, rows, settings)
             seen.append(Seen(f"pack {number + 1}", pieces, loss, [], starts))
         else:
             index = places[number]
@@ -73,17 +74,40 @@ def look(prepared: Prepared, count: int) -> list[Seen]:
     return seen
 
 
+def _joins(row: dict[str, Any], number: int, rows: Rows, settings: SFTConfig) -> list[int]:
+    """Where in a pack other rows begin; TRL's `wrapped` packs are the stream of all rows, cut into equal pieces."""
+    if settings.packing_strategy != "wrapped":
+        return [int(place) for place in np.cumsum(row["seq_lengths"])[:-1]]
+    ends = np.cumsum([len(ids) for ids in rows.whole["train"]["input_ids"]]) - number * (settings.max_length or 0)
+    return [int(place) for place in ends if 0 < place < len(row["input_ids"])]
+
+
+def examples(prepared: Prepared) -> list[dict[str, Any]]:
+    """The first rows for a run's page: of each its place, and its text in spans of `context`, `loss` and `cut`."""
+    return [{"place": row.place, "spans": _spans(row)} for row in look(prepared, SHOWN)]
+
+
+def _spans(row: Seen) -> list[tuple[str, str]]:
+    kinds = ["loss" if loss else "context" for loss in row.loss] + ["cut"] * len(row.cut)
+    pieces = zip(kinds, [*row.pieces, *row.cut], strict=True)
+    grouped = groupby(pieces, key=lambda pair: pair[0])
+    return [(kind, "".join(piece for _, piece in run)) for kind, run in grouped]
+
+
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """Each token as text; a character that spans tokens stands with the last of them, and nothing is cleaned up."""
-    pieces, before = [], ""
-    start = 0
+    """Each token as text; a character that spans tokens stands with the last of them, and nothing is cleaned up.
+
+    A token is decoded behind those before it, as some tokenizers leave out the first one's space.
+    """
+    pieces: list[str] = []
+    before = start = 0
     for end in range(1, len(ids) + 1):
-        text = str(tokenizer.decode(ids[start:end], clean_up_tokenization_spaces=False))
+        known, text = (str(tokenizer.decode(ids[before:to], clean_up_tokenization_spaces=False)) for to in (start, end))
         if text.endswith("\ufffd") and end < len(ids) and end - start < 64:
             pieces.append("")
             continue
-        pieces.append(text[len(before) :])
-        start, before = end, ""
+        pieces.append(text[len(known) :])
+        before, start = start, end
     return pieces
 
 
@@ -115,15 +139,16 @@ def _figures(rows: Rows, settings: SFTConfig) -> Figures:
     batch = settings.per_device_train_batch_size
     packs, room = packing(rows, settings)
     packed = f" Packed, {packs:,} rows, {room:.1%} of them room." if packs else ""
-    title = (
-        f"Splits. Padded to the longest row of a batch of {batch}, {padding(rows, batch):.1%} would be padding.{packed}"
-    )
+    padded = f"{padding(rows, settings):.1%} would be padding"
+    title = f"Splits. Padded to the longest row of a batch of {batch}, {padded}.{packed}"
     return title, ["split", "rows", "tokens", "with loss", "longer than max_length"], cells
 
 
-def padding(rows: Rows, batch: int, draws: int = 200) -> float:
-    """The share of padding in batches of `batch` training rows drawn at random, each padded to its longest row."""
-    lengths = [len(row) for row in rows.whole["train"]["input_ids"]]
+def padding(rows: Rows, settings: SFTConfig, draws: int = 200) -> float:
+    """The share of padding in batches of training rows drawn at random, each padded to its longest row."""
+    batch = settings.per_device_train_batch_size
+    whole = rows.whole["train"] if settings.packing else rows.train
+    lengths = [len(row) for row in whole["input_ids"]]
     draw = random.Random(0)
     batches = [draw.sample(lengths, min(batch, len(lengths))) for _ in range(draws)]
     return 1 - sum(map(sum, batches)) / sum(max(one) * len(one) for one in batches)
@@ -136,7 +161,7 @@ def packing(rows: Rows, settings: SFTConfig) -> tuple[int, float]:
         return 0, 0.0
     packs = rows.train
     if not settings.packing:
-        whole = Dataset.from_dict({"input_ids": [ids[:limit] for ids in rows.whole["train"]["input_ids"]]})
+        whole = rows.train if settings.packing_strategy == "bfd" else rows.whole["train"]
         packs = pack_dataset(whole, limit, settings.packing_strategy)
     return len(packs), 1 - sum(map(len, packs["input_ids"])) / (limit * len(packs))
 

@@ -26,11 +26,15 @@ class Prune(TrainerCallback):
         metrics: dict[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """Pruned is raised to end the run; a step that was reported before a crash is not reported again."""
+        """Pruned is raised to end the run; what was reported before a crash is not reported again.
+
+        Trials are compared at the same share of their training, in percent: their steps may be of other batches.
+        """
         if not metrics or "eval_loss" not in metrics or state.global_step >= state.max_steps:
             return
-        if state.global_step not in self.known:
-            self.trial.report(self.sign * metrics["eval_loss"], state.global_step)
+        share = round(100 * state.global_step / state.max_steps)
+        if share not in self.known:
+            self.trial.report(self.sign * metrics["eval_loss"], share)
         if self.trial.should_prune():
             raise Pruned(f"validation loss {metrics['eval_loss']:.3f} at step {state.global_step}: others do better")
 

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from finetune import checkpoint, device, model, run_page
+from finetune import checkpoint, device, model, preview, run_page
 from finetune.prepare import Prepared
 from finetune.problem import without_secrets
 from finetune.progress import Watch
@@ -55,6 +55,7 @@ def collect(
             "bad_rows": prepared.splits.bad,
             "shared": prepared.splits.shared,
             "splits": {name: asdict(size) for name, size in prepared.rows.sizes.items()},
+            "examples": preview.examples(prepared),
         },
         "model": {
             **model.provenance(config.model, trained),

@@ -137,6 +137,9 @@ def _read_each(lines: Iterator[tuple[int, str]], name: str, bad: Bad) -> Iterato
         text = line.strip(" \t\r\n")
         if not text:  # an empty line holds nothing that could be lost
             continue
+        if len(text) > LONGEST:  # an array's element
+            bad(_too_long(f"{name}:{number}: the element", len(text)))
+            continue
         try:
             row = parse_object(text)
         except FaultError as error:
@@ -153,6 +156,10 @@ def _read_json(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
         yield from _read_each(enumerate(split_array(text), start=1), name, bad)
     except FaultError as error:
         raise UserError(f"{name}:{error}.") from error
+
+
+def _too_long(what: str, size: int) -> str:
+    return f"{what} has {size / 1e6:.1f} MB, expected at most {LONGEST / 1e6:.1f} MB."
 
 
 # -- CSV and Parquet --------------------------------------------------------------------------------------------------
@@ -243,8 +250,7 @@ def _read_lines(
         if not line:
             return
         if len(line) > LONGEST:
-            size = (len(line) + _skip_line(file, line)) / 1e6
-            bad(f"{name}:{number}: the line has {size:.1f} MB, expected at most {LONGEST / 1e6:.1f} MB.")
+            bad(_too_long(f"{name}:{number}: the line", len(line) + _skip_line(file, line)))
             continue
         try:
             text = decode(line)

@@ -150,9 +150,16 @@ def _trained_on(data: dict[str, Any]) -> list[str]:
         [name, *(f"{size.get(key, 0):,}" if isinstance(size.get(key, 0), int) else size[key] for key in names)]
         for name, size in data["splits"].items()
     ]
-    found = [("Left out", data["bad_rows"]), ("Shared between splits", data["shared"])]
-    told = [page.details(f"{title}: {len(lines)}", _list(lines)) for title, lines in found if lines]
-    see = "stage=preview with the same settings shows the rows token by token (preview.html)."
+    bad = data["counts"].get("bad", len(data["bad_rows"]))
+    found = [(f"Rows left out: {bad:,}, the first", data["bad_rows"]), ("Shared between splits", data["shared"])]
+    told = [page.details(title, _list(lines)) for title, lines in found if lines]
+    examples = data.get("examples", [])
+    if examples:
+        told.append(f"<p>The first rows: {_span('loss', 'what carries loss')}, {_span('context', 'context')}.</p>")
+    for example in examples:
+        spans = "".join(_span(*span) for span in example["spans"])
+        told.append(f"<h3>{page.text(example['place'])}</h3><pre>{spans}</pre>")
+    see = "stage=preview with the same settings shows more rows, token by token (preview.html)."
     return [
         page.heading("What it was trained on"),
         page.paragraph(counts),
@@ -160,6 +167,10 @@ def _trained_on(data: dict[str, Any]) -> list[str]:
         *told,
         page.paragraph(see, "dim"),
     ]
+
+
+def _span(kind: str, text: str) -> str:
+    return f"<span class={kind}>{page.text(text)}</span>"
 
 
 def _list(lines: Sequence[str]) -> str:

@@ -45,7 +45,8 @@ class Screen:
         processes = f"{machine.processes} processes, each on " if machine.processes > 1 else ""
         computes = str(machine.compute_dtype).removeprefix("torch.")
         weights = str(machine.weight_dtype).removeprefix("torch.")
-        self.say(f"  device: {processes}{machine.name}")
+        spare = f"; {machine.spare_gpus} more here, which accelerate launch uses" if machine.spare_gpus else ""
+        self.say(f"  device: {processes}{machine.name}{spare}")
         self.say(f"  precision: {computes}, unquantised weights {weights} ({machine.why})")
 
     def show_data(self, prepared: "Prepared") -> None:
@@ -63,7 +64,9 @@ class Screen:
                 self.say(f"  {name}: {size.truncated:,} rows are cut at trainer.max_length{lost}", style="yellow")
         for note in prepared.notes:
             self.say(f"  note: {note}", style="yellow")
-        self.say("  checked: every row has loss, ends with an end token that is learnt, and begins as generation will")
+        cut = any(size.truncated for size in prepared.rows.sizes.values())
+        rows = "every row that is not cut" if cut else "every row"
+        self.say(f"  checked: {rows} has loss, ends with an end token that is learnt, and begins as generation will")
 
     def show_arm(self, name: str, arm: "Arm") -> None:
         """How many answers an arm gave, and in what time or whence."""

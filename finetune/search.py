@@ -59,8 +59,14 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
         opened = study.open_study(place, name, plan, settings["heartbeat_seconds"])
         tried = Search(opened, searched, plan, storage.is_shared(place), frame)
         chosen = settings["options"]
+
+        def default(key: str) -> Any:
+            return chosen.get(key) or OmegaConf.select(OmegaConf.structured(base), key)
+
+        for note in _notes(searched, plan, default):
+            print(note, flush=True)
         tried.begin(
-            lambda key: chosen.get(key) or OmegaConf.select(OmegaConf.structured(base), key),
+            default,
             [state for state in State if base.sweep.repeat_failures or state not in trials.FINAL],
         )
         record.write()
@@ -95,6 +101,15 @@ def _check(compose: Compose, fixed: list[str], searched: Space, plan: Plan, base
     if plan.sampler == "grid":
         list(searched.grid())
     return [compose([*fixed, *space.overrides(point)]) for point in searched.corners()]
+
+
+def _notes(searched: Space, plan: Plan, default: Callable[[str], Any]) -> Iterator[str]:
+    """What the search will not try, and somebody may think it does."""
+    if outside := searched.outside(default):
+        told = " ".join(f"{key}={value}" for key, value in outside.items())
+        yield f"Outside of what is searched, and so not tried first: the default {told}."
+    if plan.sampler == "grid" and (cells := len(list(searched.grid()))) > plan.n_trials:
+        yield f"The grid has {cells:,} cells; hydra.sweeper.n_trials={plan.n_trials} of them are tried."
 
 
 def _values(file: Path, plan: Plan) -> list[float]:

@@ -27,6 +27,10 @@ def build(chosen: dict[str, Any], machine: Device, folder: Path, seed: int, para
         "disable_tqdm": True,
         "report_to": "none",
     }
+    if chosen.get("fp16"):
+        ours["bf16"] = False
+    if chosen.get("bf16"):
+        ours["fp16"] = False
     if not {"activation_checkpointing", "gradient_checkpointing"} & chosen.keys():  # TRL turns it on
         ours[checkpointing_name()] = parameters >= CHECKPOINTING_FROM
     return SFTConfig(**(ours | chosen))

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from finetune.schema import UserError
 
+# Above this share of the available memory a run is called tight: predictions may be off by as much.
+TIGHT = 0.85
+
 
 @dataclass(frozen=True)
 class Share:
@@ -17,8 +20,13 @@ class Share:
     devices: Sequence[int] | None = None
 
 
-def slots(share: Share, devices: int, trials: int | None = None) -> tuple[list[int | None], int]:
-    """The device of each of so many trials that may run at a time, and the threads that each of them may use."""
+def slots(
+    share: Share, devices: int, trials: int | None = None, most: int | None = None
+) -> tuple[list[int | None], int]:
+    """The device of each of so many trials that may run at a time, and the threads that each of them may use.
+
+    `trials` are to run in all; `most` have room in memory, as far as that is known, which a given number overrules.
+    """
     cores = _cores()
     if devices:
         chosen = list(range(devices) if share.devices is None else share.devices)
@@ -30,8 +38,14 @@ def slots(share: Share, devices: int, trials: int | None = None) -> tuple[list[i
             raise UserError(
                 f"hydra.launcher.devices={list(share.devices)}: there is no GPU. Set hydra.launcher.n_jobs."
             )
-        room = [None] * (share.n_jobs or min(cores, max(1, trials or cores)))
+        room = [None] * (share.n_jobs or max(1, min(cores, trials or cores, most or cores)))
     return room, max(1, cores // len(room))
+
+
+def fit(needed: int, available: int) -> str:
+    """Whether so many bytes of memory have room in so many: `fits`, `tight` or `will not fit`."""
+    share = needed / available
+    return "will not fit" if share > 1 else "tight" if share > TIGHT else "fits"
 
 
 def _cores() -> int:

@@ -1,6 +1,6 @@
 """Which settings does a search try? Hydra's sweep grammar as a space that Optuna draws from."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -67,10 +67,10 @@ class Space:
                 found[dimension.key] = dimension.suggest(trial)
         return found
 
-    def defaults(self, value: Any) -> dict[str, Any]:
+    def defaults(self, value: Callable[[str], Any]) -> dict[str, Any]:
         """The defaults as a trial: `value(key)` is what a setting is without the search.
 
-        A default that lies outside the space is left for the sampler to choose.
+        One that lies outside the space (`outside`) is left for the sampler to choose.
         """
         found: dict[str, Any] = {}
         for dimension in self.dimensions:
@@ -78,6 +78,12 @@ class Space:
             if place is not None:
                 found[dimension.key] = place
         return found
+
+    def outside(self, value: Callable[[str], Any]) -> dict[str, Any]:
+        """The defaults that the search cannot try, for they lie outside the space."""
+        inside = self.defaults(value)
+        keys = [one.key for one in self.dimensions if _applies(one, inside) and one.key not in inside]
+        return {key: value(key) for key in keys}
 
     def corners(self) -> Iterator[dict[str, Any]]:
         """Every choice and every end of a range, each once, the others at their first."""

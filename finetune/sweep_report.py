@@ -12,11 +12,6 @@ from finetune.sweep_result import SweepResult
 COLUMNS = ["trial", "state", "score", "low", "high", "seconds", "reason"]
 
 
-def conclude(folder: Path, given: Tracking) -> None:
-    """Print the ranking of a grid's trials, and leave its page and its summary run."""
-    leave(show(folder), given)
-
-
 def show(folder: Path) -> SweepResult | None:
     """Print the best of the ranking, or why there is none; nothing where no trial ran here."""
     try:

@@ -61,6 +61,10 @@ class SweepScreen:
             soft_wrap=True,
         )
 
+    def not_planned(self, problem: str) -> None:
+        """What the trials will cost could not be worked out."""
+        self.terminal.print(f"The trials could not be planned: {problem}", style="yellow", markup=False)
+
     def began(self, number: int) -> None:
         """A trial has begun."""
         self.mine.append(number)

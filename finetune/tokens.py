@@ -54,7 +54,8 @@ class Rows:
 def apply_settings(settings: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the tokenizer the end token and the chat template that the settings name.
 
-    Raises UserError for a token that it does not have and a template that is no Jinja.
+    A missing padding token becomes the end token (padding never carries loss). Raises UserError for a token that it
+    does not have, for no end token at all, and for a template that is no Jinja.
     """
     if settings.eos_token:
         if settings.eos_token not in tokenizer.get_vocab():
@@ -63,6 +64,13 @@ def apply_settings(settings: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> N
                 f"{', '.join(map(str, tokenizer.all_special_tokens))}."
             )
         tokenizer.eos_token = settings.eos_token
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"model.path={tokenizer.name_or_path}: its tokenizer has no end token, so a model could not learn to stop. "
+            "Name the one that its chat template ends answers with, trainer.eos_token=TOKEN, or choose another model."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     if settings.chat_template_path:
         tokenizer.chat_template = Path(settings.chat_template_path).read_text(encoding="utf-8")
         try:

@@ -48,7 +48,7 @@ UNENDED = (State.waiting, State.running)
 # Settings of the command that do not make it another sweep.
 OUTSIDE_NAME = ("sweep.", "hydra.launcher", "hydra/launcher", "hydra.sweeper.n_", "tracking", "force", "plan.")
 # What PyTorch says without an exception class of its own.
-OUT_OF_MEMORY = ("memory: you tried to allocate", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = ("memory: you tried to allocate", "out of memory", "STATUS_ALLOC_FAILED")
 
 
 class Pruned(Exception):  # noqa: N818 (it is no error)

@@ -44,6 +44,8 @@ class Job:
     device: int | None
     runs_at_a_time: int
     known_to_fit: bool
+    # Whether its base model does, so that it may be loaded for all.
+    base_fits: bool
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Survey:
     configs: list[Config]
     trials: int
     threads: int
+    device: int | None
     runs_at_a_time: int
     number: int = -1
 
@@ -82,10 +85,8 @@ def serve() -> None:
             if not packet:
                 break
             job = pickle.loads(packet)
-            if isinstance(job, Job) and job.config.tracking.enabled:
-                import wandb  # noqa: F401 (a second)
             if not hello["devices"]:  # else loading would initialise CUDA
-                _load_shared(job.configs[0] if isinstance(job, Survey) else job.config)
+                _load_shared(job)
             gc.freeze()
             pid = os.fork()
             if pid == 0:
@@ -120,7 +121,7 @@ def _import_libraries() -> int:
     import torch
 
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
-    devices = torch.cuda.device_count()
+    devices = _count_gpus()
     if devices:  # bitsandbytes, and so PEFT, asks a GPU on import what it can do: no fork could then use CUDA
         import trl.chat_template_utils
         import trl.data_utils  # noqa: F401
@@ -128,6 +129,16 @@ def _import_libraries() -> int:
         libraries.import_trainer()
         from finetune import plan, preview, progress, report, retention, train  # noqa: F401
     return devices
+
+
+def _count_gpus() -> int:
+    """The number of CUDA devices, asked in a fork, as asking may initialise CUDA."""
+    import torch
+
+    pid = os.fork()
+    if pid == 0:
+        os._exit(torch.cuda.device_count())
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def _reap(channel: socket.socket, children: dict[int, int]) -> None:
@@ -143,10 +154,13 @@ def _reap(channel: socket.socket, children: dict[int, int]) -> None:
         send(channel, {"number": children.pop(pid), "exit": status})
 
 
-def _load_shared(config: Config) -> None:
-    """Load the rows and the base model of a run, unless they are there, for those that are forked from now on."""
+def _load_shared(job: Job | Survey) -> None:
+    """Load what runs share, unless it is there, for those that are forked from now on: the rows and the base model."""
+    config = job.configs[0] if isinstance(job, Survey) else job.config
     if config.sweep.study:
         import optuna.storages.journal  # noqa: F401 (0.2 s)
+    if config.tracking.enabled:
+        import wandb  # noqa: F401 (a second)
     from finetune import alike, data, device, model, prepare
 
     with suppress(Exception):  # the run itself will tell
@@ -156,7 +170,7 @@ def _load_shared(config: Config) -> None:
             prepare.ready.clear()
             prepare.ready[rows] = prepare.read_texts(config, data.load(config.data), machine, folder(config))
         base = alike.base_key(config.model, config.quantization, machine)
-        if base not in model.ready:
+        if base not in model.ready and isinstance(job, Job) and job.base_fits:
             model.ready.clear()
             model.ready[base] = model.load_base(config.model, config.quantization, machine)
 
@@ -164,32 +178,37 @@ def _load_shared(config: Config) -> None:
 def _survey(survey: Survey, channel: socket.socket) -> None:
     """The life of a process that works out what runs will cost."""
     try:
-        _share_machine(survey.threads, survey.runs_at_a_time)
+        _share_machine(survey)
         from finetune import sweep_plan
 
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             costs = sweep_plan.estimate(survey.configs, survey.trials)
         send(channel, {"number": survey.number, "costs": costs})
+    except Exception as error:
+        send(channel, {"number": survey.number, "problem": f"{type(error).__name__}: {error}"[-LONGEST_REASON:]})
     finally:
         os._exit(0)
 
 
-def _share_machine(threads: int, runs_at_a_time: int) -> None:
+def _share_machine(work: Job | Survey) -> None:
+    """Take no more threads, GPUs and memory than are its."""
+    if work.device is not None:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[work.device] if visible else str(work.device)
     import torch
 
     from finetune import device
 
-    torch.set_num_threads(threads)
-    device.runs_at_a_time, device.inherited_bytes = runs_at_a_time, 0
+    torch.set_num_threads(work.threads)
+    device.runs_at_a_time, device.inherited_bytes = work.runs_at_a_time, 0
     device.inherited_bytes = device.held_memory_bytes()
 
 
 def _live(job: Job, run: Callable[[Config], None], channel: socket.socket) -> None:
     """The life of a forked process: the run, then the news of its end."""
     try:
-        _settle(job)
         trials.tell = _teller(job.number, channel)
-        state, reason = _run(run, job.config)
+        state, reason = _run(run, job)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         send(channel, {"number": job.number, "state": state.value, "reason": reason[-LONGEST_REASON:]})
@@ -207,11 +226,7 @@ def _settle(job: Job) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the run itself writes to log.txt what it prints
     os.dup2(os.open(place / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 2)
     os.environ["COLUMNS"] = "140"
-    if job.device is not None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        names = visible.split(",") if visible else [str(job.device)] * (job.device + 1)
-        os.environ["CUDA_VISIBLE_DEVICES"] = names[job.device]
-    _share_machine(job.threads, job.runs_at_a_time)
+    _share_machine(job)
     from finetune import plan
 
     plan.known_to_fit = job.known_to_fit
@@ -230,10 +245,15 @@ def _teller(number: int, channel: socket.socket) -> Callable[[str], None]:
     return tell
 
 
-def _run(run: Callable[[Config], None], config: Config) -> tuple[State, str]:
+def _run(run: Callable[[Config], None], job: Job) -> tuple[State, str]:
     """Run, and tell how that ended."""
+
+    def settle_and_run(config: Config) -> None:
+        _settle(job)
+        run(config)
+
     try:
-        return attempt(run, config)
+        return attempt(settle_and_run, job.config)
     except SystemExit as error:
         return State.exited, f"it called sys.exit({error.code!r})"
     except KeyboardInterrupt:

@@ -50,9 +50,9 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
             folder = self.stream(jobs, outcomes.__setitem__, len(job_overrides), examples=examples, common=common)
         finally:
             self.close()
-        from finetune import sweep_report  # and with it what draws and tests
+        from finetune import answer
 
-        sweep_report.conclude(folder, examples[0].tracking)
+        answer.give_of_grid(folder, self.compose, examples[0].tracking)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=outcomes.get(number)) for number in numbers]
 

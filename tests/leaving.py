@@ -9,6 +9,8 @@ from finetune.data import Example
 from finetune.evaluate import Arm, Draw, Prompts
 from finetune.generate import Answer
 
+EXAMPLES = [{"place": "a.jsonl:9", "spans": [("context", "Say <b>9</b>"), ("loss", "9<|im_end|>")]}]
+
 
 def leave_run(
     folder,
@@ -50,7 +52,14 @@ def leave_run(
         "status": "complete",
         "seed": config.seed,
         "config": checkpoint.plain(config),
-        "data": {"fingerprint": "f" * 64, "counts": {"train": 9}, "bad_rows": [], "shared": [], "splits": {}},
+        "data": {
+            "fingerprint": "f" * 64,
+            "counts": {"train": 9},
+            "bad_rows": [],
+            "shared": [],
+            "splits": {},
+            "examples": EXAMPLES,
+        },
         "model": {"path": "tiny", "licence": None, "parameters": 1000, "trainable_parameters": 10},
         "training": {
             "steps": 40,

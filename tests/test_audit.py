@@ -179,8 +179,11 @@ def test_a_tokenizer_without_a_chat_template_is_refused_with_both_remedies(rows,
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(rows, tmp_path, tiny_model):
-    message = refused(rows(model=without(tmp_path, tiny_model, eos_token=None)))
+    model = without(tmp_path, tiny_model, eos_token=None)
+    message = refused(rows(model=model))
     assert "its tokenizer has no end token, so a model could not learn to stop" in message
+    assert "trainer.eos_token=TOKEN" in message
+    assert building.prepared(rows(ROWS, "trainer.eos_token='<|im_end|>'", model=model))
 
 
 def test_an_end_token_that_the_tokenizer_does_not_have_is_refused(rows):

@@ -133,6 +133,7 @@ RULES = [
         "eval.top_p=0.9: it has no effect here: eval.temperature=0 always takes the likeliest token",
     ),
     ({"eval__top_k": 5}, "eval.top_k=5: it has no effect here"),
+    ({"trainer__shuffle_dataset": True}, "trainer.shuffle_dataset=true: every epoch is shuffled by seed"),
     ({"trainer__max_seq_length": 512}, "trainer.max_seq_length=512: TRL's SFTConfig has no field max_seq_length"),
     ({"trainer__warmup_ratio": 0.1}, "Did you mean trainer.warmup_steps"),
     ({"trainer__learning_rate": "fast"}, "trainer.learning_rate=fast: expected a number"),

@@ -188,6 +188,7 @@ def test_a_runs_page_shows_the_verdict_first_and_hostile_answers_as_text(browser
     assert f"{result['evaluation']['arms']['tuned']['exact_match']['mean']:.3f} [" in browser.inner_text("table")
     assert "adapter.r\t4\t16" in browser.inner_text("body")
     assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert browser.inner_text("pre .context") == "Say <b>9</b>" and browser.inner_text("pre .loss") == "9<|im_end|>"
     assert browser.inner_text("h3").startswith("Lost: 1 of 1")
 
 

@@ -96,6 +96,22 @@ def test_rows_with_the_same_value_of_the_group_column_stand_on_one_side(local):
     assert not groups[1] & groups[2]
 
 
+def test_rows_with_the_same_prompt_stand_on_one_side_whatever_their_groups_and_system_messages(local):
+    rows = [{"prompt": f"Say {i % 30}!", "completion": str(i), "topic": f"t{i}"} for i in range(60)]
+    texts = [(("system", f"S{i}"), ("user", f"Say {i % 30}"), ("assistant", str(i))) for i in range(60)]
+    chats = [{"messages": [{"role": role, "content": text} for role, text in chat]} for chat in texts]
+    for splits in (
+        data.load(local(rows=rows, group="topic", test_fraction=0.2)),
+        data.load(local(rows=chats, recipe="messages", test_fraction=0.2)),
+    ):
+        asked = [
+            {data.normalise(data.asks(one)) for one in split}
+            for split in (splits.train, splits.validation, splits.test)
+        ]
+        assert not asked[0] & asked[1] and not asked[0] & asked[2] and not asked[1] & asked[2]
+        assert sum(map(len, asked)) == 30
+
+
 def test_a_group_too_large_for_a_held_out_split_is_trained_on(local):
     rows = [{**row, "topic": "big" if number < 30 else str(number)} for number, row in enumerate(ROWS)]
     for seed in range(5):
@@ -147,13 +163,13 @@ def test_the_hub_splits_are_used(local, tmp_path):
 def test_the_system_prompt_stands_before_every_prompt_that_has_none(local):
     described = local(system="Be brief")
     assert data.load(described).train[0].prompt[0] == {"role": "system", "content": "Be brief"}
-    turns = [
-        {"role": "system", "content": "Be kind"},
-        *[{"role": role, "content": "x"} for role in ("user", "assistant")],
+    roles = ("system", "user", "assistant")
+    rows = [
+        {"messages": [{"role": role, "content": f"{role} {number}"} for role in roles], "id": number}
+        for number in range(9)
     ]
-    rows = [{"messages": [*turns[:2], {**turns[2], "content": str(number)}], "id": number} for number in range(9)]
-    described = local(rows=rows, recipe="messages", group="id", system="Be brief")
-    assert data.load(described).train[0].prompt == turns[:2]
+    first = data.load(local(rows=rows, recipe="messages", group="id", system="Be brief")).train[0]
+    assert first.prompt[0] == {"role": "system", "content": first.completion.replace("assistant", "system")}
 
 
 def test_a_system_prompt_has_no_place_in_plain_text(local):

@@ -3,8 +3,19 @@
 import json
 
 import pytest
+from sklearn.metrics import f1_score
 
 pytestmark = pytest.mark.slow
+
+
+def f1(answer, reference):
+    """Field F1 by scikit-learn: every pair of either side is a label, which the one should have and the other has."""
+    try:
+        given, known = (set(json.loads(text).items()) for text in (answer, reference))
+    except (ValueError, AttributeError):
+        return 0.0
+    pairs = [*(given | known)]
+    return f1_score([pair in known for pair in pairs], [pair in given for pair in pairs])
 
 
 def test_the_default_run_beats_the_base_by_a_wide_margin(program, tmp_path):
@@ -12,10 +23,16 @@ def test_the_default_run_beats_the_base_by_a_wide_margin(program, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     [file] = tmp_path.glob("*/result.json")
-    result = json.loads(file.read_text())
+    result, predictions = json.loads(file.read_text()), file.with_name("predictions.jsonl")
     arms = result["evaluation"]["arms"]
+    assert list(arms) == ["zero_shot", "few_shot", "tuned"]
+    assert all(arm["field_f1"]["low"] <= arm["field_f1"]["mean"] <= arm["field_f1"]["high"] for arm in arms.values())
+    assert result["evaluation"]["verdict"]["kind"] == "tuning_wins"
+    assert result["evaluation"]["verdict"]["sentence"] in " ".join(done.stdout.split())
     assert arms["tuned"]["field_f1"]["mean"] > arms["zero_shot"]["field_f1"]["mean"] + 0.2
     assert arms["tuned"]["valid_json"]["mean"] > 0.6
+    scores = [f1(row["tuned"]["answer"], row["reference"]) for row in map(json.loads, predictions.open())]
+    assert sum(scores) / len(scores) == pytest.approx(arms["tuned"]["field_f1"]["mean"])
     assert result["training"]["validation_loss"] < 0.4
 
 

@@ -1,7 +1,10 @@
 """The arms of a run, what they share with other runs, and what is concluded from them."""
 
 import json
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import building
 import pytest
@@ -148,6 +151,21 @@ def test_a_second_run_reuses_the_answers_of_the_same_base(tiny_run, cache):
     for arm in ("zero_shot", "few_shot"):
         assert [row[arm] for row in again] == [row[arm] for row in rows]
         assert second["evaluation"]["arms"][arm]["seconds"] < first["evaluation"]["arms"][arm]["seconds"] / 3
+
+
+@pytest.mark.slow
+def test_of_two_runs_that_start_together_one_answers_for_the_base(tiny_run, cache, tmp_path):
+    script = Path(__file__).parent.parent / "run.py"
+    commands = [[sys.executable, script, *tiny_run, f"trainer.learning_rate={rate}"] for rate in (1e-3, 1e-4)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
+    told = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    for arm in ("zero-shot: 4 prompts", "few-shot: 8 prompts"):
+        how = [line.split(arm)[1] for text in told for line in text.splitlines() if arm in line]
+        assert sorted(line.split()[0] for line in how) == ["answered", "as"]
+    results = [json.loads(file.read_text()) for file in tmp_path.glob("outputs/*/result.json")]
+    base = [result["evaluation"]["arms"]["zero_shot"]["field_f1"] for result in results]
+    assert base[0] == base[1]
 
 
 def keys(overrides, monkeypatch):

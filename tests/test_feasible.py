@@ -37,6 +37,10 @@ RULES = {
         ["adapter.layers_to_transform=[0,2]", "adapter.target_modules=[q_proj]"],
         "adapter.layers_to_transform=[0,2]: the model has layers 0 to 1.",
     ),
+    "a row longer than the context": (
+        ["trainer.max_length=null", "data.system='" + 1100 * "word " + "'"],
+        "and the model's context is 1,024. Write trainer.max_length=1024.",
+    ),
     "a step of more rows than there are": (
         ["trainer.gradient_accumulation_steps=5"],
         "trainer.per_device_train_batch_size=4 x trainer.gradient_accumulation_steps=5 x 1 processes: one step takes "

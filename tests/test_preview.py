@@ -2,6 +2,8 @@
 
 import html
 import json
+import shutil
+from types import SimpleNamespace
 
 import building
 import pytest
@@ -10,15 +12,18 @@ import torch
 from finetune import batch, preview
 from finetune.screen import Screen
 
+PACKED = ["trainer.packing=true", "trainer.max_length=512", "trainer.per_device_train_batch_size=1"]
 LAYOUTS = {
     "flat": [],
     "padded": ["model.attn_implementation=eager"],
-    "packed": ["trainer.packing=true", "trainer.max_length=512", "trainer.per_device_train_batch_size=1"],
+    "packed": PACKED,
+    "wrapped": [*PACKED, "trainer.packing_strategy=wrapped"],
     "cut": ["trainer.max_length=200", "data.max_cut_share=1"],
     "cut so that some lose their loss": ["trainer.max_length=150", "data.max_cut_share=1"],
     "loss on the prompt too": ["trainer.completion_only_loss=false"],
 }
 OFTEN = ("flat", "packed")
+BEGINNING = ("<|im_start|>", ["system"])
 CONTEXT, LOSS = "rgb(120, 120, 120)", "rgb(0, 110, 40)"
 
 
@@ -40,7 +45,7 @@ def rows_of(inputs):
 def rows_of_trainer(overrides):
     trainer = building.trainer(overrides)
     rows = [row for inputs in trainer.get_train_dataloader() for row in rows_of(inputs)]
-    return [(trainer.processing_class.decode(tokens), loss) for tokens, loss in rows]
+    return [([trainer.processing_class.decode([token]) for token in tokens], loss) for tokens, loss in rows]
 
 
 def shown(overrides, folder):
@@ -58,7 +63,7 @@ def test_the_preview_shows_what_the_trainers_data_loader_yields(tiny_run, layout
     seen = preview.look(building.prepared(overrides), 100)
     expected = rows_of_trainer(overrides)
     assert len(expected) > 1
-    assert sorted(("".join(row.pieces), row.loss[1:]) for row in seen) == sorted(expected)
+    assert sorted((row.pieces, row.loss[1:]) for row in seen) == sorted(expected)
 
 
 def test_the_page_shows_each_tokens_loss_in_the_colour_of_its_label(tiny_run, tmp_path, browser):
@@ -69,7 +74,7 @@ def test_the_page_shows_each_tokens_loss_in_the_colour_of_its_label(tiny_run, tm
             [...row.querySelectorAll('b, i')].map(token => [token.textContent, getComputedStyle(token).color]))"""
     )
     assert {color for row in seen for _, color in row} == {CONTEXT, LOSS}
-    rows = [("".join(text for text, _ in row), [color == LOSS for _, color in row][1:]) for row in seen]
+    rows = [([text for text, _ in row], [color == LOSS for _, color in row][1:]) for row in seen]
     assert sorted(rows) == sorted(rows_of_trainer(tiny_run))
 
 
@@ -98,20 +103,27 @@ def test_what_is_cut_and_where_packed_rows_meet_is_marked(tiny_run, tmp_path):
     cut = [row for row in seen if row.cut]
     assert cut
     assert f"<s>{html.escape(''.join(cut[0].cut))}</s>" in page.read_text()
-    page, seen = shown([*tiny_run, *LAYOUTS["packed"]], tmp_path)
-    assert any(row.starts for row in seen)
-    assert page.read_text().count("<hr>") == sum(len(row.starts) for row in seen)
-    for row in seen:
-        assert all(row.pieces[start] == "<|im_start|>" for start in row.starts)
+    for packed in ("packed", "wrapped"):
+        page, seen = shown([*tiny_run, *LAYOUTS[packed]], tmp_path)
+        assert any(row.starts for row in seen)
+        assert page.read_text().count("<hr>") == sum(len(row.starts) for row in seen)
+        for row in seen:
+            system = [i for i, piece in enumerate(row.pieces) if (piece, row.pieces[i + 1 : i + 2]) == BEGINNING]
+            assert row.starts == [place for place in system if place]
 
 
 def test_the_share_of_padding_is_that_of_batches_padded_to_their_longest_row(tiny_run):
-    rows = building.prepared(tiny_run).rows
+    def padded(batch, *settings):
+        size = f"trainer.per_device_train_batch_size={batch}"
+        prepared = building.prepared([*tiny_run, size, *settings])
+        return preview.padding(prepared.rows, prepared.settings), prepared.rows
+
+    everything, rows = padded(32)
     lengths = list(map(len, rows.whole["train"]["input_ids"]))
-    everything = preview.padding(rows, len(lengths))
     assert everything == pytest.approx(1 - sum(lengths) / (max(lengths) * len(lengths)))
-    assert preview.padding(rows, 1) == 0
-    assert 0 < preview.padding(rows, 4) < everything
+    assert padded(1)[0] == 0
+    assert 0 < padded(4)[0] < everything
+    assert padded(4, f"trainer.max_length={min(lengths)}", "data.max_cut_share=1")[0] == 0  # what is cut needs none
 
 
 def test_the_room_left_by_packing_is_that_of_the_packs_that_are_trained_on(tiny_run):
@@ -122,10 +134,27 @@ def test_the_room_left_by_packing_is_that_of_the_packs_that_are_trained_on(tiny_
     assert packs == len(packed.rows.train) and 0 < room < 1
 
 
-def test_preview_is_shown_without_loading_the_model(tiny_run, program, tmp_path):
-    shown = program("stage=preview", *tiny_run, "name=seen")
+def test_a_token_keeps_the_space_before_it_where_decoders_leave_out_the_first_ones():
+    words = SimpleNamespace(decode=lambda ids, **_: " ".join(["to", "be", "or", "not"][id] for id in ids))
+    assert preview._pieces(words, [0, 1, 2, 3]) == ["to", " be", " or", " not"]
+
+
+def test_preview_is_shown_without_the_models_weights(tiny_run, tiny_model, program, tmp_path):
+    model = tmp_path / "weightless"
+    shutil.copytree(tiny_model, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    shown = program("stage=preview", *tiny_run, f"model.path={model}", "name=seen")
     assert shown.returncode == 0, shown.stderr
     assert "Training rows by length" in shown.stdout
     assert "<|im_start|>user" in shown.stdout
     assert (tmp_path / "outputs" / "seen" / "preview.html").is_file()
     assert not (tmp_path / "outputs" / "seen" / "result.json").exists()
+
+
+def test_a_runs_page_shows_its_first_rows_with_what_carries_loss(tiny_run):
+    prepared = building.prepared(tiny_run)
+    for example, row in zip(preview.examples(prepared), preview.look(prepared, 3), strict=True):
+        assert [kind for kind, _ in example["spans"]] == ["context", "loss"]
+        assert "".join(text for _, text in example["spans"]) == "".join(row.pieces)
+        assert example["spans"][1][1] == "".join(
+            piece for piece, loss in zip(row.pieces, row.loss, strict=True) if loss
+        )

@@ -80,6 +80,7 @@ def test_rows_are_read_one_at_a_time(tmp_path):
             "a.json:2: not valid JSON: Extra data at column 1. If it holds one object a line",
         ),
         ("a.json", '[{"a": 1}, 2]', "a.json:2: found the number 2"),
+        ("a.json", '[{"a": 1}, {"a": "' + "x" * 2**24 + '"}]', "a.json:2: the element has 16.8 MB, expected at most"),
         ("a.csv", "", "a.csv holds no rows"),
         ("a.csv", "a,b\n", "a.csv holds no rows"),
         ("a.csv", "a,b\n1,2\n1\n", "a.csv:3: found 1 fields, expected 2"),

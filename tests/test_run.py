@@ -1,8 +1,12 @@
 """The program as a user runs it, on a tiny model with random weights."""
 
+import contextlib
 import itertools
 import json
+import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -262,6 +266,38 @@ def test_a_run_that_is_not_tracked_imports_no_wandb(tiny_run, tmp_path):
     ended = subprocess.run([sys.executable, "-c", code, *tiny_run], cwd=Path(run.__file__).parent)
     assert ended.returncode == 0
     assert len(list(tmp_path.glob("outputs/*/result.json"))) == 1
+
+
+def test_a_run_of_another_template_or_other_weights_is_another_run(tiny_run, tiny_model, tmp_path):
+    model, template = tmp_path / "model", tmp_path / "chat.jinja"
+    shutil.copytree(tiny_model, model)
+    template.write_text("{{ messages[0].content }}")
+    asked = [*tiny_run, f"model.path={model}", f"trainer.chat_template_path={template}"]
+    found = [run.checkpoint.folder(compose(asked))]
+    template.write_text("{{ messages[-1].content }}")
+    found.append(run.checkpoint.folder(compose(asked)))
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    found += [run.checkpoint.folder(compose(asked))] * 2
+    assert len(set(found)) == 3
+
+
+@pytest.mark.slow
+def test_a_run_with_a_filled_cache_asks_nothing_of_the_network(program, tiny_run):
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        listening.settimeout(1)
+        proxy = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        names = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
+        kept = {
+            key: value for key, value in os.environ.items() if key not in ("HF_HUB_OFFLINE", "NO_PROXY", "no_proxy")
+        }
+        done = program(*tiny_run, env=kept | dict.fromkeys(names, proxy))
+        with contextlib.suppress(TimeoutError):
+            asked.append(listening.accept())
+    assert done.returncode == 0, done.stderr
+    assert not asked
 
 
 @pytest.mark.slow

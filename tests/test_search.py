@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,7 +13,9 @@ from optuna.trial import TrialState
 
 from finetune import answer, checkpoint, space, study
 from finetune.command import compose
-from finetune.schema import UserError
+from finetune.prune import Prune
+from finetune.schema import Sweep, UserError
+from finetune.search import _notes
 from finetune.study import Plan, Search
 from finetune.trials import Outcome, State
 
@@ -227,6 +230,56 @@ def test_a_search_selects_on_validation_rows_goes_on_and_tests_the_winner_once(p
     [again] = re.findall(r"^Again: python run.py (.*)$", more.stdout, re.MULTILINE)
     same = checkpoint.folder(compose([*shlex.split(again), f"output_dir={tmp_path / 'outputs'}"]))
     assert (same / "selection.json").exists() and (same / "result.json").exists()
+
+
+def proposed(folder):
+    lines = json.loads((folder / "sweeps/mine/sweep.json").read_text())["trials"]
+    swept = ("adapter.", "trainer.")
+    return [[text for text in line["overrides"] if text.startswith(swept)] for line in lines if line["number"] < 10_000]
+
+
+@pytest.mark.slow
+def test_a_preset_proposes_the_same_twelve_trials_twice_and_eight_more_for_twenty(program, tiny_run, tmp_path):
+    for place, trials in (("first", 12), ("second", 12), ("first", 20)):
+        asked = ["sweep=lora_basics", "sweep.name=mine", *tiny_run, f"output_dir={tmp_path / place}"]
+        done = program(*asked, "hydra.launcher.n_jobs=1", f"hydra.sweeper.n_trials={trials}")
+        assert done.returncode == 0, done.stderr + done.stdout
+        assert len(proposed(tmp_path / place)) == trials
+    again = proposed(tmp_path / "second")
+    assert proposed(tmp_path / "first")[:12] == again and len({str(one) for one in again}) == 12
+
+
+@pytest.mark.slow
+def test_a_search_may_weigh_the_score_against_memory(program, tiny_run, tmp_path):
+    asked = ["-m", "hydra/sweeper=optuna", "adapter.r=choice(4,16,64)", "hydra.sweeper.objectives=[score,memory]"]
+    done = program(
+        *asked, *tiny_run, "hydra.sweeper.sampler=nsga2", "hydra.sweeper.pruner=none", "hydra.sweeper.n_trials=3"
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "Not beaten in score and memory at once: trial" in done.stdout
+
+
+def test_what_a_search_will_not_try_is_told():
+    searched = space.read({"adapter.r": "choice(4,8)", "trainer.seed": "choice(1,2,3)"}, [], {})
+    defaults = {"adapter.r": 16, "trainer.seed": 2}.get
+    told = list(_notes(searched, plan(sampler="grid", n_trials=5), defaults))
+    assert told == [
+        "Outside of what is searched, and so not tried first: the default adapter.r=16.",
+        "The grid has 6 cells; hydra.sweeper.n_trials=5 of them are tried.",
+    ]
+    assert not list(_notes(searched, plan(n_trials=5), {"adapter.r": 8, "trainer.seed": 2}.get))
+
+
+def test_trials_of_other_batches_are_compared_at_the_same_share_of_their_training(tmp_path):
+    settings = plan(pruner="median")
+    opened = study.open_study(str(tmp_path / "study.journal"), "s", settings)
+    for number, steps in enumerate((40, 80)):
+        opened.ask()
+        pruned = Prune(Sweep(name="s", study=str(tmp_path / "study.journal"), trial=number, pruner="median"))
+        for share in (1, 2):
+            state = SimpleNamespace(global_step=share * steps // 4, max_steps=steps)
+            pruned.on_evaluate(None, state, None, {"eval_loss": 1.0 / share})
+    assert [trial.intermediate_values for trial in opened.trials] == [{25: -1.0, 50: -0.5}] * 2
 
 
 def test_a_value_that_no_run_may_have_is_told_before_the_first_trial(program, tmp_path):

@@ -250,7 +250,7 @@ def staged(config, monkeypatch, _):
 
 def build_trainer(config, _, tiny_model):
     machine = device.choose(config.model, config.quantization, config.adapter)
-    return sft_settings.build(config.trainer, machine, checkpoint.folder(config), config.seed, 10)
+    return sft_settings.build(config.trainer, machine, Path("same"), config.seed, 10)
 
 
 def generation(config, monkeypatch, tiny_model):
@@ -329,7 +329,7 @@ OBSERVERS = {
     "eval.harness_tasks": ask_harness,
     "eval.harness_limit": ask_harness,
     "tracking": track,
-    "seed": place,
+    "seed": build_trainer,
     "name": place,
     "output_dir": place,
 }

@@ -1,7 +1,13 @@
+from types import SimpleNamespace
+
 import pytest
 
+from finetune.pool import Pool
 from finetune.schema import UserError
 from finetune.slots import Share, slots
+from finetune.trials import Cost
+
+GIB = 2**30
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +41,20 @@ def test_the_machine_is_divided_among_the_trials(share, devices, trials, room, t
 def test_a_device_that_is_not_there_is_told(share, devices, told):
     with pytest.raises(UserError, match=told):
         slots(share, devices)
+
+
+def test_no_more_trials_run_at_a_time_than_memory_has_room_for():
+    assert slots(Share(), 0, 100, most=3) == ([None] * 3, 2)
+    assert slots(Share(n_jobs=4), 0, 100, most=3) == ([None] * 4, 2)
+
+
+@pytest.mark.parametrize(
+    ("share", "at_a_time", "verdict"), [(Share(), 4, "fits"), (Share(n_jobs=8), 8, "will not fit")]
+)
+def test_cores_stay_idle_where_as_many_trials_would_not_fit(share, at_a_time, verdict):
+    pool = Pool(SimpleNamespace(start=lambda: 0), None, None, share)
+    pool._divide()
+    assert len(pool.slots) == 8
+    pool.costs = {"a": Cost(1.0, 3 * GIB, 2 * GIB, "will not fit", True)}
+    pool._leave_room()
+    assert len(pool.slots) == at_a_time and pool.costs["a"].verdict == verdict

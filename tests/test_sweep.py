@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from finetune import study
+from finetune import command, study
+from finetune.schema import UserError
 from finetune.trials import State
 
 ROOT = Path(__file__).parent.parent
@@ -168,6 +170,19 @@ def test_a_wrong_value_in_the_fourth_cell_is_told_before_the_first_trial(program
     done = program("-m", "adapter.r=4,8", "trainer.learning_rate=1e-3,-1", *tiny_run)
     assert done.returncode == 2 and "trainer.learning_rate=-1" in done.stderr
     assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["sweep.repeat_best=2x2"], "sweep.repeat_best=2x2 is of a search. In a grid, seeds are one more setting"),
+        (["hydra/launcher=basic", "sweep.time_limit=9"], "sweep.time_limit=9.0: only hydra/launcher=process heeds it"),
+        (["hydra/launcher=basic", "sweep.max_failures=1"], "sweep.max_failures=1: only hydra/launcher=process"),
+    ],
+)
+def test_what_a_sweep_would_not_heed_is_refused(given, told):
+    with pytest.raises(UserError, match=re.escape(told)):
+        command.check_sweep(["-m", "adapter.r=4,8", *given])
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_a_sweep_is_compared_before_its_first_trial_is_complete(tmp_path):
     record.begin(1, ["adapter.r=4"], None, State.waiting)
     told = compared(record.folder)
     assert "2 trials: 1 waiting, 1 running" in told and "adapter.r=8" in told
-    sweep_report.conclude(record.folder, Tracking(enabled=False))
+    sweep_report.leave(sweep_report.show(record.folder), Tracking(enabled=False))
     assert "adapter.r=8" in (record.folder / "report.html").read_text()
 
 
@@ -139,6 +139,35 @@ def test_the_page_of_a_search_shows_all_trials_and_draws_without_errors(searched
     assert list(by_trial["best so far"]["y"]) == pytest.approx([40 / 60] * 5)
     assert "trial 2 (pruned) validation" in [trace["name"] for trace in figures["Loss by tokens"].data]
     assert PRUNED in browser.inner_text("body") and "ValueError: something broke" in browser.inner_text("body")
+
+
+def grid(tmp_path, *cells):
+    """A sweep of whole runs, of each its overrides, how many of 60 answers are right, and its validation loss."""
+    record = trials.open_record(str(tmp_path), "grid", [])
+    for number, (overrides, right, loss) in enumerate(cells):
+        folder = leave_run(tmp_path / f"run{number}", *overrides, tuned=answers(range(right), 60))
+        result = json.loads((folder / "result.json").read_text())
+        result["training"]["validation_loss"] = loss
+        (folder / "result.json").write_text(json.dumps(result))
+        record.begin(number, overrides, folder, State.running)
+        record.end(number, Outcome(State.complete, "", folder, 1.0, right / 60, "exact_match"))
+    return record.folder
+
+
+def test_a_grids_best_is_chosen_by_validation_loss_and_judged_by_the_test_prompts(tmp_path, capsys):
+    folder = grid(tmp_path, (["adapter.r=4"], 50, 0.9), (["adapter.r=8", "sweep.name=g"], 40, 0.2))
+    answer.give_of_grid(folder, compose, Tracking(enabled=False))
+    told = capsys.readouterr().out
+    assert "Best by validation loss, 0.2: trial 1: adapter.r=8" in told
+    assert "On the test prompts: Tuning beats zero-shot prompting by 0.67" in told
+    assert "Again: python run.py adapter.r=8\n" in told and "r: 8" in (folder / "best.yaml").read_text()
+    assert (folder / "report.html").exists()
+
+
+def test_a_grid_of_other_models_has_no_best(tmp_path, capsys):
+    folder = grid(tmp_path, (["adapter.r=4"], 50, 0.9), (["model=qwen3_0_6b"], 40, 0.2))
+    answer.give_of_grid(folder, compose, Tracking(enabled=False))
+    assert "No best is chosen" in capsys.readouterr().out and not (folder / "best.yaml").exists()
 
 
 def figures_of(browser):
@@ -259,7 +288,8 @@ def test_the_summary_of_a_sweep_that_goes_on_is_the_same_run_and_follows_the_use
     searched, tmp_path, wandb_of_its_own
 ):
     for folder in ("first", "second"):
-        sweep_report.conclude(searched, Tracking(mode=compose(["tracking.mode=offline"]).tracking.mode, group="ours"))
+        tracking = Tracking(mode=compose(["tracking.mode=offline"]).tracking.mode, group="ours")
+        sweep_report.leave(sweep_report.show(searched), tracking)
         (searched / "wandb").rename(tmp_path / folder)
     ids = []
     for folder in ("first", "second"):
@@ -278,7 +308,7 @@ def test_a_pruned_trial_leaves_its_curve_and_is_no_crash_in_wandb(tiny_run, tmp_
     opened = study.open_study(place, "mine", Plan("random", "median", 9, 0, ("score",), True))
     for _ in range(3):
         trial = opened.ask()
-        trial.report(0.0, 1)
+        trial.report(0.0, 33)  # percent of its training
         opened.tell(trial, 1.0)
     doomed = opened.ask()
     asked = [f"sweep.study={place}", "sweep.name=mine", f"sweep.trial={doomed.number}", "sweep.pruner=median"]

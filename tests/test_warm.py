@@ -1,5 +1,12 @@
+import os
 import subprocess
 import sys
+
+import pytest
+import torch
+
+from finetune import device, warm
+from finetune.warm import Survey
 
 GPUS = """
 import sys
@@ -22,3 +29,25 @@ assert touched  # so that what imports bitsandbytes has to wait for the fork
 
 def test_what_trials_are_forked_from_leaves_gpus_alone():
     subprocess.run([sys.executable, "-c", GPUS], check=True, timeout=120)
+
+
+@pytest.mark.parametrize(("visible", "expected"), [(None, "1"), ("3,GPU-ab", "GPU-ab")])
+def test_a_trial_sees_only_the_gpu_that_it_is_given(monkeypatch, visible, expected):
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(device, "runs_at_a_time", 1)
+    monkeypatch.setattr(device, "inherited_bytes", 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
+    warm._share_machine(Survey([], 4, 1, 1, 2))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected and device.runs_at_a_time == 2
+
+
+def test_one_process_keeps_to_one_of_several_gpus_unless_a_launcher_shares_them_out(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(device, "_spare_gpus", 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,4,5")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    device.keep_to_one_gpu()
+    assert (os.environ["CUDA_VISIBLE_DEVICES"], device._spare_gpus) == ("2,3,4,5", 0)
+    monkeypatch.delenv("LOCAL_RANK")
+    device.keep_to_one_gpu()
+    assert (os.environ["CUDA_VISIBLE_DEVICES"], device._spare_gpus) == ("2", 3)
