@@ -1,9 +1,9 @@
 """How long does a sweep of eight short trials take, and where does a trial's time go?
 
-    python benchmarks/sweep_speed.py [--rounds 1] [--trials 8] [--prompts 16]
+    python benchmarks/sweep_speed.py [--rounds 1] [--trials 8] [--prompts 8]
 
-The embedded default at eight learning rates, 12 steps of batch 2 in nf4, each trial answering held-out prompts: as so
-many separate `python run.py`, with Hydra's basic launcher, and with this pipeline's own, one trial at a time on
+The embedded default at eight learning rates, 12 steps of batch 2 in nf4, each trial validated once on 15 rows and
+answering eight held-out prompts, up to 32 tokens each: as so many separate `python run.py`, with Hydra's basic launcher, and with this pipeline's own, one trial at a time on
 all cores and one on each core. All start without the base model's answers, which the trials of one side share. Makespan
 in seconds; medians of the rounds; ratios within one round. Then: what the search itself adds to a trial when the study
 already holds a thousand.
@@ -31,7 +31,16 @@ SIDES = {
     "process, one at a time": ["hydra.launcher.n_jobs=1"],
     f"process, {CORES} at a time": [f"hydra.launcher.n_jobs={CORES}"],
 }
-SHORT = ["trainer.max_steps=12", "trainer.per_device_train_batch_size=2", "quantization=nf4", "tracking=none"]
+SHORT = [
+    "quantization=nf4",
+    "trainer.max_steps=12",
+    "trainer.per_device_train_batch_size=2",
+    "trainer.eval_steps=12",
+    "data.validation_fraction=0.01",
+    "eval.max_new_tokens=32",
+    "eval.retention=false",
+    "tracking=none",
+]
 STUDIED = 1000
 
 
@@ -49,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--trials", type=int, default=8)
-    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=8)
     options = parser.parse_args()
     rounds = []
     for number in range(options.rounds):

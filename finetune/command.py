@@ -122,8 +122,8 @@ def check_sweep(arguments: list[str]) -> jobs.Sweep | None:
         cells = [(run, check.read(hydra_compose("config", overrides=run))) for run in runs]
     for _, settings in cells:
         check.validate(settings)
-    if given := cells[0][1].sweep.repeat_best:
-        raise UserError(f"sweep.repeat_best={given} is of a search. In a grid, seeds are one more setting: seed=1,2,3.")
+    if repeated := cells[0][1].sweep.repeat_best:
+        raise UserError(f"sweep.repeat_best={repeated} is of a search. In a grid, seeds are one more setting: seed=1,2,3.")
     if _is_elsewhere(hydra.launcher, cells[0][1]):
         jobs.refuse_limits(cells[0][1].sweep)
         return jobs.announce(arguments, cells, hydra.runtime.choices["hydra/launcher"])
