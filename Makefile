@@ -1,7 +1,8 @@
 # make demo       install, then fine-tune the embedded model on the embedded data and report
 # make test       install, then the tests that take seconds; make test-slow: the others
 # make lint       ruff and mypy
-# make bench      training speed against TRL's defaults and a bare PyTorch loop; reading speed against datasets
+# make bench      what the README publishes, an hour: training against TRL's defaults and a bare PyTorch loop, reading
+#                 against datasets, plans against runs, a sweep against separate runs
 #
 # The environment is .venv, made with $(PYTHON), with the exact versions of constraints.txt.
 
@@ -28,6 +29,8 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/train_speed.py
 	$(BIN)/python benchmarks/read_speed.py
+	$(BIN)/python benchmarks/plan_accuracy.py --default
+	$(BIN)/python benchmarks/sweep_speed.py
 
 # Done again only when the dependencies change.
 $(INSTALLED): pyproject.toml constraints.txt

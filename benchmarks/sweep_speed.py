@@ -3,10 +3,10 @@
     python benchmarks/sweep_speed.py [--rounds 1] [--trials 8] [--prompts 8]
 
 The embedded default at eight learning rates, 12 steps of batch 2 in nf4, each trial validated once on 15 rows and
-answering eight held-out prompts, up to 32 tokens each: as so many separate `python run.py`, with Hydra's basic launcher, and with this pipeline's own, one trial at a time on
-all cores and one on each core. All start without the base model's answers, which the trials of one side share. Makespan
-in seconds; medians of the rounds; ratios within one round. Then: what the search itself adds to a trial when the study
-already holds a thousand.
+answering eight held-out prompts, up to 32 tokens each: as so many separate `python run.py`, with Hydra's basic
+launcher, and with this pipeline's own, one trial at a time on all cores and one on each core. All start without the
+base model's answers, which the trials of one side share. Makespan in seconds; medians of the rounds; ratios within one
+round. Then: what the search itself adds to a trial when the study already holds a thousand.
 """
 
 import argparse

@@ -101,10 +101,11 @@ def labels(config: Config) -> dict[str, Any]:
     else:
         stored = "int8" if quantization.load_in_8bit else "unquantised"
     trained = "dora" if adapter.use_dora else "rslora" if adapter.use_rslora else "lora"
+    tags = [config.model.name, data_name(config), stored, trained if adapter.enabled else "full"]
     return {
         "name": folder(config).name,
         "group": config.sweep.name or f"{config.model.name}-{data_name(config)}",
-        "tags": [config.model.name, data_name(config), stored, trained if adapter.enabled else "full"],
+        "tags": [*tags, config.sweep.name] if config.sweep.name else tags,
         "config": plain(config),
     }
 

@@ -123,7 +123,9 @@ def check_sweep(arguments: list[str]) -> jobs.Sweep | None:
     for _, settings in cells:
         check.validate(settings)
     if repeated := cells[0][1].sweep.repeat_best:
-        raise UserError(f"sweep.repeat_best={repeated} is of a search. In a grid, seeds are one more setting: seed=1,2,3.")
+        raise UserError(
+            f"sweep.repeat_best={repeated} is of a search. In a grid, seeds are one more setting: seed=1,2,3."
+        )
     if _is_elsewhere(hydra.launcher, cells[0][1]):
         jobs.refuse_limits(cells[0][1].sweep)
         return jobs.announce(arguments, cells, hydra.runtime.choices["hydra/launcher"])

@@ -142,8 +142,9 @@ def release_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-# Runs that share the device at a time, as the trials of a sweep do, and the bytes that this one was forked with.
-runs_at_a_time = 1
+# Runs that share the device at a time, as the trials of a sweep do, and how many of them have yet to begin, this one
+# included; the bytes that this one was forked with.
+runs_at_a_time = runs_to_begin = 1
 inherited_bytes = 0
 
 
@@ -151,7 +152,7 @@ def available_memory_bytes() -> int:
     """How much memory this process may hold, with what it holds already: an equal share where processes share it."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return min(free + torch.cuda.memory_reserved(), total // runs_at_a_time)
+        return min(free // runs_to_begin + torch.cuda.memory_reserved(), total // runs_at_a_time)
     facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(facts["MemAvailable"].split()[0]) * 1024
     limit, used = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
@@ -159,7 +160,7 @@ def available_memory_bytes() -> int:
         free = min(free, limit - used)
     total = int(facts["MemTotal"].split()[0]) * 1024
     share = min(total, limit or total) // runs_at_a_time
-    return min(free // PartialState().num_processes + held_memory_bytes(), share)
+    return min(free // PartialState().num_processes // runs_to_begin + held_memory_bytes(), share)
 
 
 def held_memory_bytes() -> int:

@@ -62,6 +62,12 @@ def _flatten(prediction: dict[str, Any]) -> dict[str, Any]:
     return {
         "prompt": "\n\n".join(f"{message['role']}: {message['content']}" for message in prediction["prompt"]),
         "reference": prediction["reference"],
-        **{f"{arm}/answer": value.get("draws", [value])[0].get("answer") for arm, value in arms.items()},
+        **{f"{arm}/answer": _answers(value) for arm, value in arms.items()},
         **{f"{arm}/{metric}": score for arm, value in arms.items() for metric, score in value["scores"].items()},
     }
+
+
+def _answers(arm: dict[str, Any]) -> str | None:
+    """The arm's answer, or those to each draw of examples."""
+    given = [draw["answer"] for draw in arm.get("draws", [arm]) if "answer" in draw]
+    return "\n---\n".join(given) if given else None

@@ -179,7 +179,9 @@ def _survey(survey: Survey, channel: socket.socket) -> None:
     """The life of a process that works out what runs will cost."""
     try:
         _share_machine(survey)
-        from finetune import sweep_plan
+        from finetune import device, sweep_plan
+
+        device.runs_to_begin = survey.runs_at_a_time
 
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             costs = sweep_plan.estimate(survey.configs, survey.trials)

@@ -149,10 +149,11 @@ def test_a_complete_run_sends_its_scores_costs_and_predictions(tmp_path, said):
         },
     }
     answer = {"answer": "{}", "finished": True, "scores": {"field_f1": 0.5}}
+    other = answer | {"answer": "5"}
     row = {"place": "a:1", "prompt": [{"role": "user", "content": "Parse: 5 Main St"}], "reference": "{}"}
     (tmp_path / "run").mkdir()
     (tmp_path / "run/predictions.jsonl").write_text(
-        json.dumps(row | {"zero_shot": answer, "few_shot": {"draws": [answer] * 2, "scores": {"field_f1": 0.75}}})
+        json.dumps(row | {"zero_shot": answer, "few_shot": {"draws": [answer, other], "scores": {"field_f1": 0.75}}})
         + "\n"
     )
     (tmp_path / "run/report.html").write_text("the page")
@@ -172,7 +173,7 @@ def test_a_complete_run_sends_its_scores_costs_and_predictions(tmp_path, said):
     assert summary["training/steps"] == 3 and summary["training/tokens_per_second"] == 250
     table = json.loads((tmp_path / "run/wandb").joinpath(*next_table(tmp_path)).read_text())
     assert table["columns"][:4] == ["prompt", "reference", "zero_shot/answer", "few_shot/answer"]
-    assert table["data"] == [["user: Parse: 5 Main St", "{}", "{}", "{}", 0.5, 0.75]]
+    assert table["data"] == [["user: Parse: 5 Main St", "{}", "{}", "{}\n---\n5", 0.5, 0.75]]
 
 
 def test_an_exception_marks_the_run_as_failed_and_is_raised_without_a_stack_of_wandbs(tmp_path, said, capfd):
