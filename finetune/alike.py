@@ -2,11 +2,14 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune import data
 from finetune.checkpoint import OUTSIDE_TRAINER_IDENTITY, plain
 from finetune.schema import Config, Model, Quantization
+
+if TYPE_CHECKING:  # and not torch with it
+    from finetune.device import Device
 
 # Settings of the trainer that change neither its rows nor the memory it needs.
 RATES = (
@@ -42,9 +45,9 @@ def rows_key(config: Config) -> str:
     return _hash([settings["data"], settings["model"], _without(config, RATES + AMOUNTS), data.digest(config.data)])
 
 
-def base_key(model: Model, quantization: Quantization, device: object) -> str:
-    """The same for runs that load the same base model in the same way."""
-    return _hash([str(model), str(quantization), str(device)])
+def base_key(model: Model, quantization: Quantization, device: "Device") -> str:
+    """The same for runs that load the same base model in the same way, with however many threads."""
+    return _hash([str(part) for part in (model, quantization, device.kind, device.compute_dtype, device.weight_dtype)])
 
 
 def cost_key(config: Config) -> str:

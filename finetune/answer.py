@@ -105,6 +105,8 @@ def give_of_grid(folder: Path, compose: Compose, given: Tracking) -> None:
 
 def _crown_of_grid(console: Console, result: "SweepResult", compose: Compose) -> None:
     """Find the winner by validation loss, as the test prompts are to judge and not to choose."""
+    from finetune import compare_table
+
     runs = [run for found in result.comparisons for run in found.runs if run.trial is not None]
     losses = {run.trial: run.result["training"]["validation_loss"] for run in runs}
     if not losses:
@@ -116,7 +118,8 @@ def _crown_of_grid(console: Console, result: "SweepResult", compose: Compose) ->
     [trial] = [trial for trial in result.trials if trial.number == winner.trial]
     again = _without_search(trial.overrides, compose)
     _write_experiment(result.folder, trial.number, again)
-    told = f"Best by validation loss, {losses[trial.number]:.4g}: trial {trial.number}: {' '.join(trial.overrides)}"
+    swept = compare_table.settings_of(result.settings[trial.number])
+    told = f"Best by validation loss, {losses[trial.number]:.4g}: trial {trial.number}: {swept}"
     console.print(told, style="bold", markup=False, soft_wrap=True)
     console.print(f"On the test prompts: {winner.verdict}", markup=False, soft_wrap=True)
     _tell_how(console, result.folder, again)

@@ -12,7 +12,7 @@ from finetune.trials import Cost
 # Trials are planned for so long at most; what is left is taken to cost as much as those that were planned.
 PLANNING_SECONDS = 30.0
 # From so many seconds of matrix products on, it is worth some seconds more to measure the first trial's own pace.
-WORTH_MEASURING = 120.0
+WORTH_MEASURING = 1200.0
 
 
 def estimate(configs: Sequence[Config], trials: int) -> list[Cost | None]:

@@ -1,11 +1,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
-from finetune import device, warm
+from finetune import alike, device, warm
+from finetune.command import compose
 from finetune.warm import Survey
 
 GPUS = """
@@ -29,6 +31,16 @@ assert touched  # so that what imports bitsandbytes has to wait for the fork
 
 def test_what_trials_are_forked_from_leaves_gpus_alone():
     subprocess.run([sys.executable, "-c", GPUS], check=True, timeout=120)
+
+
+def test_trials_share_the_base_model_however_many_threads_they_have():
+    config = compose([])
+    single = device.Device("cpu", "x86_64 CPU, 1 thread", torch.float32, torch.float32, "", 1, True)
+    keys = [
+        alike.base_key(config.model, config.quantization, machine)
+        for machine in (single, replace(single, name="2 threads"), replace(single, compute_dtype=torch.bfloat16))
+    ]
+    assert keys[0] == keys[1] != keys[2]
 
 
 @pytest.mark.parametrize(("visible", "expected"), [(None, "1"), ("3,GPU-ab", "GPU-ab")])
