@@ -21,7 +21,7 @@ from finetune.work import Answers, Batch, Work
 GIB = 2**30
 # On a CPU: what libraries map and keep once a model computes, and what the heap holds for every byte that is alive in
 # it. Both are measured, see benchmarks/plan_accuracy.py.
-LIBRARIES = 670 * 2**20
+LIBRARIES = 470 * 2**20
 HEAP = 1.4
 
 # Bytes that an optimizer keeps for each trained value, by the beginning of its name; AdamW's two float32 if none fits.

@@ -45,8 +45,10 @@ def load_outline(model: Model) -> PreTrainedModel:
     """The base model's shapes without its weights, on PyTorch's meta device."""
     with _explained(model):
         config = AutoConfig.from_pretrained(_place(model), **_hub_options(model))
-    with torch.device("meta"):
-        outline: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
+        with torch.device("meta"):
+            outline: PreTrainedModel = AutoModelForCausalLM.from_config(
+                config, trust_remote_code=model.trust_remote_code
+            )
     with suppress(OSError):  # not every model has one
         outline.generation_config = GenerationConfig.from_pretrained(_place(model), **_hub_options(model))
     return outline
@@ -205,7 +207,7 @@ def _explained(model: Model) -> Iterator[None]:
     """Tell a model that cannot be read or fetched in one paragraph."""
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
         check = "Check that the folder holds a whole model"
         if model.source is Source.hub:

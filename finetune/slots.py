@@ -28,6 +28,8 @@ def slots(
     `trials` are to run in all; `most` have room in memory, as far as that is known, which a given number overrules.
     """
     cores = _cores()
+    if share.n_jobs is not None and share.n_jobs < 1:
+        raise UserError(f"hydra.launcher.n_jobs={share.n_jobs}: it must be at least 1, or null for the default.")
     if devices:
         chosen = list(range(devices) if share.devices is None else share.devices)
         if wrong := [device for device in chosen if device not in range(devices)]:

@@ -1,6 +1,7 @@
 """Each way in which rows could teach the wrong thing stops a run before its model is loaded."""
 
 import json
+import shutil
 
 import building
 import pytest
@@ -184,6 +185,12 @@ def test_a_tokenizer_without_an_end_token_is_refused(rows, tmp_path, tiny_model)
     assert "its tokenizer has no end token, so a model could not learn to stop" in message
     assert "trainer.eos_token=TOKEN" in message
     assert building.prepared(rows(ROWS, "trainer.eos_token='<|im_end|>'", model=model))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(rows, tmp_path, tiny_model):
+    (tmp_path / "bare").mkdir()
+    shutil.copy(tiny_model / "config.json", tmp_path / "bare")
+    assert "it could not be loaded" in refused(rows(model=tmp_path / "bare"))
 
 
 def test_an_end_token_that_the_tokenizer_does_not_have_is_refused(rows):

@@ -58,3 +58,9 @@ def test_cores_stay_idle_where_as_many_trials_would_not_fit(share, at_a_time, ve
     pool.costs = {"a": Cost(1.0, 3 * GIB, 2 * GIB, "will not fit", True)}
     pool._leave_room()
     assert len(pool.slots) == at_a_time and pool.costs["a"].verdict == verdict
+
+
+@pytest.mark.parametrize("n_jobs", [0, -1])
+def test_no_trials_at_a_time_are_refused(n_jobs):
+    with pytest.raises(UserError, match=f"hydra.launcher.n_jobs={n_jobs}: it must be at least 1"):
+        slots(Share(n_jobs=n_jobs), 0, 4)
