@@ -175,7 +175,7 @@ def test_a_wrong_value_in_the_fourth_cell_is_told_before_the_first_trial(program
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["sweep.repeat_best=2x2"], "sweep.repeat_best=2x2 is of a search. In a grid, seeds are a setting"),
+        (["sweep.repeat_best=2x2"], "sweep.repeat_best=2x2 is of a search. In a grid, seeds are one more setting"),
         (["hydra/launcher=basic", "sweep.time_limit=9"], "sweep.time_limit=9.0: only hydra/launcher=process heeds it"),
         (["hydra/launcher=basic", "sweep.max_failures=1"], "sweep.max_failures=1: only hydra/launcher=process"),
     ],
