@@ -66,8 +66,10 @@ def import_trainer() -> None:
 def _set_for_a_moment(where: MutableMapping[str, Any], key: str, value: Any) -> Iterator[None]:
     before = where.get(key)
     where[key] = value
-    yield
-    if before is None:
-        del where[key]
-    else:
-        where[key] = before
+    try:
+        yield
+    finally:
+        if before is None:
+            del where[key]
+        else:
+            where[key] = before

@@ -137,7 +137,11 @@ def _count_gpus() -> int:
 
     pid = os.fork()
     if pid == 0:
-        os._exit(torch.cuda.device_count())
+        count = 0
+        try:
+            count = torch.cuda.device_count()
+        finally:  # whatever happens, this process must not go on as its parent does
+            os._exit(count)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
