@@ -171,8 +171,8 @@ def held_memory_bytes() -> int:
 
 
 def fits_below_peak(size: int) -> bool:
-    """Whether twice so many further bytes would still be less than the process has held at its peak."""
-    return 2 * size < peak_memory_bytes() - inherited_bytes - held_memory_bytes()
+    """Whether with so many further bytes the process would hold less than it has at its peak."""
+    return size < peak_memory_bytes() - inherited_bytes - held_memory_bytes()
 
 
 def _cgroup_bytes(name: str) -> int | None:

@@ -4,6 +4,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ from accelerate.utils import gather_object
 from datasets import Dataset
 from torch.nn import functional
 
-from finetune import base_answers, generate, metrics, tokens
+from finetune import base_answers, device, generate, metrics, tokens
 from finetune.base_answers import Reply
 from finetune.chat import prompt_tokens
 from finetune.data import Example, Message
@@ -108,7 +109,7 @@ def answer(
     arms = prompts.arms()
     base = {name: draws for name, draws in arms.items() if not name.startswith("tuned")}
     answered = {}
-    with generate.unpacked(model):
+    with _unpacked(model, prompts):
         with untouched(model, originals):
             remembered = base_answers.Memory.of(model)
             for name, draws in base.items():
@@ -176,6 +177,23 @@ def _require_context(prompts: Prompts, prepared: Prepared) -> None:
 
 
 # -- replies ----------------------------------------------------------------------------------------------------------
+
+
+def _unpacked(model: Any, prompts: Prompts) -> AbstractContextManager[None]:
+    """Dequantise 4-bit weights once, where that takes only memory that training has needed."""
+    size = generate.unpacked_bytes(model) + _working_bytes(model, prompts)
+    return generate.unpacked(model) if device.fits_below_peak(size) else nullcontext()
+
+
+def _working_bytes(model: Any, prompts: Prompts) -> int:
+    """What replying holds at its worst: a batch's keys and values and half as much again, or the logits of a row."""
+    draws = [draw for asked in prompts.arms().values() for draw in asked]
+    longest = max(len(ids) for draw in draws for ids in draw.tokenized["input_ids"])
+    if not _answered(prompts):
+        return 2 * 4 * longest * int(model.config.get_text_config().vocab_size)
+    tokens = longest + prompts.max_new_tokens
+    rows = min(prompts.decoding.batch_size or generate.most_prompts(model, tokens), len(prompts.examples))
+    return 3 * rows * generate.cache_bytes(model, tokens) // 2
 
 
 def _answer_arm(

@@ -14,7 +14,6 @@ from torch.nn import functional
 from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
-from finetune import device
 from finetune.batch import shares_prefixes
 from finetune.chat import prompt_tokens
 from finetune.data import Message
@@ -65,11 +64,15 @@ def answer(
 
 def most_prompts(model: PreTrainedModel | PeftModel, tokens: int) -> int:
     """How many rows of so many tokens are answered at a time; the same on every machine, as rounding depends on it."""
+    return max(1, min(MOST_PROMPTS, CACHE_BYTES // cache_bytes(model, tokens)))
+
+
+def cache_bytes(model: PreTrainedModel | PeftModel, tokens: int) -> int:
+    """The bytes of a row's keys and values."""
     text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    row = 2 * text.num_hidden_layers * heads * size * tokens * model.dtype.itemsize
-    return max(1, min(MOST_PROMPTS, CACHE_BYTES // row))
+    return int(2 * text.num_hidden_layers * heads * size * tokens * model.dtype.itemsize)
 
 
 def _generation_config(
@@ -139,13 +142,9 @@ def unpacked(model: torch.nn.Module) -> Iterator[None]:
     """Within the block, on a CPU, 4-bit weights are dequantised once and not for every token.
 
     The answers are the same, as bitsandbytes multiplies by the same dequantised weights; but making them takes a fifth
-    of the time of a hundred answers, and most of that of a few. Only memory that training has needed is used for it.
+    of the time of a hundred answers, and most of that of a few.
     """
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
-    layers = [layer for layer in layers if layer.weight.device.type == "cpu" and layer.weight.quant_state is not None]
-    size = sum(layer.weight.quant_state.shape.numel() * layer.compute_dtype.itemsize for layer in layers)
-    if not device.fits_below_peak(size):
-        layers = []
+    layers = _packed_layers(model)
     for layer in layers:
         layer.forward = _multiplication(layer)
     try:
@@ -153,6 +152,16 @@ def unpacked(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
+
+
+def unpacked_bytes(model: torch.nn.Module) -> int:
+    """What `unpacked` takes."""
+    return sum(layer.weight.quant_state.shape.numel() * layer.compute_dtype.itemsize for layer in _packed_layers(model))
+
+
+def _packed_layers(model: torch.nn.Module) -> list[Any]:
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    return [layer for layer in layers if layer.weight.device.type == "cpu" and layer.weight.quant_state is not None]
 
 
 def _multiplication(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -106,9 +106,9 @@ def _phases(config: Config, trainer: Any, todo: Work, held: int) -> dict[str, Pa
         asked = [phase(answering_bytes(trainer.model, one)) for one in most]
         phases["answers"] = max(asked, key=lambda parts: sum(parts.values()))
         if on_cpu and config.quantization.load_in_4bit:
-            freed = max(sum(parts.values()) for parts in phases.values()) - sum(still.values())
+            before = max(sum(parts.values()) for name, parts in phases.items() if name != "answers")
             unpacked = sum(map(_bytes, _quantised(trainer.model).values()))
-            if 2 * unpacked < freed:  # generate.unpacked
+            if sum(phases["answers"].values()) + unpacked < before:  # evaluate.answer does so, too
                 phases["answers"]["dequantisation"] = unpacked
     return phases
 

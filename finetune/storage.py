@@ -1,6 +1,7 @@
 """Where is a study kept? In a file of one search, or in a database that the workers of several machines share."""
 
 import time
+import uuid
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from finetune.schema import UserError
 EXAMPLE = "postgresql+psycopg://USER@HOST/DATABASE"
 # Workers that begin at the same moment may both make the tables of a new database; one of them has to try again.
 TRIES = 5
+# Studies in files that are read already, by path: a trial that is forked reads on from there.
+ready: dict[str, Any] = {}
 
 
 def is_shared(place: str) -> bool:
@@ -58,6 +61,17 @@ def reach(place: str, heartbeat_seconds: int, on_stale: Callable[..., None]) -> 
         raise UserError(f"hydra.sweeper.storage={place}: the database cannot be used: {why}.") from error
 
 
+def read_ahead(place: str) -> None:
+    """Read a study in a file, as far as it is written by now, for the processes that are forked from this one."""
+    import optuna.storages  # noqa: F401 (0.2 s)
+
+    if place in ready:
+        ready[place].get_all_studies()
+    elif not is_shared(place):
+        ready.clear()
+        ready[place] = open_storage(place)
+
+
 def open_storage(place: str, heartbeat_seconds: int | None = None, on_stale: Callable[..., None] | None = None) -> Any:
     """The storage at a path or URL; without heartbeats, it tells nobody that its user is alive."""
     from optuna.exceptions import ExperimentalWarning
@@ -65,6 +79,9 @@ def open_storage(place: str, heartbeat_seconds: int | None = None, on_stale: Cal
     from optuna.storages.journal import JournalFileBackend
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+    if known := ready.pop(place, None):
+        known._replay_result._worker_id_prefix = f"{uuid.uuid4()}-"  # else forked processes would seem to be one
+        return known
     if not is_shared(place):
         Path(place).parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(place))

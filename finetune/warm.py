@@ -85,6 +85,8 @@ def serve() -> None:
             if not packet:
                 break
             job = pickle.loads(packet)
+            if isinstance(job, Job) and job.config.sweep.study and job.config.sweep.pruner != "none":
+                _read_study(job.config.sweep.study)
             if not hello["devices"]:  # else loading would initialise CUDA
                 _load_shared(job)
             gc.freeze()
@@ -161,8 +163,6 @@ def _reap(channel: socket.socket, children: dict[int, int]) -> None:
 def _load_shared(job: Job | Survey) -> None:
     """Load what runs share, unless it is there, for those that are forked from now on: the rows and the base model."""
     config = job.configs[0] if isinstance(job, Survey) else job.config
-    if config.sweep.study:
-        import optuna.storages.journal  # noqa: F401 (0.2 s)
     if config.tracking.enabled:
         import wandb  # noqa: F401 (a second)
     from finetune import alike, data, device, model, prepare
@@ -177,6 +177,14 @@ def _load_shared(job: Job | Survey) -> None:
         if base not in model.ready and isinstance(job, Job) and job.base_fits:
             model.ready.clear()
             model.ready[base] = model.load_base(config.model, config.quantization, machine)
+
+
+def _read_study(place: str) -> None:
+    """Read a search's study up to here: what was tried is thousands of lines, and each trial is held against them."""
+    from finetune import storage
+
+    with suppress(Exception):  # the run itself will tell
+        storage.read_ahead(place)
 
 
 def _survey(survey: Survey, channel: socket.socket) -> None:
