@@ -7,7 +7,7 @@ They are kept in the cache folder under a hash of all they depend on, so that th
 import hashlib
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from finetune import checkpoint, fetch, model
 from finetune.generate import Answer
@@ -23,6 +23,7 @@ from finetune.generate import Answer
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 # Raised with each change to how answers are computed (generate.py, batch.py) that may round otherwise.
 FORMAT = 1
+BUSY = "another run is computing them"
 
 
 @dataclass(frozen=True)
@@ -63,18 +64,27 @@ class Memory:
         """A hash over the model and what it was asked."""
         return hashlib.sha256(json.dumps([self.base, asked], sort_keys=True, default=str).encode()).hexdigest()
 
-    def recall(self, asked: dict[str, Any], compute: Callable[[], list[Reply]]) -> tuple[list[Reply], bool]:
+    def recall(
+        self, asked: dict[str, Any], compute: Callable[[], list[Reply]], wait: bool
+    ) -> tuple[list[Reply], bool] | None:
         """The replies to what was asked and whether they were known; otherwise computed, and remembered.
 
-        Where two runs ask the same at once, one of them computes and the other waits for it.
+        Where another run is computing them, this one waits for them, or with `wait=False` returns None.
         """
         main = PartialState().is_main_process
         file = fetch.cache_folder() / "base_answers" / f"{self.key(asked)}.json"
-        if main:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(file.with_suffix(".lock")) if main else nullcontext():
-            known = [json.loads(file.read_text(encoding="utf-8")) if main and file.exists() else None]
+        known: list[Any] = [None]
+        with ExitStack() as held:
+            if main:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    held.enter_context(FileLock(file.with_suffix(".lock"), timeout=-1 if wait else 0))
+                    known = [json.loads(file.read_text(encoding="utf-8")) if file.exists() else None]
+                except Timeout:
+                    known = [BUSY]
             broadcast_object_list(known)
+            if known[0] == BUSY:
+                return None
             if known[0] is not None:
                 return [_read(*reply) for reply in known[0]], True
             replies = compute()

@@ -108,15 +108,13 @@ def answer(
     """
     arms = prompts.arms()
     base = {name: draws for name, draws in arms.items() if not name.startswith("tuned")}
-    answered = {}
     with _unpacked(model, prompts):
         with untouched(model, originals):
-            remembered = base_answers.Memory.of(model)
-            for name, draws in base.items():
-                answered[name] = _answer_arm(model, tokenizer, prompts, draws, partial(advance, name), remembered)
-                show(name, answered[name])
-        for name in arms.keys() - base.keys():
-            answered[name] = _answer_arm(model, tokenizer, prompts, arms[name], partial(advance, name), None)
+            answered = _answer_base(model, tokenizer, prompts, base, advance, show)
+        for name in (name for name in arms if name not in base):  # in one order in all processes
+            started = time.perf_counter()
+            replies = [_reply(model, tokenizer, prompts, draw, partial(advance, name)) for draw in arms[name]]
+            answered[name] = Arm(replies, time.perf_counter() - started, reused=False)
             show(name, answered[name])
     return {name: answered[name] for name in arms}
 
@@ -196,27 +194,34 @@ def _working_bytes(model: Any, prompts: Prompts) -> int:
     return 3 * rows * generate.cache_bytes(model, tokens) // 2
 
 
-def _answer_arm(
+def _answer_base(
     model: Any,
     tokenizer: Any,
     prompts: Prompts,
-    draws: list[Draw],
-    advance: Callable[[int], None],
-    memory: "base_answers.Memory | None",
-) -> Arm:
-    started = time.perf_counter()
-    replies, reused = [], []
-    for draw in draws:
-        compute = partial(_reply, model, tokenizer, prompts, draw, advance)
-        if memory is None:
-            known, found = compute(), False
-        else:
-            known, found = memory.recall(_depends_on(tokenizer, prompts, draw), compute)
-        if found:
-            advance(len(known))
-        replies.append(known)
-        reused.append(found)
-    return Arm(replies, time.perf_counter() - started, all(reused))
+    base: dict[str, list[Draw]],
+    advance: Callable[[str, int], None],
+    show: Callable[[str, Arm], None],
+) -> dict[str, Arm]:
+    """The base model's arms; what another run is answering just now is left to it, and asked for again at the end."""
+    memory = base_answers.Memory.of(model)
+    asked = [(name, number, draw) for name, draws in base.items() for number, draw in enumerate(draws)]
+    found: dict[tuple[str, int], tuple[list[Reply], bool]] = {}
+    seconds = dict.fromkeys(base, 0.0)
+    for (name, number, draw), wait in [*((one, False) for one in asked), *((one, True) for one in asked)]:
+        if (name, number) not in found:
+            started = time.perf_counter()
+            compute = partial(_reply, model, tokenizer, prompts, draw, partial(advance, name))
+            if known := memory.recall(_depends_on(tokenizer, prompts, draw), compute, wait):
+                found[name, number] = known
+                if known[1]:
+                    advance(name, len(known[0]))
+            seconds[name] += time.perf_counter() - started
+    arms = {}
+    for name, draws in base.items():
+        replies, known = zip(*(found[name, number] for number in range(len(draws))), strict=True)
+        arms[name] = Arm(list(replies), seconds[name], reused=all(known))
+        show(name, arms[name])
+    return arms
 
 
 def _depends_on(tokenizer: Any, prompts: Prompts, draw: Draw) -> dict[str, Any]:

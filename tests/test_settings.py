@@ -262,7 +262,7 @@ def generation(config, monkeypatch, tiny_model):
         return [generate.Answer("", 0, True)] * len(prompts)
 
     monkeypatch.setattr(generate, "answer_batch", answer_batch)
-    monkeypatch.setattr(base_answers.Memory, "recall", lambda self, asked, compute: (compute(), False))
+    monkeypatch.setattr(base_answers.Memory, "recall", lambda self, asked, compute, wait: (compute(), False))
     config.model.source, config.model.path = choices.Source.local, str(tiny_model)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokenizer = model.load_tokenizer(config.model)
