@@ -22,6 +22,7 @@ RECIPES = Path(__file__).parent.parent / "data_recipes"
 # What a data set or model needs besides its group file, and how to give it.
 PLACES = {Source.local: "FILE", Source.hub: "OWNER/NAME", Source.embedded: "NAME"}
 
+ROWS = (".jsonl", ".json", ".csv", ".parquet")
 FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant")
 
 
@@ -103,6 +104,8 @@ def _place(group: str, section: Data | Model) -> Iterator[str]:
     path = section.path
     if not path:
         yield f"{group}.path is not set, and {group}={section.name} needs it. Write {group}.path={what}."
+    elif section.source is Source.embedded and (Path(path).suffix in ROWS or Path(path).expanduser().exists()):
+        yield f"{group}.path={path}: {group}={section.name} is an embedded one. For your own add {group}=local."
     elif section.source is Source.hub and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         yield f"{group}.path={path}: this is no name on the hub. Write OWNER/NAME, or {group}=local for your own."
     elif section.source is Source.local and group == "data" and not Path(path).expanduser().is_file():
@@ -117,9 +120,7 @@ def _no_file(path: str) -> str:
     path = str(Path(path).expanduser())
     folder = Path(path).parent
     if Path(path).is_dir():
-        inside = sorted(
-            str(file) for file in Path(path).iterdir() if file.suffix in (".jsonl", ".json", ".csv", ".parquet")
-        )
+        inside = sorted(str(file) for file in Path(path).iterdir() if file.suffix in ROWS)
         return f"this is a folder; give a file{f' in it, such as {inside[0]}' if inside else ''}."
     files = [str(file) for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
     return f"there is no such file.{did_you_mean(path, files)}"

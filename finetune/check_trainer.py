@@ -190,6 +190,9 @@ def _checkpoints(trainer: dict[str, Any]) -> Iterator[str]:
         )
     if not trainer.get("load_best_model_at_end") or saved == "best":
         return
+    if evaluated == "no":
+        yield "trainer.load_best_model_at_end=true: the best follows from validation. Add trainer.eval_strategy=epoch."
+        return
     if evaluated != saved:
         yield (
             f"trainer.load_best_model_at_end=true with trainer.eval_strategy={evaluated} and "

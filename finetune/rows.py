@@ -181,6 +181,7 @@ def _read_csv(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
                     (bad if header else refuse)(f"{name}:{line}: the row is not UTF-8. {_how_to_convert(path)}")
                 elif header is None:
                     header = _require_header(cells, f"{name}:{line}")
+                    _require_commas(header, f"{name}:{line}", path)
                 elif len(cells) != len(header):
                     bad(f"{name}:{line}: found {len(cells)} fields, expected {len(header)} as in the header.")
                 else:
@@ -281,7 +282,9 @@ def _read_text(path: Path, name: str) -> str:
 
 
 def _how_to_convert(path: Path) -> str:
-    return f"Save the file as UTF-8, for example: iconv -f latin1 -t utf-8 {path} > utf8{path.suffix}"
+    with path.open("rb") as file:
+        known = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
+    return f"Save the file as UTF-8, for example: iconv -f {known} -t utf-8 {path} > utf8{path.suffix}"
 
 
 def _is_text(cells: list[str]) -> bool:
@@ -290,6 +293,17 @@ def _is_text(cells: list[str]) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _require_commas(header: list[str], place: str, path: Path) -> None:
+    """Raise UserError for a header whose one field seems to be several."""
+    mark = next((mark for mark in ";\t|" if mark in header[0]), None)
+    if len(header) == 1 and mark:
+        convert = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={mark!r}))"
+        raise UserError(
+            f"{place}: the header is one field, {header[0]}; expected fields separated by commas, not by {mark!r}. "
+            f'Convert the file, for example: python -c "{convert}" < {path} > commas.csv'
+        )
 
 
 def _require_header(cells: list[str], place: str) -> list[str]:

@@ -101,6 +101,10 @@ RULES = [
         "data.path is not set, and data=d needs it. Write data.path=FILE",
     ),
     ({"data__source": Source.local, "data__path": "absent.jsonl"}, "data.path=absent.jsonl: there is no such file"),
+    (
+        {"data__source": Source.embedded, "data__path": "my.csv"},
+        "data=d is an embedded one. For your own add data=local",
+    ),
     ({"data__source": Source.hub, "data__path": "a/b/c"}, "data.path=a/b/c: this is no name on the hub"),
     ({"model__source": Source.local, "model__path": ""}, "Write model.path=FOLDER"),
     ({"model__source": Source.local, "model__path": "absent"}, "model.path=absent: no config.json is there"),
@@ -165,6 +169,7 @@ RULES = [
         "trainer.save_strategy=best: the best follows from validation",
     ),
     ({"trainer__load_best_model_at_end": True, "trainer__save_steps": 30}, "Write trainer.save_steps=25"),
+    ({"trainer__load_best_model_at_end": True, "trainer__eval_strategy": "no"}, "the best follows from validation"),
     ({"trainer__load_best_model_at_end": True, "trainer__save_strategy": "epoch"}, "they must be the same"),
     ({"trainer__lr_scheduler_type": "greedy", "trainer__eval_strategy": "no"}, "it follows the validation loss"),
     ({"trainer__dataloader_prefetch_factor": 2}, "Add trainer.dataloader_num_workers=2"),

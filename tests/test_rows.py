@@ -86,6 +86,13 @@ def test_rows_are_read_one_at_a_time(tmp_path):
         ("a.csv", "a,b\n1,2\n1\n", "a.csv:3: found 1 fields, expected 2"),
         ("a.csv", "a,a\n1,2\n", "a.csv:1: the header has a more than once"),
         ("a.csv", 'a,b\n1,2\n1,"2\n', "a.csv:3: not valid CSV"),
+        (
+            "a.csv",
+            "a;b\n1;2\n",
+            "a.csv:1: the header is one field, a;b; expected fields separated by commas, not by ';'",
+        ),
+        ("a.csv", "a,b\n1,2\n".encode("utf-16"), "a.csv:1: the row is not UTF-8. Save the file as UTF-8"),
+        ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "iconv -f utf-16 -t utf-8"),
         ("a.parquet", "", "a.parquet: not a valid Parquet file"),
         ("a.parquet", "PAR1 no", "a.parquet: not a valid Parquet file"),
         ("a.xlsx", "", "rows are read from .jsonl, .json, .csv, .parquet files, and this is a '.xlsx' file"),
