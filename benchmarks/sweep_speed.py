@@ -62,8 +62,9 @@ def main() -> None:
     options = parser.parse_args()
     rounds = []
     for number in range(options.rounds):
-        rounds.append({side: measure(side, options) for side in SIDES})
-        for side, found in rounds[-1].items():
+        rounds.append({})
+        for side in SIDES:
+            rounds[-1][side] = found = measure(side, options)
             print(f"round {number + 1}: {side:24} {found.makespan:6.1f} s", flush=True)
     show(rounds, options.trials)
     show_load()
@@ -129,6 +130,9 @@ def show_load() -> None:
     code = """
 import time
 started = time.perf_counter()
+from finetune import libraries
+libraries.hush_all()
+libraries.import_trainer()
 from finetune import device, evaluate, judge, model, plan, prepare, report, retention, tracking, train
 from finetune.command import compose
 print(f"imports {time.perf_counter() - started:.1f} s", end="")

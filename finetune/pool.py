@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune import checkpoint, trials
+from finetune.problem import complain
 from finetune.schema import Config, UserError
 from finetune.server import Server
 from finetune.slots import TIGHT, Share, fit, slots
@@ -134,7 +135,10 @@ class Pool:
         self.server.send(Job(number, config, self.threads, free[0], share, fits, base_fits))
 
     def _survey(self, examples: Sequence[Config], total: int) -> None:
-        """Ask what the trials will cost, and show it."""
+        """Ask what the trials will cost, and show it.
+
+        Raises UserError, before the first trial, for what is wrong with the rows or the tokens of any.
+        """
         new = [config for config in examples if not trials.settled(config, checkpoint.folder(config))]
         if not new:
             return
@@ -145,8 +149,9 @@ class Pool:
                 share = max(map(self.slots.count, self.slots))
                 self.server.send(Survey(configs, total, self.threads, self.slots[0], share))
                 while "exit" not in (news := self.server.receive()):
-                    found = zip(configs, news.get("costs", []), strict=False)
-                    self.costs |= {checkpoint.identity(config): cost for config, cost in found if cost}
+                    found = list(zip(configs, news.get("costs", []), strict=False))
+                    self.costs |= {checkpoint.identity(one): cost for one, cost in found if isinstance(cost, Cost)}
+                    complain(list(dict.fromkeys(wrong for _, wrong in found if isinstance(wrong, str))))
                     if "problem" in news:
                         self.screen.not_planned(news["problem"])
         self._leave_room()
@@ -222,14 +227,17 @@ class Pool:
 
     def _end_all(self) -> None:
         """End every trial, as after Ctrl-C."""
-        for trial in self.running.values():
-            trial.said = State.killed, "the sweep was stopped"
-            _signal(trial, signal.SIGTERM)
+        reason = "the sweep was stopped"
         given_up = time.monotonic() + GRACE_SECONDS
-        while self.running and time.monotonic() < given_up:
+        while any(trial.pid for trial in self.running.values()) and (now := time.monotonic()) < given_up:
+            for trial in self.running.values():
+                if trial.pid and trial.told_to_end is None:
+                    trial.told_to_end, trial.said = now, (State.killed, reason)
+                    _signal(trial, signal.SIGTERM)
             self._listen()
-        for trial in self.running.values():
+        for trial in self.running.values():  # what does not end, and what has not begun
             _signal(trial, signal.SIGKILL)
+            self.record.end(trial.number, Outcome(State.killed, reason, trial.folder))
 
 
 def _ending(trial: Running, status: int) -> tuple[State, str]:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 from finetune.warm import LARGEST_MESSAGE, send
 
 ROOT = Path(__file__).parent.parent
+PATIENCE_SECONDS = 2.0
 
 
 class Server:
@@ -63,5 +65,9 @@ class Server:
         if self.channel:
             self.channel.close()
         if self.process:
-            self.process.wait()
+            try:
+                self.process.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:  # it is importing or loading, and does not listen
+                os.killpg(self.process.pid, signal.SIGKILL)  # trials die with it, see warm.py
+                self.process.wait()
         self.process = self.channel = None

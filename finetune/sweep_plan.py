@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from finetune import alike, data, device, memory, pace, plan, prepare
+from finetune import alike, data, device, harness, memory, pace, plan, prepare
 from finetune.schema import Config, UserError
 from finetune.trials import Cost
 
@@ -13,24 +13,26 @@ from finetune.trials import Cost
 PLANNING_SECONDS = 30.0
 # From so many seconds of matrix products on, it is worth some seconds more to measure the first trial's own pace.
 WORTH_MEASURING = 1200.0
+# Characters of what is wrong with one trial.
+LONGEST_MESSAGE = 5_000
 
 
-def estimate(configs: Sequence[Config], trials: int) -> list[Cost | None]:
-    """The cost of each; None for one that is wrong, which the trial itself will tell, and where planning took too long.
+def estimate(configs: Sequence[Config], trials: int) -> list[Cost | str | None]:
+    """The cost of each, or what is wrong with it; None where planning took too long.
 
     `trials` is how many such there will be in all.
     """
     started = time.monotonic()
-    known: dict[str, Cost | None] = {}
+    known: dict[str, Cost | str] = {}
     slower = 0.0
-    found: list[Cost | None] = []
+    found: list[Cost | str | None] = []
     for config in configs:
         key = alike.cost_key(config)
         if key not in known and time.monotonic() < started + PLANNING_SECONDS:
             try:
                 known[key], slower = _estimate(config, slower, trials)
-            except UserError:
-                known[key] = None
+            except UserError as error:
+                known[key] = str(error)[:LONGEST_MESSAGE]
         found.append(known.get(key))
     return found
 
@@ -40,6 +42,7 @@ def _estimate(config: Config, slower: float, trials: int) -> tuple[Cost, float]:
     machine = device.choose(config.model, config.quantization, config.adapter)
     with TemporaryDirectory() as nowhere:  # for the trial may never be run
         prepared = prepare.prepare(config, data.load(config.data), machine, Path(nowhere))
+        harness.choose_tasks(config.eval)  # is told what is wrong with them
         _, work, need = memory.estimate(config, prepared, machine)
         rate = (config.plan.tflops or 0) * 1e12 or pace.matrix_rate(machine)
         least = sum(plan.seconds(work, pace.state(prepared, work, rate)).values())

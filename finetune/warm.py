@@ -73,32 +73,44 @@ def serve() -> None:
     os.set_blocking(ringer, False)
     signal.set_wakeup_fd(ringer, warn_on_full_buffer=False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    send(channel, hello)
     children: dict[int, int] = {}
-    while True:
-        ready, _, _ = select.select([channel.fileno(), bell], [], [])
-        if bell in ready:
-            os.read(bell, 4096)
-            _reap(channel, children)
-        if channel.fileno() in ready:
-            packet = channel.recv(LARGEST_MESSAGE)
-            if not packet:
-                break
-            job = pickle.loads(packet)
-            if isinstance(job, Job) and job.config.sweep.study and job.config.sweep.pruner != "none":
-                _read_study(job.config.sweep.study)
-            if not hello["devices"]:  # else loading would initialise CUDA
-                _load_shared(job)
-            gc.freeze()
-            pid = os.fork()
-            if pid == 0:
-                signal.set_wakeup_fd(-1)
-                _live(job, run, channel) if isinstance(job, Job) else _survey(job, channel)
-            children[pid] = job.number
-            send(channel, {"number": job.number, "pid": pid})
-    for pid in children:
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+    try:
+        send(channel, hello)
+        while True:
+            ready, _, _ = select.select([channel.fileno(), bell], [], [])
+            if bell in ready:
+                os.read(bell, 4096)
+                _reap(channel, children)
+            if channel.fileno() in ready:
+                packet = channel.recv(LARGEST_MESSAGE)
+                if not packet:
+                    break
+                _fork(pickle.loads(packet), run, channel, children, alone=not hello["devices"])
+    except (BrokenPipeError, ConnectionResetError):  # nobody listens any more
+        pass
+    finally:
+        for pid in children:
+            with suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+
+
+def _fork(
+    job: "Job | Survey", run: Callable[[Config], None], channel: socket.socket, children: dict[int, int], alone: bool
+) -> None:
+    """Fork a process for a job; `alone`, where no GPU could be touched, load what it shares with others before."""
+    if isinstance(job, Job) and job.config.sweep.study and job.config.sweep.pruner != "none":
+        _read_study(job.config.sweep.study)
+    if alone:  # else loading would initialise CUDA
+        _load_shared(job)
+    gc.freeze()
+    pid = os.fork()
+    if pid == 0:
+        signal.set_wakeup_fd(-1)
+        _live(job, run, channel) if isinstance(job, Job) else _survey(job, channel)
+    with suppress(OSError):  # it may have ended
+        os.setpgid(pid, pid)  # before anybody knows of it, so that it can be ended with all that it starts
+    children[pid] = job.number
+    send(channel, {"number": job.number, "pid": pid})
 
 
 def send(channel: socket.socket, message: Any) -> None:
@@ -190,6 +202,7 @@ def _read_study(place: str) -> None:
 def _survey(survey: Survey, channel: socket.socket) -> None:
     """The life of a process that works out what runs will cost."""
     try:
+        _stand_alone()
         _share_machine(survey)
         from finetune import device, sweep_plan
 
@@ -230,11 +243,16 @@ def _live(job: Job, run: Callable[[Config], None], channel: socket.socket) -> No
         os._exit(0)
 
 
-def _settle(job: Job) -> None:
-    """Become a process of one's own: group, signals, output, threads, device; die when the parent does."""
+def _stand_alone() -> None:
+    """Be a group of processes that can be ended as one, and die when the parent does."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    os.setsid()
+    os.setpgid(0, 0)
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _settle(job: Job) -> None:
+    """Become a process of one's own: group, output, threads, device."""
+    _stand_alone()
     place = folder(job.config)
     place.mkdir(parents=True, exist_ok=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the run itself writes to log.txt what it prints

@@ -172,6 +172,40 @@ def test_a_wrong_value_in_the_fourth_cell_is_told_before_the_first_trial(program
     assert not (tmp_path / "outputs").exists()
 
 
+@pytest.mark.slow
+def test_what_is_wrong_with_the_rows_of_a_cell_is_told_before_the_first_trial(program, tiny_run, tmp_path):
+    done = program("-m", "trainer.max_length=512,8", *tiny_run)
+    assert done.returncode == 2 and "answer is cut off at trainer.max_length=8" in done.stderr
+    assert "Traceback" not in done.stderr and trials(tmp_path) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["importing", "training"])
+def test_ctrl_c_ends_a_sweep_and_its_trials_at_any_moment(tiny_run, tmp_path, moment):
+    started = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *GRID, *tiny_run, "trainer.max_steps=2000"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        limit = time.monotonic() + 120
+        while not (forked_by(started.pid) if moment == "importing" else list(tmp_path.glob("outputs/*/log.txt"))):
+            assert started.poll() is None and time.monotonic() < limit
+            time.sleep(0.05)
+        forked = [pid for parent in forked_by(started.pid) for pid in (parent, *forked_by(parent))]
+        started.send_signal(signal.SIGINT)
+        output, errors = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert started.returncode == 130, errors
+    assert "Traceback" not in output + errors and "Stopped." in errors
+    assert forked and not any(Path(f"/proc/{pid}").exists() for pid in forked)
+    assert [trial["state"] for trial in trials(tmp_path)] == (["killed"] if moment == "training" else [])
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
