@@ -2,9 +2,11 @@
 
 import re
 
+from hydra.errors import MissingConfigException
 from yaml import MarkedYAMLError
 
 from finetune import overrides
+from finetune.problem import did_you_mean
 from finetune.schema import UserError
 
 
@@ -19,11 +21,18 @@ def explain(error: Exception) -> str:
     file = re.search(r"In '(\S+)': \w+ raised while composing", text)
     key = re.search(r"full_key: (\S+)", text)
     where = f"{file[1]}.yaml: " if file else ""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        near = did_you_mean(option, error.options, f"{group}=")
+        return f"{group}={option}: there is no such option.{near} There are {', '.join(error.options)}."
     if key is None:
         return where + " ".join(text.split())
     if re.search(r"Key '.*' not in|is not in struct", text):
+        section, _, last = key[1].rpartition(".")
         meant = overrides.meant(key[1])
-        return f"{where}{key[1]}: there is no such setting.{f' Did you mean {meant}?' if meant else ''}"
+        beside = getattr(error.__cause__ or error, "parent_node", None) or ()
+        near = f" Did you mean {meant}?" if meant else did_you_mean(last, map(str, beside), f"{section}.")
+        return f"{where}{key[1]}: there is no such setting.{near}"
     boilerplate = re.compile(r"\s+\w+(: |=)|In '|To append")
     lines = [line for line in text.splitlines() if line.strip() and not boilerplate.match(line)]
     return f"{where}{key[1]}: {' '.join(lines)}."

@@ -26,10 +26,14 @@ def estimate(configs: Sequence[Config], trials: int) -> list[Cost | str | None]:
     known: dict[str, Cost | str] = {}
     slower = 0.0
     found: list[Cost | str | None] = []
+    tasks: list[list[str]] = []
     for config in configs:
         key = alike.cost_key(config)
         if key not in known and time.monotonic() < started + PLANNING_SECONDS:
             try:
+                if config.eval.harness_tasks not in tasks:
+                    harness.choose_tasks(config.eval)  # is told what is wrong with them
+                    tasks.append(config.eval.harness_tasks)
                 known[key], slower = _estimate(config, slower, trials)
             except UserError as error:
                 known[key] = str(error)[:LONGEST_MESSAGE]
@@ -42,7 +46,6 @@ def _estimate(config: Config, slower: float, trials: int) -> tuple[Cost, float]:
     machine = device.choose(config.model, config.quantization, config.adapter)
     with TemporaryDirectory() as nowhere:  # for the trial may never be run
         prepared = prepare.prepare(config, data.load(config.data), machine, Path(nowhere))
-        harness.choose_tasks(config.eval)  # is told what is wrong with them
         _, work, need = memory.estimate(config, prepared, machine)
         rate = (config.plan.tflops or 0) * 1e12 or pace.matrix_rate(machine)
         least = sum(plan.seconds(work, pace.state(prepared, work, rate)).values())
