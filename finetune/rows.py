@@ -5,27 +5,21 @@ file's name it is the row's place, such as `mine.jsonl:3`. What is not a row is 
 converted, and nothing is left out unless the caller says so.
 """
 
-import codecs
 import csv
 import difflib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
+from finetune import lines
+from finetune.lines import Bad
 from finetune.schema import UserError
 from finetune.strict_json import FaultError, parse_lines, parse_object, split_array
 
 Row = dict[str, Any]
-Bad = Callable[[str], object]
-"""What is done about one row that is wrong, given its place, what was found and what was expected."""
-
-Decode = Callable[[bytes], str]
-
 BLOCK = 64 * 2**10  # bytes of lines that are parsed at a time
-LONGEST = 16 * 2**20  # bytes of a line: beyond it stands a file without line ends, and reading it would fill the memory
 
 
 class RowError(UserError):
@@ -117,28 +111,28 @@ def require_file(path: Path) -> None:
 
 def _read_jsonl(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
     number = 1
-    with _open_text(path) as file:
+    with lines.open_text(path) as file:
         start = file.tell()
-        while block := file.read(BLOCK) + file.readline(LONGEST - BLOCK):
+        while block := file.read(BLOCK) + file.readline(lines.LONGEST - BLOCK):
             try:
                 rows = parse_lines(block.decode())
             except ValueError:  # at least one line is empty or wrong
                 end = file.tell()
                 file.seek(start)
-                yield from _read_each(_read_lines(file, name, bad, number, end), name, bad)
+                yield from _read_each(lines.read_lines(file, name, bad, number, end), name, bad)
             else:
                 yield from enumerate(rows, number)
             number += block.count(b"\n") + (not block.endswith(b"\n"))
             start = file.tell()
 
 
-def _read_each(lines: Iterator[tuple[int, str]], name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
-    for number, line in lines:
+def _read_each(numbered: Iterator[tuple[int, str]], name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+    for number, line in numbered:
         text = line.strip(" \t\r\n")
         if not text:  # an empty line holds nothing that could be lost
             continue
-        if len(text) > LONGEST:  # an array's element
-            bad(_too_long(f"{name}:{number}: the element", len(text)))
+        if len(text) > lines.LONGEST:  # an array's element
+            bad(lines.too_long(f"{name}:{number}: the element", len(text)))
             continue
         try:
             row = parse_object(text)
@@ -149,7 +143,7 @@ def _read_each(lines: Iterator[tuple[int, str]], name: str, bad: Bad) -> Iterato
 
 
 def _read_json(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
-    text = _read_text(path, name)
+    text = lines.read_text(path, name)
     if not text.strip():
         return
     try:
@@ -158,27 +152,23 @@ def _read_json(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
         raise UserError(f"{name}:{error}.") from error
 
 
-def _too_long(what: str, size: int) -> str:
-    return f"{what} has {size / 1e6:.1f} MB, expected at most {LONGEST / 1e6:.1f} MB."
-
-
 # -- CSV and Parquet --------------------------------------------------------------------------------------------------
 
 
 def _read_csv(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
-    csv.field_size_limit(LONGEST)  # Python's own limit is 128 KiB a field, less than a document
+    csv.field_size_limit(lines.LONGEST)  # Python's own limit is 128 KiB a field, less than a document
     # A line left out here could be the middle of a row: bytes that are not UTF-8 come through, to be found in the row.
     decode = partial(bytes.decode, errors="surrogateescape")
     header: list[str] | None = None
     line = 1
-    with _open_text(path) as file:
-        reader = csv.reader((line for _, line in _read_lines(file, name, refuse, decode=decode)), strict=True)
+    with lines.open_text(path) as file:
+        reader = csv.reader((line for _, line in lines.read_lines(file, name, refuse, decode=decode)), strict=True)
         try:
             for cells in reader:
                 if not cells:  # an empty line
                     pass
                 elif not _is_text(cells):
-                    (bad if header else refuse)(f"{name}:{line}: the row is not UTF-8. {_how_to_convert(path)}")
+                    (bad if header else refuse)(f"{name}:{line}: the row is not UTF-8. {lines.how_to_convert(path)}")
                 elif header is None:
                     header = _require_header(cells, f"{name}:{line}")
                     _require_commas(header, f"{name}:{line}", path)
@@ -229,62 +219,6 @@ def _read_batch(read: Callable[[int, int], list[Row]], start: int, stop: int) ->
 def _unreadable(error: ValueError) -> str:
     expected = "UTF-8" if isinstance(error, UnicodeDecodeError) else "values that Python can hold"
     return f"the row cannot be read: {error}; expected {expected}."
-
-
-# -- text -------------------------------------------------------------------------------------------------------------
-
-
-def _open_text(path: Path) -> BinaryIO:
-    """The file, behind a byte order mark, which is not part of the text."""
-    file = path.open("rb")
-    if file.read(3) != codecs.BOM_UTF8:
-        file.seek(0)
-    return file
-
-
-def _read_lines(
-    file: BinaryIO, name: str, bad: Bad, first: int = 1, end: int | None = None, decode: Decode = bytes.decode
-) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file up to position `end`, with their numbers from `first` on."""
-    for number in count(first):
-        line = b"" if end is not None and file.tell() >= end else file.readline(LONGEST + 1)
-        if not line:
-            return
-        if len(line) > LONGEST:
-            bad(_too_long(f"{name}:{number}: the line", len(line) + _skip_line(file, line)))
-            continue
-        try:
-            text = decode(line)
-        except UnicodeDecodeError as error:
-            where = f"byte {error.start + 1} of the line is not UTF-8"
-            bad(f"{name}:{number}: {where}. {_how_to_convert(Path(file.name))}")
-        else:
-            yield number, text
-
-
-def _skip_line(file: BinaryIO, line: bytes) -> int:
-    """The bytes that are left of a line; they are read piece by piece and forgotten."""
-    size = 0
-    while not line.endswith(b"\n") and (line := file.readline(LONGEST)):
-        size += len(line)
-    return size
-
-
-def _read_text(path: Path, name: str) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = error.object[: error.start]
-        number, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
-        problem = f"{name}:{number}: byte {column} of the line is not UTF-8"
-        raise UserError(f"{problem}. {_how_to_convert(path)}") from error
-
-
-def _how_to_convert(path: Path) -> str:
-    with path.open("rb") as file:
-        known = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
-    return f"Save the file as UTF-8, for example: iconv -f {known} -t utf-8 {path} > utf8{path.suffix}"
 
 
 def _is_text(cells: list[str]) -> bool:

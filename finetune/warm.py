@@ -1,4 +1,4 @@
-"""What do all trials of a sweep pay for once? A process that has imported everything, and forks a clean one for each.
+"""How does each trial of a sweep get a clean process of its own? One that has imported everything forks it.
 
 server.py starts it, and speaks to it over a socket. It stays single-threaded and never touches CUDA,
 so that what is forked from it may do both. When the socket closes, because the sweep ended or was killed, so does
@@ -22,7 +22,7 @@ from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from finetune import libraries, trials
+from finetune import preload, trials
 from finetune.checkpoint import folder
 from finetune.schema import Config, UserError
 from finetune.trials import Pruned, State
@@ -68,7 +68,7 @@ def serve() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     run = _load(sys.argv[2])
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU must not initialise CUDA
-    hello = {"devices": _import_libraries()}
+    hello = {"devices": preload.import_libraries()}
     bell, ringer = os.pipe()
     os.set_blocking(ringer, False)
     signal.set_wakeup_fd(ringer, warn_on_full_buffer=False)
@@ -85,7 +85,7 @@ def serve() -> None:
                 packet = channel.recv(LARGEST_MESSAGE)
                 if not packet:
                     break
-                _fork(pickle.loads(packet), run, channel, children, alone=not hello["devices"])
+                _fork(pickle.loads(packet), run, channel, children, on_gpus=bool(hello["devices"]))
     except (BrokenPipeError, ConnectionResetError):  # nobody listens any more
         pass
     finally:
@@ -95,13 +95,14 @@ def serve() -> None:
 
 
 def _fork(
-    job: "Job | Survey", run: Callable[[Config], None], channel: socket.socket, children: dict[int, int], alone: bool
+    job: Job | Survey, run: Callable[[Config], None], channel: socket.socket, children: dict[int, int], on_gpus: bool
 ) -> None:
-    """Fork a process for a job; `alone`, where no GPU could be touched, load what it shares with others before."""
-    if isinstance(job, Job) and job.config.sweep.study and job.config.sweep.pruner != "none":
-        _read_study(job.config.sweep.study)
-    if alone:  # else loading would initialise CUDA
-        _load_shared(job)
+    """Fork a process for a job, once what it shares with others is loaded; with GPUs, that would initialise CUDA."""
+    config = job.config if isinstance(job, Job) else job.configs[0]
+    if config.sweep.study and config.sweep.pruner != "none":
+        preload.study(config.sweep.study)
+    if not on_gpus:
+        preload.shared(config, with_base=isinstance(job, Job) and job.base_fits)
     gc.freeze()
     pid = os.fork()
     if pid == 0:
@@ -129,36 +130,6 @@ def _load(script: str) -> Callable[[Config], None]:
     return run
 
 
-def _import_libraries() -> int:
-    """Import what every run imports; the number of CUDA devices."""
-    libraries.hush_all()
-    import torch
-
-    torch.set_num_threads(1)  # a pool of threads would not survive the fork
-    devices = _count_gpus()
-    if devices:  # bitsandbytes, and so PEFT, asks a GPU on import what it can do: no fork could then use CUDA
-        import trl.chat_template_utils
-        import trl.data_utils  # noqa: F401
-    else:
-        libraries.import_trainer()
-        from finetune import plan, preview, progress, report, retention, train  # noqa: F401
-    return devices
-
-
-def _count_gpus() -> int:
-    """The number of CUDA devices, asked in a fork, as asking may initialise CUDA."""
-    import torch
-
-    pid = os.fork()
-    if pid == 0:
-        count = 0
-        try:
-            count = torch.cuda.device_count()
-        finally:  # whatever happens, this process must not go on as its parent does
-            os._exit(count)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-
-
 def _reap(channel: socket.socket, children: dict[int, int]) -> None:
     while True:
         try:
@@ -170,33 +141,6 @@ def _reap(channel: socket.socket, children: dict[int, int]) -> None:
         with suppress(ProcessLookupError):  # what it left behind
             os.killpg(pid, signal.SIGKILL)
         send(channel, {"number": children.pop(pid), "exit": status})
-
-
-def _load_shared(job: Job | Survey) -> None:
-    """Load what runs share, unless it is there, for those that are forked from now on: the rows and the base model."""
-    config = job.configs[0] if isinstance(job, Survey) else job.config
-    if config.tracking.enabled:
-        import wandb  # noqa: F401 (a second)
-    from finetune import alike, data, device, model, prepare
-
-    with suppress(Exception):  # the run itself will tell
-        machine = device.choose(config.model, config.quantization, config.adapter)
-        rows = alike.rows_key(config)
-        if rows not in prepare.ready:
-            prepare.ready.clear()
-            prepare.ready[rows] = prepare.read_texts(config, data.load(config.data), machine, folder(config))
-        base = alike.base_key(config.model, config.quantization, machine)
-        if base not in model.ready and isinstance(job, Job) and job.base_fits:
-            model.ready.clear()
-            model.ready[base] = model.load_base(config.model, config.quantization, machine)
-
-
-def _read_study(place: str) -> None:
-    """Read a search's study up to here: what was tried is thousands of lines, and each trial is held against them."""
-    from finetune import storage
-
-    with suppress(Exception):  # the run itself will tell
-        storage.read_ahead(place)
 
 
 def _survey(survey: Survey, channel: socket.socket) -> None:

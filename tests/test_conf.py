@@ -119,7 +119,7 @@ WRONG = [
     (["quantization=nf4", "adapter=full"], ["adapter=full", "4-bit", "quantization=none", "adapter=lora"]),
     (["-m", "adapter.r=4,eight"], ["adapter.r=eight"]),
     (["hydra/sweeper=optun"], ["hydra/sweeper=optun", "Did you mean hydra/sweeper=optuna? There are basic, optuna."]),
-    (["-m", "sweep=lora_rank", "hydra.sweeper.n_trial=5"], ["no such setting. Did you mean hydra.sweeper.n_trials?"]),
+    (["-m", "sweep=lora_basics", "hydra.sweeper.n_trial=5"], ["no such setting. Did you mean hydra.sweeper.n_trials?"]),
     (["-m", "adapter.r=4,8", "hydra.launcher.njobs=2"], ["hydra.launcher.njobs", "hydra.launcher.n_jobs?"]),
     (["-m", "adapter=full,lora"], ["adapter=full", "quantization=none"]),
 ]

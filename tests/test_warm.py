@@ -13,13 +13,13 @@ from finetune.warm import Survey
 GPUS = """
 import sys
 import torch
-from finetune import warm
+from finetune import preload
 
 touched = []
 torch.cuda._lazy_init = lambda: touched.append(True)
 torch.cuda.is_available = lambda: True
 torch.cuda.device_count = lambda: 2
-assert warm._import_libraries() == 2
+assert preload.import_libraries() == 2
 assert not touched and "transformers.modeling_utils" in sys.modules
 try:
     import peft
