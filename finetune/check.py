@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune import check_trainer, harness_tasks, hydra_error, limits
+from finetune import check_trainer, fetch, harness_tasks, hydra_error, limits
 from finetune.choices import BadRows, Source
 from finetune.metrics import NAMES as METRICS
 from finetune.problem import complain, did_you_mean, shown
@@ -104,8 +104,8 @@ def _place(group: str, section: Data | Model) -> Iterator[str]:
     path = section.path
     if not path:
         yield f"{group}.path is not set, and {group}={section.name} needs it. Write {group}.path={what}."
-    elif section.source is Source.embedded and (Path(path).suffix in ROWS or Path(path).expanduser().exists()):
-        yield f"{group}.path={path}: {group}={section.name} is an embedded one. For your own add {group}=local."
+    elif section.source is Source.embedded and path not in fetch.MODELS | fetch.DATA and _seems_a_place(path):
+        yield f"{group}.path={path}: {group}={section.name} brings its own. For yours add {group}=local."
     elif section.source is Source.hub and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         yield f"{group}.path={path}: this is no name on the hub. Write OWNER/NAME, or {group}=local for your own."
     elif section.source is Source.local and group == "data" and not Path(path).expanduser().is_file():
@@ -114,6 +114,10 @@ def _place(group: str, section: Data | Model) -> Iterator[str]:
         section.source is Source.local and group == "model" and not (Path(path).expanduser() / "config.json").is_file()
     ):
         yield f"model.path={path}: no config.json is there. Give a folder that save_pretrained wrote, or model=hub."
+
+
+def _seems_a_place(path: str) -> bool:
+    return Path(path).suffix in ROWS or Path(path).expanduser().exists()
 
 
 def _no_file(path: str) -> str:

@@ -191,7 +191,10 @@ def _checkpoints(trainer: dict[str, Any]) -> Iterator[str]:
     if not trainer.get("load_best_model_at_end") or saved == "best":
         return
     if evaluated == "no":
-        yield "trainer.load_best_model_at_end=true: the best follows from validation. Add trainer.eval_strategy=epoch."
+        when = "epoch trainer.save_strategy=epoch" if saved == "no" else saved
+        yield (
+            f"trainer.load_best_model_at_end=true: the best follows from validation. Add trainer.eval_strategy={when}."
+        )
         return
     if evaluated != saved:
         yield (

@@ -179,19 +179,28 @@ def _require_context(prompts: Prompts, prepared: Prepared) -> None:
 
 def _unpacked(model: Any, prompts: Prompts) -> AbstractContextManager[None]:
     """Dequantise 4-bit weights once, where that takes only memory that training has needed."""
-    size = generate.unpacked_bytes(model) + _working_bytes(model, prompts)
-    return generate.unpacked(model) if device.fits_below_peak(size) else nullcontext()
+    size = generate.unpacked_bytes(model)
+    device.release_freed_memory()
+    room = size and device.fits_below_peak(size + _working_bytes(model, prompts))
+    return generate.unpacked(model) if room else nullcontext()
 
 
 def _working_bytes(model: Any, prompts: Prompts) -> int:
-    """What replying holds at its worst: a batch's keys and values and half as much again, or the logits of a row."""
-    draws = [draw for asked in prompts.arms().values() for draw in asked]
-    longest = max(len(ids) for draw in draws for ids in draw.tokenized["input_ids"])
+    """The most that replying holds at once: a batch's keys, values and activations, or the logits of a row."""
+    draws = [draw.tokenized["input_ids"] for asked in prompts.arms().values() for draw in asked]
+    return max(_draw_bytes(model, prompts, rows[:]) for rows in draws)
+
+
+def _draw_bytes(model: Any, prompts: Prompts, rows: list[list[int]]) -> int:
+    text, longest = model.config.get_text_config(), max(map(len, rows))
+    logits = 2 * 4 * longest * text.vocab_size if "perplexity" in prompts.metrics else 0
     if not _answered(prompts):
-        return 2 * 4 * longest * int(model.config.get_text_config().vocab_size)
+        return int(logits)
     tokens = longest + prompts.max_new_tokens
-    rows = min(prompts.decoding.batch_size or generate.most_prompts(model, tokens), len(prompts.examples))
-    return 3 * rows * generate.cache_bytes(model, tokens) // 2
+    together = min(prompts.decoding.batch_size or generate.most_prompts(model, tokens), len(rows))
+    layer = (3 * getattr(text, "intermediate_size", 4 * text.hidden_size) + 4 * text.hidden_size) * model.dtype.itemsize
+    rest = longest - generate.shared_prefix(model, rows, prompts.max_new_tokens)
+    return int(max(logits, together * (generate.cache_bytes(model, tokens) + rest * layer)))
 
 
 def _answer_base(
@@ -207,20 +216,24 @@ def _answer_base(
     asked = [(name, number, draw) for name, draws in base.items() for number, draw in enumerate(draws)]
     found: dict[tuple[str, int], tuple[list[Reply], bool]] = {}
     seconds = dict.fromkeys(base, 0.0)
+    arms: dict[str, Arm] = {}
     for (name, number, draw), wait in [*((one, False) for one in asked), *((one, True) for one in asked)]:
-        if (name, number) not in found:
-            started = time.perf_counter()
-            compute = partial(_reply, model, tokenizer, prompts, draw, partial(advance, name))
-            if known := memory.recall(_depends_on(tokenizer, prompts, draw), compute, wait):
-                found[name, number] = known
-                if known[1]:
-                    advance(name, len(known[0]))
+        if (name, number) in found:
+            continue
+        started = time.perf_counter()
+        compute = partial(_reply, model, tokenizer, prompts, draw, partial(advance, name))
+        known = memory.recall(_depends_on(tokenizer, prompts, draw), compute, wait)
+        if known is None:
+            continue
+        found[name, number] = known
+        if known[1]:
+            advance(name, len(known[0]))
+        else:
             seconds[name] += time.perf_counter() - started
-    arms = {}
-    for name, draws in base.items():
-        replies, known = zip(*(found[name, number] for number in range(len(draws))), strict=True)
-        arms[name] = Arm(list(replies), seconds[name], reused=all(known))
-        show(name, arms[name])
+        whole = [found[name, i] for i in range(len(base[name])) if (name, i) in found]
+        if len(whole) == len(base[name]):
+            arms[name] = Arm([replies for replies, _ in whole], seconds[name], all(reused for _, reused in whole))
+            show(name, arms[name])
     return arms
 
 

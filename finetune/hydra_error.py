@@ -28,10 +28,10 @@ def explain(error: Exception) -> str:
     if key is None:
         return where + " ".join(text.split())
     if re.search(r"Key '.*' not in|is not in struct", text):
-        section, _, last = key[1].rpartition(".")
+        last = key[1].rpartition(".")[2]
         meant = overrides.meant(key[1])
         beside = getattr(error.__cause__ or error, "parent_node", None) or ()
-        near = f" Did you mean {meant}?" if meant else did_you_mean(last, map(str, beside), f"{section}.")
+        near = f" Did you mean {meant}?" if meant else did_you_mean(last, map(str, beside), key[1].removesuffix(last))
         return f"{where}{key[1]}: there is no such setting.{near}"
     boilerplate = re.compile(r"\s+\w+(: |=)|In '|To append")
     lines = [line for line in text.splitlines() if line.strip() and not boilerplate.match(line)]

@@ -55,6 +55,12 @@ class Need:
         """`fits`, `tight` or `will not fit`."""
         return fit(self.peak, self.available)
 
+    @property
+    def unpacks(self) -> bool:
+        """Whether 4-bit weights are dequantised once for all answers, which then has room below the peak."""
+        answers, step = self.phases.get("answers", {}), self.phases["training step"]
+        return answers.get("dequantisation", 0) > step["dequantisation"]
+
     def bytes_of(self, phase: str) -> int:
         """Bytes of a phase."""
         return sum(self.phases[phase].values())

@@ -51,8 +51,11 @@ class Pace:
     untuned: float = 1.0
 
 
-def measure(config: Config, prepared: Prepared, machine: Device, work: Work) -> tuple[Pace, str]:
-    """The pace of this machine, and in words how it was measured."""
+def measure(config: Config, prepared: Prepared, machine: Device, work: Work, unpacks: bool) -> tuple[Pace, str]:
+    """The pace of this machine, and in words how it was measured.
+
+    `unpacks`: whether 4-bit weights are dequantised once for all answers.
+    """
     layers = prepared.outline.config.get_text_config().num_hidden_layers
     outside = prepared.outline.get_input_embeddings().weight.numel()
     layer = max(1, (prepared.outline.num_parameters() - outside) // layers)
@@ -60,10 +63,10 @@ def measure(config: Config, prepared: Prepared, machine: Device, work: Work) -> 
         rate = matrix_rate(machine)
         return state(prepared, work, rate), f"this machine's matrix products: {rate / 1e12:.2f} TFLOP/s, measured"
     most = min(layers, MOST_LAYERS, max(2, PROBE_WEIGHTS // layer))
-    many = _probe(config, prepared, machine, work, most)
+    many = _probe(config, prepared, machine, work, most, unpacks)
     if most == layers:
         return many, "a model of this shape with random weights, measured here"
-    few = _probe(config, prepared, machine, work, 1)
+    few = _probe(config, prepared, machine, work, 1, unpacks)
     pairs = zip(astuple(few), astuple(many), strict=True)
     grown = Pace(*(b + max(b - a, 0.0) / (most - 1) * (layers - most) for a, b in pairs))
     return replace(grown, untuned=many.untuned), f"{most} of {layers} layers with random weights, measured here"
@@ -95,7 +98,7 @@ def matrix_rate(machine: Device) -> float:
     return 2 * size**3 / _seconds(lambda: one @ one)
 
 
-def _probe(config: Config, prepared: Prepared, machine: Device, work: Work, layers: int) -> Pace:
+def _probe(config: Config, prepared: Prepared, machine: Device, work: Work, layers: int, unpacks: bool) -> Pace:
     with TemporaryDirectory() as folder:
         _write(prepared.outline, machine, layers, Path(folder))
         place = Model(
@@ -129,7 +132,7 @@ def _probe(config: Config, prepared: Prepared, machine: Device, work: Work, laye
     pace = Pace(load, train_cell, forward_cell, update)
     if work.answers is None:
         return pace
-    with generate.unpacked(tuned):
+    with generate.unpacked(tuned) if unpacks else nullcontext():
         plain = _with_answers(pace, tuned, prepared.tokenizer, work.answers)
         if not work.few_shot:
             return plain

@@ -56,7 +56,7 @@ def make(config: Config, prepared: Prepared, machine: Device, prepare_seconds: f
             f"{config.plan.tflops:g} TFLOP/s, as stated",
         )
     else:
-        speed, measured = pace.measure(config, prepared, machine, work)
+        speed, measured = pace.measure(config, prepared, machine, work, need.unpacks)
     return Plan(work, trainer.layout, need, {"prepare": prepare_seconds, **seconds(work, speed)}, measured, remedies)
 
 

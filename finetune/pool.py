@@ -237,7 +237,9 @@ class Pool:
             self._listen()
         for trial in self.running.values():  # what does not end, and what has not begun
             _signal(trial, signal.SIGKILL)
-            self.record.end(trial.number, Outcome(State.killed, reason, trial.folder))
+            outcome = Outcome(State.killed, reason, trial.folder, time.monotonic() - trial.started)
+            for number in (trial.number, *trial.twins):
+                self.record.end(number, outcome)
 
 
 def _ending(trial: Running, status: int) -> tuple[State, str]:

@@ -8,6 +8,7 @@ converted, and nothing is left out unless the caller says so.
 import csv
 import difflib
 import os
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NoReturn
 
 from finetune import lines
 from finetune.lines import Bad
+from finetune.problem import describe
 from finetune.schema import UserError
 from finetune.strict_json import FaultError, parse_lines, parse_object, split_array
 
@@ -233,10 +235,12 @@ def _require_commas(header: list[str], place: str, path: Path) -> None:
     """Raise UserError for a header whose one field seems to be several."""
     mark = next((mark for mark in ";\t|" if mark in header[0]), None)
     if len(header) == 1 and mark:
+        from_here = shlex.quote(str(path))
         convert = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={mark!r}))"
         raise UserError(
-            f"{place}: the header is one field, {header[0]}; expected fields separated by commas, not by {mark!r}. "
-            f'Convert the file, for example: python -c "{convert}" < {path} > commas.csv'
+            f"{place}: the header is one field, {describe(header[0])}; expected fields separated by commas, not by "
+            f"{mark!r}. "
+            f'Convert the file, for example: python -c "{convert}" < {from_here} > commas.csv'
         )
 
 

@@ -14,31 +14,40 @@ PLANNING_SECONDS = 30.0
 # From so many seconds of matrix products on, it is worth some seconds more to measure the first trial's own pace.
 WORTH_MEASURING = 1200.0
 # Characters of what is wrong with one trial.
-LONGEST_MESSAGE = 5_000
+LONGEST_MESSAGE = 1_500
 
 
 def estimate(configs: Sequence[Config], trials: int) -> list[Cost | str | None]:
-    """The cost of each, or what is wrong with it; None where planning took too long.
+    """The cost of each, or what is wrong with it; None where planning took too long. Wrong tasks are told alone.
 
     `trials` is how many such there will be in all.
     """
-    started = time.monotonic()
     known: dict[str, Cost | str] = {}
     slower = 0.0
-    found: list[Cost | str | None] = []
-    tasks: list[list[str]] = []
+    found: list[Cost | str | None] = [*_wrong_tasks(configs)]
+    if found:
+        return found
+    started = time.monotonic()
     for config in configs:
         key = alike.cost_key(config)
         if key not in known and time.monotonic() < started + PLANNING_SECONDS:
             try:
-                if config.eval.harness_tasks not in tasks:
-                    harness.choose_tasks(config.eval)  # is told what is wrong with them
-                    tasks.append(config.eval.harness_tasks)
                 known[key], slower = _estimate(config, slower, trials)
             except UserError as error:
                 known[key] = str(error)[:LONGEST_MESSAGE]
         found.append(known.get(key))
     return found
+
+
+def _wrong_tasks(configs: Sequence[Config]) -> list[str]:
+    """What is wrong with the harness's tasks, whose import alone takes seconds."""
+    wrong = []
+    for settings in {tuple(config.eval.harness_tasks): config.eval for config in configs}.values():
+        try:
+            harness.choose_tasks(settings)
+        except UserError as error:
+            wrong.append(str(error)[:LONGEST_MESSAGE])
+    return wrong
 
 
 def _estimate(config: Config, slower: float, trials: int) -> tuple[Cost, float]:
@@ -50,7 +59,7 @@ def _estimate(config: Config, slower: float, trials: int) -> tuple[Cost, float]:
         rate = (config.plan.tflops or 0) * 1e12 or pace.matrix_rate(machine)
         least = sum(plan.seconds(work, pace.state(prepared, work, rate)).values())
         if not slower and least * trials > WORTH_MEASURING and not config.plan.tflops:
-            speed, _ = pace.measure(config, prepared, machine, work)
+            speed, _ = pace.measure(config, prepared, machine, work, need.unpacks)
             slower = sum(plan.seconds(work, speed).values()) / least
     seconds = least * (slower or 1.0)
     return Cost(seconds, need.peak, need.available, need.verdict, slower > 0 or bool(config.plan.tflops)), slower

@@ -103,7 +103,7 @@ RULES = [
     ({"data__source": Source.local, "data__path": "absent.jsonl"}, "data.path=absent.jsonl: there is no such file"),
     (
         {"data__source": Source.embedded, "data__path": "my.csv"},
-        "data=d is an embedded one. For your own add data=local",
+        "data=d brings its own. For yours add data=local",
     ),
     ({"data__source": Source.hub, "data__path": "a/b/c"}, "data.path=a/b/c: this is no name on the hub"),
     ({"model__source": Source.local, "model__path": ""}, "Write model.path=FOLDER"),

@@ -9,10 +9,11 @@ from pathlib import Path
 import building
 import pytest
 import sacrebleu
+from bitsandbytes.nn import Linear4bit
 from scipy import stats
 
 import run
-from finetune import base_answers, data, evaluate, fetch, judge, model
+from finetune import base_answers, data, device, evaluate, fetch, generate, judge, model
 from finetune.command import compose
 from finetune.schema import UserError
 
@@ -222,9 +223,26 @@ def test_weights_that_changed_by_one_number_have_another_digest(tiny_run):
     assert model.digest(base) != plain
 
 
-def run_device(config):
-    from finetune import device
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("quantization", ["nf4", "none"])
+def test_weights_are_dequantised_once_where_that_fits_below_the_peak(tiny_run, monkeypatch, quantization, fits):
+    asked = [*tiny_run, f"quantization={quantization}"]
+    config = compose(asked)
+    _, prompts = chosen(asked)
+    base = model.load_base(config.model, config.quantization, run_device(config))
+    weights = [layer.weight.quant_state.shape.numel() for layer in base.modules() if isinstance(layer, Linear4bit)]
+    sizes = []
+    monkeypatch.setattr(device, "fits_below_peak", lambda size: sizes.append(size) or fits)
+    with evaluate._unpacked(base, prompts):
+        changed = [layer for layer in base.modules() if "forward" in vars(layer)]
+    assert len(changed) == (len(weights) if fits else 0)
+    assert bool(sizes) == (quantization == "nf4")
+    tokens = max(map(len, prompts.few_shot[0].tokenized["input_ids"])) + prompts.max_new_tokens
+    cache = len(prompts.examples) * generate.cache_bytes(base, tokens)
+    assert all(4 * sum(weights) + cache < size < 4 * sum(weights) + 3 * cache for size in sizes)
 
+
+def run_device(config):
     return device.choose(config.model, config.quantization, config.adapter)
 
 
@@ -272,9 +290,9 @@ def test_what_another_run_is_answering_is_left_to_it_and_taken_from_it_later(cac
     arms = evaluate._answer_base(None, None, None, base, lambda *_: None, lambda *_: None)
     other.join()
     assert order == ["b", "c"]
-    assert list(arms) == ["zero_shot", "few_shot"]
-    assert [arms[name].reused for name in arms] == [True, False]
-    assert [reply.likelihood[0] for arm in arms.values() for [reply] in arm.replies] == [7.0, 98.0, 99.0]
+    assert {name: arm.reused for name, arm in arms.items()} == {"few_shot": False, "zero_shot": True}
+    told = {name: [reply.likelihood[0] for [reply] in arm.replies] for name, arm in arms.items()}
+    assert told == {"few_shot": [98.0, 99.0], "zero_shot": [7.0]}
 
 
 def test_an_end_that_nobody_knows_is_null_in_json():

@@ -89,7 +89,7 @@ def test_rows_are_read_one_at_a_time(tmp_path):
         (
             "a.csv",
             "a;b\n1;2\n",
-            "a.csv:1: the header is one field, a;b; expected fields separated by commas, not by ';'",
+            "a.csv:1: the header is one field, the text \"a;b\"; expected fields separated by commas, not by ';'",
         ),
         ("a.csv", "a,b\n1,2\n".encode("utf-16"), "a.csv:1: the row is not UTF-8. Save the file as UTF-8"),
         ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "iconv -f utf-16 -t utf-8"),
