@@ -25,8 +25,9 @@ from finetune.schema import Config
 Parts = dict[str, int]
 """Bytes by what they are for."""
 
-# A deeper model is gone through at these two depths, and each further layer is taken to add as much as those between.
-DEPTHS = (2, 4)
+# A deeper model is gone through at two depths, and each further layer is taken to add as much as those between. Where
+# the worst moment of the deeper one is another, two further depths are tried.
+DEPTHS = ((2, 4), (6, 10), (12, 18))
 
 
 def model_of(outline: PreTrainedModel, config: Config, machine: Device) -> Any:
@@ -54,12 +55,14 @@ def most_alive(tuned: Any, call: Callable[[], None]) -> Parts:
     """The bytes that are alive at once at the worst moment of `call`, a use of the hollow model `tuned`."""
     depth = tuned.config.get_text_config().num_hidden_layers
     stacks = [m for m in tuned.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
-    few, many = DEPTHS
-    if depth <= many or len(stacks) != 1:
-        return _most_alive(tuned, call)
-    shallow, deep = (_at_depth(tuned, stacks[0], layers, call) for layers in DEPTHS)
-    each = {part: (deep[part] - shallow.get(part, 0)) / (many - few) for part in deep}
-    return {part: max(0, round(size + each[part] * (depth - many))) for part, size in deep.items()}
+    for few, many in DEPTHS if len(stacks) == 1 else ():
+        if depth <= many:
+            break
+        shallow, deep = (_at_depth(tuned, stacks[0], layers, call) for layers in (few, many))
+        each = {part: (deep.get(part, 0) - shallow.get(part, 0)) / (many - few) for part in deep | shallow}
+        if min(each.values()) >= 0:
+            return {part: round(deep.get(part, 0) + more * (depth - many)) for part, more in each.items()}
+    return _most_alive(tuned, call)
 
 
 def _at_depth(tuned: Any, stack: torch.nn.ModuleList, layers: int, call: Callable[[], None]) -> Parts:

@@ -111,6 +111,8 @@ def _phases(config: Config, trainer: Any, todo: Work, held: int) -> dict[str, Pa
         most = _largest([todo.answers, *todo.few_shot])
         asked = [phase(answering_bytes(trainer.model, one)) for one in most]
         phases["answers"] = max(asked, key=lambda parts: sum(parts.values()))
+        if on_cpu:
+            phases["answers"]["copies"] *= 2  # the base's, and what was trained while the base answers
         if on_cpu and config.quantization.load_in_4bit:
             before = max(sum(parts.values()) for name, parts in phases.items() if name != "answers")
             unpacked = sum(map(_bytes, _quantised(trainer.model).values()))
@@ -207,9 +209,9 @@ def answering_bytes(tuned: Any, answers: Answers) -> Parts:
 
 
 def _copies(tuned: Any) -> int:
-    """Bytes of the copies that a run keeps of trained weights of the base, to put them back while the base answers."""
+    """Bytes of the copy that a run keeps of trained weights of the base, to put them back while the base answers."""
     trained = [p for name, p in tuned.named_parameters() if p.requires_grad and "lora_" not in name]
-    return 2 * sum(map(_bytes, trained))
+    return sum(map(_bytes, trained))
 
 
 def _bytes(tensor: torch.Tensor) -> int:

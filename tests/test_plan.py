@@ -108,8 +108,18 @@ def test_a_deep_model_is_gone_through_at_two_depths_only(tiny_run, tmp_path, mon
     settings = [*tiny_run, *without_weights(tmp_path, **shape), "trainer.max_length=512"]
     trainer, work, _ = memory.estimate(*prepared_run(*settings))
     extrapolated = memory.training_bytes(trainer, work.largest[0])
-    monkeypatch.setattr(hollow, "DEPTHS", (8, 9))
+    monkeypatch.setattr(hollow, "DEPTHS", ())
     assert extrapolated == memory.training_bytes(trainer, work.largest[0])
+
+
+@pytest.mark.slow
+def test_two_depths_whose_worst_moments_differ_are_not_compared(monkeypatch):
+    settings = ["quantization=none", "adapter=full", "eval.max_prompts=4", "tracking=none"]
+    trainer, work, _ = memory.estimate(*prepared_run(*settings))
+    extrapolated = memory.training_bytes(trainer, work.largest[0])
+    monkeypatch.setattr(hollow, "DEPTHS", ())
+    whole = memory.training_bytes(trainer, work.largest[0])
+    assert sum(extrapolated.values()) == pytest.approx(sum(whole.values()), rel=0.01)
 
 
 @pytest.mark.slow
