@@ -1,5 +1,6 @@
 """Which trials of a study are tries of the same settings? What is noted with a trial tells."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,6 +25,23 @@ def line_up_again(study: "optuna.Study", trial: "FrozenTrial") -> None:
         system_attrs=kept | {HISTORY: [*trial.system_attrs.get(HISTORY, []), trial.number]},
     )
     study.add_trial(again)
+
+
+def end_lined_up_twice(study: "optuna.Study") -> None:
+    """End what waits to be tried and was lined up before by another worker, too, at the same moment."""
+    from optuna.exceptions import UpdateFinishedTrialError
+    from optuna.trial import TrialState
+
+    known, store = study.get_trials(deepcopy=False), study._storage
+    lined_up = [trial for trial in known if FIXED in trial.system_attrs and HISTORY not in trial.system_attrs]
+    for trial in lined_up:
+        first = next(one for one in lined_up if one.system_attrs[FIXED] == trial.system_attrs[FIXED])
+        if first is trial or trial.state is not TrialState.WAITING:
+            continue
+        with suppress(UpdateFinishedTrialError):  # the other worker was faster
+            if store.set_trial_state_values(trial._trial_id, TrialState.RUNNING):  # only one worker can
+                store.set_trial_user_attr(trial._trial_id, SAME_AS, first.number)
+                store.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
 def root(trial: "FrozenTrial") -> int:

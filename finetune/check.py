@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune import check_trainer, fetch, harness_tasks, hydra_error, limits
+from finetune import check_trainer, fetch, harness_tasks, hydra_error, limits, rows
 from finetune.choices import BadRows, Source
 from finetune.metrics import NAMES as METRICS
 from finetune.problem import complain, did_you_mean, shown
@@ -22,7 +22,6 @@ RECIPES = Path(__file__).parent.parent / "data_recipes"
 # What a data set or model needs besides its group file, and how to give it.
 PLACES = {Source.local: "FILE", Source.hub: "OWNER/NAME", Source.embedded: "NAME"}
 
-ROWS = (".jsonl", ".json", ".csv", ".parquet")
 FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant")
 
 
@@ -117,14 +116,14 @@ def _place(group: str, section: Data | Model) -> Iterator[str]:
 
 
 def _seems_a_place(path: str) -> bool:
-    return Path(path).suffix in ROWS or Path(path).expanduser().exists()
+    return Path(path).suffix in rows.KINDS or Path(path).expanduser().exists()
 
 
 def _no_file(path: str) -> str:
     path = str(Path(path).expanduser())
     folder = Path(path).parent
     if Path(path).is_dir():
-        inside = sorted(str(file) for file in Path(path).iterdir() if file.suffix in ROWS)
+        inside = sorted(str(file) for file in Path(path).iterdir() if file.suffix in rows.KINDS)
         return f"this is a folder; give a file{f' in it, such as {inside[0]}' if inside else ''}."
     files = [str(file) for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
     return f"there is no such file.{did_you_mean(path, files)}"

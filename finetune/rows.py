@@ -21,6 +21,7 @@ from finetune.schema import UserError
 from finetune.strict_json import FaultError, parse_lines, parse_object, split_array
 
 Row = dict[str, Any]
+KINDS = (".jsonl", ".json", ".csv", ".parquet")
 BLOCK = 64 * 2**10  # bytes of lines that are parsed at a time
 
 
@@ -40,11 +41,10 @@ def read_rows(path: Path, name: str | None = None, bad: Bad = refuse) -> Iterato
     row that is wrong; where it returns, the row is left out. Only a .json file is held in memory as a whole.
     Raises UserError for a file that is missing, empty, of another kind, or wrong in a way that has no end in one row.
     """
-    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".parquet": _read_parquet}
+    readers = dict(zip(KINDS, (_read_jsonl, _read_json, _read_csv, _read_parquet), strict=True))
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        kinds = ", ".join(readers)
-        raise UserError(f"{path}: rows are read from {kinds} files, and this is a '{path.suffix}' file.")
+        raise UserError(f"{path}: rows are read from {', '.join(KINDS)} files, and this is a '{path.suffix}' file.")
     require_file(path)
     met_bad = False
 

@@ -116,7 +116,9 @@ class Search:
             first = [*(cell for cell in cells if cell in first), *cells]
         for point in first:
             self.study.enqueue_trial(point, skip_if_exists=True)
-        if not self.shared:  # else several would line up the same
+        if self.shared:  # and others may have lined up the same
+            attempt.end_lined_up_twice(self.study)
+        else:
             self._line_up_failed({state.value for state in repeated})
 
     def __iter__(self) -> "Search":
@@ -234,7 +236,7 @@ class Search:
         from optuna.trial import TrialState
 
         known = self.study.get_trials(deepcopy=False)
-        twice = (trial.number for trial in known if trial.state is TrialState.FAIL and attempt.is_lined_up_twice(trial))
+        twice = (trial.number for trial in known if attempt.is_lined_up_twice(trial))
         return {attempt.root(trial) for trial in known if trial.state is not TrialState.WAITING} - set(twice)
 
     def _is_surplus(self, number: int) -> bool:

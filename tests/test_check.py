@@ -169,7 +169,7 @@ RULES = [
         "trainer.save_strategy=best: the best follows from validation",
     ),
     ({"trainer__load_best_model_at_end": True, "trainer__save_steps": 30}, "Write trainer.save_steps=25"),
-    ({"trainer__load_best_model_at_end": True, "trainer__eval_strategy": "no"}, "the best follows from validation"),
+    ({"trainer__load_best_model_at_end": True, "trainer__eval_strategy": "no"}, "Add trainer.eval_strategy=steps"),
     ({"trainer__load_best_model_at_end": True, "trainer__save_strategy": "epoch"}, "they must be the same"),
     ({"trainer__lr_scheduler_type": "greedy", "trainer__eval_strategy": "no"}, "it follows the validation loss"),
     ({"trainer__dataloader_prefetch_factor": 2}, "Add trainer.dataloader_num_workers=2"),

@@ -74,6 +74,26 @@ def test_what_two_workers_line_up_at_the_same_moment_is_run_once(worker):
     assert [trial.user_attrs.get(SAME_AS) for trial in one.study.trials] == [None, 0, None, None, None]
 
 
+def test_a_cell_that_two_workers_lined_up_counts_once_though_it_is_complete_before_the_second_is_drawn(worker):
+    one, other = (worker(SMALL, begin=False, sampler="grid", n_trials=2) for _ in range(2))
+    for cell in "2244":
+        one.study.enqueue_trial({"adapter.r": cell})
+    number, point = next(one)
+    one.tell(number, COMPLETE, [0.0])
+    assert (point, next(other)[1]) == (["adapter.r=2"], ["adapter.r=4"])
+
+
+def test_of_cells_that_two_workers_lined_up_none_is_left_waiting(worker):
+    one, other = (worker(SMALL, begin=False, sampler="grid", n_trials=2) for _ in range(2))
+    for cell in "2424":
+        one.study.enqueue_trial({"adapter.r": cell})
+    assert next(one)[1] == ["adapter.r=2"]
+    other.begin(DEFAULTS.get)
+    assert next(other)[1] == ["adapter.r=4"]
+    assert states(one) == ["RUNNING", "RUNNING", "FAIL", "FAIL"] and one.remaining() == 0
+    assert [trial.user_attrs.get(SAME_AS) for trial in one.study.trials] == [None, None, 0, 1]
+
+
 def test_what_another_worker_is_at_is_not_run_again(worker):
     one, other = (worker(SMALL, begin=False, n_trials=30) for _ in range(2))
     one.study.enqueue_trial({"adapter.r": "2"})
