@@ -11,13 +11,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Protocol
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
 from finetune import checkpoint, settings, space
 from finetune.attempt import FOLDER
-from finetune.problem import shown
+from finetune.problem import quoted
 from finetune.schema import Config, Tracking, UserError
 from finetune.study import Search
 from finetune.trials import CONFIRMATION, REPETITIONS, Outcome, State
@@ -242,7 +241,7 @@ def _repeated(finalists: list[Candidate]) -> Table:
 
 def _confirm(console: Console, winner: Candidate, compose: Compose, run: Run, frame: Frame) -> None:
     """Answer the test prompts with the winner, which is trained already, and say whether it was worth it."""
-    overrides = [*frame.fixed, *winner.overrides, f"sweep.name={frame.folder.name}"]
+    overrides = [*frame.fixed, *winner.overrides, f"sweep.name={quoted(frame.folder.name)}"]
     folder = checkpoint.folder(compose(overrides))
     _run_all({CONFIRMATION: overrides}, compose, run, frame)
     file = folder / "result.json"
@@ -258,17 +257,10 @@ def _without_search(overrides: list[str], compose: Compose) -> list[str]:
     plain = [*given, "hydra/sweeper=optuna"]  # whose settings, on the command line, are composed again
     wanted, known = (settings.flatten(checkpoint.plain(compose(texts))) for texts in (overrides, plain))
     preset = {key: value for key, value in wanted.items() if key not in known or known[key] != value}
-    return [*given, *(f"{key}={_quoted(value)}" for key, value in preset.items())]
-
-
-def _quoted(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    return "'" + value.replace("'", "\\'") + "'" if isinstance(value, str) else shown(value)
+    return [*given, *(f"{key}={quoted(value)}" for key, value in preset.items())]
 
 
 def _write_experiment(folder: Path, number: int, again: list[str]) -> None:
     """Leave the winner, which the overrides `again` describe, as an experiment: `best.yaml` for conf/experiment/."""
-    groups, changed = space.as_experiment(again)
     comment = f"# The best of the sweep {folder.name}: trial {number}.\n"
-    parts = [yaml.safe_dump(part, sort_keys=False, allow_unicode=True) for part in (groups, changed) if part]
-    checkpoint.write(folder / "best.yaml", "# @package _global_\n" + comment + "".join(parts))
+    checkpoint.write(folder / "best.yaml", "# @package _global_\n" + comment + space.as_experiment(again))

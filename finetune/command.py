@@ -21,6 +21,7 @@ from yaml import YAMLError
 
 from finetune import check, hydra_error, jobs, overrides, trials
 from finetune.choices import Stage
+from finetune.problem import quoted
 from finetune.schema import Config, UserError, register
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)
@@ -37,7 +38,7 @@ def start(main: Callable[[], None]) -> None:
         overrides.check_overrides(sys.argv[1:])
         elsewhere = check_sweep(sys.argv[1:])
         if elsewhere:
-            sys.argv.append(f"sweep.name={elsewhere.record.folder.name}")
+            sys.argv.append(f"sweep.name={quoted(elsewhere.record.folder.name)}")
         with jobs.follow(elsewhere):
             main()
         if elsewhere:

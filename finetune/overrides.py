@@ -135,6 +135,7 @@ def _problems(override: Override, grammar: Grammar) -> Iterator[str]:
         yield f"+{setting}: it exists already. Write it without the plus."
     else:
         yield from filter(None, (_value_problem(key, text, value, grammar) for text, value in values))
+        yield from _misread(override, grammar.types.get(key), [value for _, value in values])
 
 
 def _values(override: Override) -> list[tuple[str, Any]]:
@@ -242,6 +243,17 @@ def _type_problem(key: str, text: str, value: Any, kind: Any) -> str | None:
         hint = did_you_mean(str(value), _members(kind), f"{key}=")
         return f"{key}={text}: expected {_expected(kind)}{example}.{hint}"
     return None
+
+
+def _misread(override: Override, kind: Any, values: list[Any]) -> Iterator[str]:
+    """Numbers where text belongs, which would become another text: 1e3 becomes 1000.0."""
+    given = override.input_line or ""
+    if str not in (kind, *get_args(kind)):
+        return
+    for value in values:
+        if isinstance(value, bool | int | float) and str(value) not in given:
+            quotes = "Put quotes around what is to stay a text, and others for the shell"
+            yield f"{given}: it reads as {value}. {quotes}: \"{override.key_or_group}='TEXT'\"."
 
 
 def _takes_list_type(kind: Any) -> bool:

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from finetune import answer, checkpoint, metrics, recipe, space, storage, study, trials
 from finetune.answer import Compose, Run
+from finetune.problem import quoted
 from finetune.schema import Config, UserError
 from finetune.space import Space
 from finetune.study import Plan, Search
@@ -42,12 +43,13 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
     record = trials.open_record(base.output_dir, base.sweep.name, sys.argv[1:])
     name = record.folder.name
     place = settings["storage"] or str(record.folder / "study.journal")
-    own = [f"sweep.name={name}", "sweep.on_validation=true"]
+    own = [f"sweep.name={quoted(name)}", "sweep.on_validation=true"]
+    asked = [f"sweep.study={quoted(place)}", f"sweep.pruner={plan.pruner}"]
 
     def frame(number: int, point: list[str]) -> list[str]:
         for silent in tried.taken_over(number):
             record.give_up(silent, f"its worker fell silent; it goes on as trial {number}")
-        return [*fixed, *point, *own, f"sweep.study='{place}'", f"sweep.pruner={plan.pruner}", f"sweep.trial={number}"]
+        return [*fixed, *point, *own, *asked, f"sweep.trial={number}"]
 
     def tell(number: int, outcome: Outcome) -> None:
         values = None

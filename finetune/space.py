@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from omegaconf import OmegaConf
 
 from finetune.schema import UserError
 
@@ -139,8 +140,8 @@ def overrides(point: Mapping[str, Any]) -> list[str]:
     return [f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in point.items()]
 
 
-def as_experiment(texts: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Overrides as a config file has them: the defaults list of the chosen options, and the settings as a tree."""
+def as_experiment(texts: Sequence[str]) -> str:
+    """Overrides as a config file has them: the defaults list of the chosen options, and then the settings."""
     options: list[dict[str, Any]] = []
     tree: dict[str, Any] = {}
     for override in OverridesParser.create().parse_overrides(list(texts)):
@@ -152,7 +153,8 @@ def as_experiment(texts: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = override.value()
-    return ({"defaults": options} if options else {}), tree
+    parts: list[dict[str, Any]] = [{"defaults": options} if options else {}, tree]
+    return "".join(OmegaConf.to_yaml(OmegaConf.create(part)) for part in parts if part)
 
 
 def _dimension(key: str, override: Override, only_if: tuple[str, str] | None) -> Dimension:

@@ -112,6 +112,8 @@ def test_info_defaults_works() -> None:
 WRONG = [
     (["adaptor.r=8"], ["adaptor.r=8", "adapter.r"]),
     (["adapter.rr=8"], ["adapter.rr=8", "adapter.r?"]),
+    (["name=1e3"], ["name=1e3", "reads as 1000.0", "\"name='TEXT'\""]),
+    (["-m", "data.name=a,1e3"], ["data.name=a,1e3", "reads as 1000.0"]),
     (["adapter.r=eight"], ["adapter.r=eight", "an integer"]),
     (["data=usadress"], ["data=usadress", "data=usaddress", "hub, local"]),
     (["trainer.max_seq_length=512"], ["trainer.max_seq_length=512", "trainer.max_length"]),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from leaving import answers, leave_run
 
-from finetune import checkpoint, jobs
+from finetune import checkpoint, command, jobs, trials
 from finetune.checkpoint import BusyError
 from finetune.command import compose
 from finetune.trials import State
@@ -118,6 +118,18 @@ def test_a_trial_in_its_launchers_process_is_recorded_unless_its_process_is_to_e
     assert record(tmp_path, "grid")[0]["state"] == "running"
 
 
+def test_a_name_that_reads_as_a_number_is_the_same_for_the_sweep_and_its_trials(monkeypatch, tmp_path):
+    monkeypatch.setattr(trials, "name_of", lambda command: "336023e8")
+    monkeypatch.setattr(trials, "ended", {})
+    asked = ["-m", "hydra/launcher=basic", "seed=1,2", "tracking=none", f"output_dir={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["run.py", *asked])
+    begun = []
+    with pytest.raises(SystemExit):  # for no trial ran
+        command.start(lambda: begun.extend(sys.argv[1:]))
+    assert compose(begun[-1:]).sweep.name == "336023e8"
+    assert (tmp_path / "sweeps/336023e8/sweep.json").exists()
+
+
 def test_a_run_that_another_process_has_completed_meanwhile_is_not_done_again(tmp_path):
     leave_run(tmp_path / "run", tuned=answers({0, 1}, 3))
     with pytest.raises(BusyError, match="has completed this run"), checkpoint.hold(compose([]), tmp_path / "run", True):
@@ -167,11 +179,11 @@ def test_other_launchers_record_how_trials_end_and_the_exit_code_tells(tiny_run,
 @pytest.mark.slow
 def test_a_search_by_another_launcher_goes_on_after_a_trial_that_dies(tiny_run, tmp_path):
     faulty = [sys.executable, str(ROOT / "tests" / "faulty.py"), "-m", "hydra/launcher=submitit_local", *tiny_run]
-    asked = [*faulty, "hydra/sweeper=optuna", "trainer.learning_rate=choice(4e-3,1e-3)", "sweep.name=search"]
+    asked = [*faulty, "hydra/sweeper=optuna", "trainer.learning_rate=choice(4e-3,1e-3)", "sweep.name='1e3'"]
     asked += ["hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=2", "hydra.sweeper.pruner=none"]
     done = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1 and "On the test prompts, once:" in done.stdout, done.stderr + done.stdout
-    states = [line["state"] for line in record(tmp_path, "search")]
+    states = [line["state"] for line in record(tmp_path, "1e3")]
     assert sorted(states) == ["complete", "complete", "killed"]  # the last is the test of the best
 
 

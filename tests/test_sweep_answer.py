@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from leaving import answers, leave_run
+from omegaconf import OmegaConf
 from test_compare import drawn
 from test_tracking import read, read_records, values
 
@@ -162,6 +163,12 @@ def test_a_grids_best_is_chosen_by_validation_loss_and_judged_by_the_test_prompt
     assert "On the test prompts: Tuning beats zero-shot prompting by 0.67" in told
     assert "Again: python run.py adapter.r=8\n" in told and "r: 8" in (folder / "best.yaml").read_text()
     assert (folder / "report.html").exists()
+
+
+def test_a_best_whose_text_reads_as_a_number_keeps_it_as_an_experiment(tmp_path):
+    folder = grid(tmp_path, (["data.name='1e3'"], 50, 0.1), (["adapter.r=8"], 40, 0.2))
+    answer.give_of_grid(folder, compose, Tracking(enabled=False))
+    assert OmegaConf.load(folder / "best.yaml").data.name == "1e3"
 
 
 def test_a_grid_of_other_models_has_no_best(tmp_path, capsys):
