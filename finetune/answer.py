@@ -16,7 +16,7 @@ from rich.table import Table
 
 from finetune import checkpoint, settings, space
 from finetune.attempt import FOLDER
-from finetune.problem import quoted
+from finetune.overrides import quoted
 from finetune.schema import Config, Tracking, UserError
 from finetune.study import Search
 from finetune.trials import CONFIRMATION, REPETITIONS, Outcome, State

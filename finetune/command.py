@@ -21,7 +21,7 @@ from yaml import YAMLError
 
 from finetune import check, hydra_error, jobs, overrides, trials
 from finetune.choices import Stage
-from finetune.problem import quoted
+from finetune.overrides import quoted
 from finetune.schema import Config, UserError, register
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)

@@ -4,6 +4,7 @@ Asked before Hydra composes anything, because Hydra stops at the first mistake a
 """
 
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
 from enum import Enum
@@ -13,13 +14,13 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Transformer, ValueType
+from hydra.core.override_parser.types import Override, Quote, QuotedString, Transformer, ValueType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from finetune import check_trainer, limits
-from finetune.problem import complain, did_you_mean, names_secret
+from finetune.problem import complain, did_you_mean, names_secret, shown
 from finetune.schema import Config
 from finetune.sft_fields import WORDS, sft_fields
 
@@ -69,6 +70,11 @@ def check_overrides(arguments: list[str]) -> None:
         elif override.package is None:
             problems.extend(_problems(override, grammar))
     complain(problems)
+
+
+def quoted(value: Any) -> str:
+    """A value for an override, in which a text stays one, even if it reads as a number: `'1e3'`."""
+    return QuotedString(value, Quote.single).with_quotes() if isinstance(value, str) else shown(value)
 
 
 def _hydra_problems(override: Override) -> Iterator[str]:
@@ -248,10 +254,12 @@ def _type_problem(key: str, text: str, value: Any, kind: Any) -> str | None:
 def _misread(override: Override, kind: Any, values: list[Any]) -> Iterator[str]:
     """Numbers where text belongs, which would become another text: 1e3 becomes 1000.0."""
     given = override.input_line or ""
-    if str not in (kind, *get_args(kind)):
+    takes_text = str in (kind, *get_args(kind)) or _takes_list_type(kind)
+    if not takes_text or override.value_type is ValueType.RANGE_SWEEP:
         return
-    for value in values:
-        if isinstance(value, bool | int | float) and str(value) not in given:
+    written = re.split(r"[\s=,:()\[\]]+", given)
+    for value in (item for one in values for item in (one if isinstance(one, list) else [one])):
+        if isinstance(value, bool | int | float) and str(value) not in written:
             quotes = "Put quotes around what is to stay a text, and others for the shell"
             yield f"{given}: it reads as {value}. {quotes}: \"{override.key_or_group}='TEXT'\"."
 

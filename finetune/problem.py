@@ -58,11 +58,6 @@ def shown(value: Any) -> str:
     return str(value)
 
 
-def quoted(value: Any) -> str:
-    """The same, where a text is to stay one, even if it reads as a number: `'1e3'`."""
-    return "'" + value.replace("'", "\\'") + "'" if isinstance(value, str) else shown(value)
-
-
 def describe(value: Any) -> str:
     """A value in words that a user knows, cut to a readable length: `the number 12`, `the text "abc"`."""
     shown = json.dumps(value, ensure_ascii=False, default=str)

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from finetune import answer, checkpoint, metrics, recipe, space, storage, study, trials
 from finetune.answer import Compose, Run
-from finetune.problem import quoted
+from finetune.overrides import quoted
 from finetune.schema import Config, UserError
 from finetune.space import Space
 from finetune.study import Plan, Search

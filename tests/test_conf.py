@@ -58,6 +58,11 @@ def test_experiments_and_sweeps_say_what_they_are_for() -> None:
         assert first == "# @package _global_" and second.startswith("# "), file
 
 
+@pytest.mark.parametrize("text", ["336023e8", "true", "it's", "a\\", "a\\'b", "a=b,c"])
+def test_a_quoted_text_is_composed_as_it_was(text: str) -> None:
+    assert composed(f"name={overrides.quoted(text)}").name == text
+
+
 def test_an_experiment_gives_way_to_the_command_line() -> None:
     assert not composed("experiment=address_full_precision").quantization.load_in_4bit
     assert composed("experiment=address_hundred_examples", "data.max_train_rows=9").data.max_train_rows == 9
@@ -114,6 +119,8 @@ WRONG = [
     (["adapter.rr=8"], ["adapter.rr=8", "adapter.r?"]),
     (["name=1e3"], ["name=1e3", "reads as 1000.0", "\"name='TEXT'\""]),
     (["-m", "data.name=a,1e3"], ["data.name=a,1e3", "reads as 1000.0"]),
+    (["tracking.tags=[a,007,1e3]"], ["reads as 1000.0"]),
+    (["name=+5"], ["name=+5", "reads as 5"]),
     (["adapter.r=eight"], ["adapter.r=eight", "an integer"]),
     (["data=usadress"], ["data=usadress", "data=usaddress", "hub, local"]),
     (["trainer.max_seq_length=512"], ["trainer.max_seq_length=512", "trainer.max_length"]),
