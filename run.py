@@ -5,10 +5,15 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from finetune import checkpoint, command, data, libraries, schema, trials
-from finetune.choices import Stage
-from finetune.schema import Config
-from finetune.screen import Screen, show_complete
+from finetune.cli import main as command
+from finetune.config import schema
+from finetune.config.choices import Stage
+from finetune.config.schema import Config
+from finetune.data import splits as data
+from finetune.machine import libraries
+from finetune.reporting.console import Screen, show_complete
+from finetune.runs import folder as checkpoint
+from finetune.runs import sweep_record as trials
 
 schema.register()
 
@@ -36,7 +41,10 @@ def preview_rows(config: Config, folder: Path) -> None:
     """Data, tokens, checks, and a look at them; the model is not loaded."""
     splits = data.load(config.data)
     libraries.hush(config)
-    from finetune import device, evaluate, prepare, preview
+    from finetune.evaluation import answers as evaluate
+    from finetune.machine import device
+    from finetune.reporting import preview
+    from finetune.training import prepare
 
     machine = device.choose(config.model, config.quantization, config.adapter)
     screen = Screen(folder, speaks=machine.is_main_process)
@@ -50,7 +58,10 @@ def plan_run(config: Config, folder: Path) -> None:
     """Steps, memory and time, and what to change where it will not fit; the model is not loaded."""
     splits = data.load(config.data)
     libraries.hush(config)
-    from finetune import device, plan, prepare, report
+    from finetune.machine import device
+    from finetune.planning import plan
+    from finetune.reporting import report
+    from finetune.training import prepare
 
     device.set_up_memory()
     clock = report.Clock()
@@ -67,14 +78,25 @@ def train_and_judge(config: Config, folder: Path) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     splits = data.load(config.data)  # before anything heavy is imported: what is wrong with a file is told at once
     libraries.hush(config)
-    from finetune import device, plan, prepare, report
+    from finetune.machine import device
+    from finetune.planning import plan
+    from finetune.reporting import report
+    from finetune.training import prepare
 
     device.set_up_memory()
     clock = report.Clock()
     machine = device.choose(config.model, config.quantization, config.adapter)
     screen = Screen(folder, speaks=machine.is_main_process)
     screen.show_start(machine, checkpoint.newest(folder))
-    from finetune import evaluate, harness, judge, model, progress, prune, retention, tracking, train
+    from finetune.evaluation import answers as evaluate
+    from finetune.evaluation import forgetting as retention
+    from finetune.evaluation import lm_harness as harness
+    from finetune.evaluation import verdict as judge
+    from finetune.model import base as model
+    from finetune.reporting import progress
+    from finetune.reporting import wandb as tracking
+    from finetune.search import pruning as prune
+    from finetune.training import trainer as train
 
     with clock.measure("prepare"):
         prepared = prepare.prepare(config, splits, machine, folder)

@@ -68,7 +68,9 @@ def in_own_process(side: str, file: Path) -> float:
 def check(file: Path) -> float:
     """Seconds to read every row strictly and check its columns."""
     sys.path.insert(0, str(ROOT))
-    from finetune import choices, recipe, rows, schema
+    from finetune.config import choices, schema
+    from finetune.data import columns as recipe
+    from finetune.data import rows
 
     data = schema.Data(source=choices.Source.local, path=str(file), recipe="prompt_completion")
     started = time.perf_counter()

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune import fetch
+from finetune.data import embedded as fetch
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("prepare", "load", "train", "evaluate", "judge")
@@ -130,11 +130,20 @@ def show_load() -> None:
     code = """
 import time
 started = time.perf_counter()
-from finetune import libraries
+from finetune.machine import libraries
 libraries.hush_all()
 libraries.import_trainer()
-from finetune import device, evaluate, judge, model, plan, prepare, report, retention, tracking, train
-from finetune.command import compose
+from finetune.machine import device
+from finetune.evaluation import answers as evaluate
+from finetune.evaluation import verdict as judge
+from finetune.model import base as model
+from finetune.planning import plan
+from finetune.training import prepare
+from finetune.reporting import report
+from finetune.evaluation import forgetting as retention
+from finetune.reporting import wandb as tracking
+from finetune.training import trainer as train
+from finetune.cli.main import compose
 print(f"imports {time.perf_counter() - started:.1f} s", end="")
 for quantization in ("none", "nf4"):
     config = compose([f"quantization={quantization}"])
@@ -153,9 +162,10 @@ def show_overhead() -> None:
     import optuna
     from omegaconf import OmegaConf
 
-    from finetune import space, storage, study, trials
-    from finetune.study import Plan, Search
-    from finetune.trials import Outcome, State
+    from finetune.runs import sweep_record as trials
+    from finetune.runs.sweep_record import Outcome, State
+    from finetune.search import space, storage, study
+    from finetune.search.study import Plan, Search
 
     tried = 20
     preset = OmegaConf.load(ROOT / "conf" / "sweep" / "lora_basics.yaml").hydra.sweeper

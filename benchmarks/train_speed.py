@@ -65,8 +65,9 @@ def in_own_process(side: str, options: argparse.Namespace) -> dict[str, float]:
 
 def show(rounds: list[dict[str, dict[str, float]]]) -> None:
     """Print medians by side, then the ratios with their targets."""
-    from finetune import device, pace
-    from finetune.command import compose
+    from finetune.cli.main import compose
+    from finetune.machine import device
+    from finetune.planning import throughput as pace
 
     config = compose([])
     rate = pace.matrix_rate(device.choose(config.model, config.quantization, config.adapter))
@@ -118,7 +119,7 @@ def measure_trl(quantization: str, steps: int, batch: int) -> dict[str, float]:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from finetune.chat import training_row
+    from finetune.training.chat_template import training_row
 
     machine, tokenizer, base, examples = load(quantization)
     rows = Dataset.from_list([training_row(example, tokenizer, False) for example in examples])
@@ -156,7 +157,7 @@ def measure_bare(quantization: str, steps: int, batch: int) -> dict[str, float]:
     import torch
     from peft import get_peft_model
 
-    from finetune.chat import prompt_tokens
+    from finetune.training.chat_template import prompt_tokens
 
     machine, tokenizer, base, examples = load(quantization)
     model = get_peft_model(base, lora()).train()
@@ -188,8 +189,11 @@ def load(quantization: str) -> tuple[Any, Any, Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, logging
 
-    from finetune import data, device, fetch, model
-    from finetune.command import compose
+    from finetune.cli.main import compose
+    from finetune.data import embedded as fetch
+    from finetune.data import splits as data
+    from finetune.machine import device
+    from finetune.model import base as model
 
     logging.set_verbosity_error()
     config = compose([f"quantization={quantization}"])

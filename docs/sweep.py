@@ -12,11 +12,12 @@ from playwright.sync_api import sync_playwright
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
-from finetune import compare_page, sweep_result
-from finetune.compare import Comparison
-from finetune.compare_table import settings_of, to_best
-from finetune.screen import with_interval
-from finetune.sweep_result import SweepResult
+from finetune.comparison import page as compare_page
+from finetune.comparison.compare import Comparison
+from finetune.comparison.table import settings_of, to_best
+from finetune.reporting.console import with_interval
+from finetune.sweeps import sweep_result
+from finetune.sweeps.sweep_result import SweepResult
 
 BEST = 5  # runs of the ranking
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from finetune.schema import UserError
+from finetune.config.schema import UserError
 
 
 def main() -> None:
@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
 
 def compare_runs(arguments: argparse.Namespace) -> None:
     """Print the comparison, and write it as a page if asked to."""
-    from finetune import compare, compare_table
+    from finetune.comparison import compare
+    from finetune.comparison import table as compare_table
 
     if len(arguments.runs) == 1 and compare.is_sweep(Path(arguments.runs[0])):
         compare_sweep(Path(arguments.runs[0]), arguments)
@@ -49,7 +50,7 @@ def compare_runs(arguments: argparse.Namespace) -> None:
     comparisons = compare.compare(runs, arguments.metric)
     compare_table.show(comparisons, unfinished, arguments.prompts)
     if arguments.html:
-        from finetune import compare_page
+        from finetune.comparison import page as compare_page
 
         compare_page.write(Path(arguments.html), comparisons, unfinished)
         print(f"Written: {arguments.html}")
@@ -57,12 +58,13 @@ def compare_runs(arguments: argparse.Namespace) -> None:
 
 def compare_sweep(folder: Path, arguments: argparse.Namespace) -> None:
     """Print what a sweep has come to so far, and write it as a page if asked to."""
-    from finetune import compare_table, sweep_result
+    from finetune.comparison import table as compare_table
+    from finetune.sweeps import sweep_result
 
     found = sweep_result.read(folder, arguments.metric)
     compare_table.show_sweep(found, arguments.prompts)
     if arguments.html:
-        from finetune import compare_page
+        from finetune.comparison import page as compare_page
 
         compare_page.write_sweep(Path(arguments.html), found)
         print(f"Written: {arguments.html}")
@@ -70,7 +72,7 @@ def compare_sweep(folder: Path, arguments: argparse.Namespace) -> None:
 
 def sync_runs(arguments: argparse.Namespace) -> None:
     """Send the runs; the exit code is wandb's."""
-    from finetune import sync
+    from finetune.reporting import sync
 
     sys.exit(sync.sync(arguments.runs))
 

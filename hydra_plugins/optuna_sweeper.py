@@ -1,4 +1,4 @@
-"""`hydra/sweeper=optuna`: how does Hydra hand a search to finetune/search.py?"""
+"""`hydra/sweeper=optuna`: how does Hydra hand a search to finetune/sweeps/run_search.py?"""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -54,7 +54,7 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
 
     def sweep(self, arguments: list[str]) -> None:
         """Search."""
-        from finetune import search
+        from finetune.sweeps import run_search as search
 
         settings = {
             key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
@@ -69,7 +69,7 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
 
     def compose(self, overrides: list[str]) -> Any:
         """The checked configuration of a trial."""
-        from finetune import command
+        from finetune.cli import main as command
 
         return command.compose_trial(self.context, self.config, overrides)
 
@@ -87,8 +87,8 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
         if isinstance(self.launcher, ProcessLauncher):
             self.launcher.stream(jobs, on_end, total, name, examples)
             return
-        from finetune import jobs as elsewhere
-        from finetune import trials
+        from finetune.runs import sweep_record as trials
+        from finetune.sweeps import other_launchers as elsewhere
 
         record = trials.open_record(self.config.output_dir, name, sys.argv[1:])
         elsewhere.run_in_turn(self.launcher.launch, jobs, on_end, self.compose, record)

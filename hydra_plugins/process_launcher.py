@@ -1,4 +1,4 @@
-"""`hydra/launcher=process`, the default: how does Hydra hand the trials of a sweep to finetune/pool.py?"""
+"""`hydra/launcher=process`, the default: how does Hydra hand the trials of a sweep to finetune/sweeps/pool.py?"""
 
 import os
 import sys
@@ -36,7 +36,7 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of trials; what each came to is its return value."""
-        from finetune.choices import Stage
+        from finetune.config.choices import Stage
 
         setup_globals()
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
@@ -50,7 +50,7 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
             folder = self.stream(jobs, outcomes.__setitem__, len(job_overrides), examples=examples, common=common)
         finally:
             self.close()
-        from finetune import answer
+        from finetune.sweeps import best as answer
 
         answer.give_of_grid(folder, self.compose, examples[0].tracking)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
@@ -71,10 +71,10 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         cost; the overrides of `common`, which all have, are not shown. The sweep's folder is returned. After the last
         call, `close`.
         """
-        from finetune import trials
-        from finetune.pool import Pool
-        from finetune.server import Server
-        from finetune.slots import Share
+        from finetune.runs import sweep_record as trials
+        from finetune.sweeps.fork_client import Server
+        from finetune.sweeps.pool import Pool
+        from finetune.sweeps.slots import Share
 
         setup_globals()
         assert self.config is not None
@@ -91,7 +91,7 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
 
     def compose(self, overrides: list[str]) -> Any:
         """The checked configuration of a trial."""
-        from finetune import command
+        from finetune.cli import main as command
 
         assert self.hydra_context is not None
         return command.compose_trial(self.hydra_context, self.config, overrides)

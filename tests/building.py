@@ -1,7 +1,12 @@
 """What `python run.py OVERRIDES` builds before its first step."""
 
-from finetune import checkpoint, data, device, model, prepare, train
-from finetune.command import compose
+from finetune.cli.main import compose
+from finetune.data import splits as data
+from finetune.machine import device
+from finetune.model import base as model
+from finetune.runs import folder as checkpoint
+from finetune.training import prepare
+from finetune.training import trainer as train
 
 
 def prepared(overrides):

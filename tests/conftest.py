@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_its_own(tmp_path_factory):
     """Tests see the embedded model and data, but not what earlier runs of the same base model answered."""
-    from finetune import fetch
+    from finetune.data import embedded as fetch
 
     embedded = [fetch.model("smollm2_135m"), fetch.data("usaddress").parent]
     folder = tmp_path_factory.mktemp("cache")
@@ -30,7 +30,7 @@ def tiny_model(tmp_path_factory):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from finetune import fetch
+    from finetune.data import embedded as fetch
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tokenizer = AutoTokenizer.from_pretrained(fetch.model("smollm2_135m"))

@@ -2,12 +2,13 @@
 
 import json
 
-from finetune import checkpoint, judge
-from finetune.base_answers import Reply
-from finetune.command import compose
-from finetune.data import Example
-from finetune.evaluate import Arm, Draw, Prompts
-from finetune.generate import Answer
+from finetune.cli.main import compose
+from finetune.data.splits import Example
+from finetune.evaluation import verdict as judge
+from finetune.evaluation.answer_cache import Reply
+from finetune.evaluation.answers import Arm, Draw, Prompts
+from finetune.evaluation.generate import Answer
+from finetune.runs import folder as checkpoint
 
 EXAMPLES = [{"place": "a.jsonl:9", "spans": [("context", "Say <b>9</b>"), ("loss", "9<|im_end|>")]}]
 

@@ -2,7 +2,7 @@ import pytest
 import tiny
 import torch
 
-from finetune import batch
+from finetune.training import flat_batch as batch
 
 PREFIX = [5, 6, 7, 8, 9, 10, 11, 12]
 ROWS = [

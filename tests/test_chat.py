@@ -9,8 +9,8 @@ import trl
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer
 
-from finetune import chat
-from finetune.schema import UserError
+from finetune.config.schema import UserError
+from finetune.training import chat_template as chat
 
 THINKS = """{%- macro turn(role, text) %}{{- '<|im_start|>' + role + '\\n' + text + '<|im_end|>\\n' }}{%- endmacro %}
 {%- for m in messages %}

@@ -7,10 +7,12 @@ from typing import Any, get_type_hints
 import pytest
 from omegaconf import OmegaConf
 
-from finetune import check, command, overrides
-from finetune.choices import Source
-from finetune.schema import Adapter, Config, Data, Eval, Model, Quantization, UserError
-from finetune.sft_fields import sft_fields
+from finetune.cli import main as command
+from finetune.cli import overrides
+from finetune.cli import validate as check
+from finetune.config.choices import Source
+from finetune.config.schema import Adapter, Config, Data, Eval, Model, Quantization, UserError
+from finetune.config.sft_fields import sft_fields
 
 NF4 = Quantization(load_in_4bit=True)
 EMBEDDED = Data(name="d", source=Source.embedded, path="usaddress", recipe="usaddress", metrics=["field_f1"])

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from leaving import answers, leave_run
 
-from finetune import compare, importance, metrics, ranking, run_page, settings
-from finetune.schema import UserError
+from finetune.comparison import compare, importance
+from finetune.comparison import pairwise as ranking
+from finetune.config import settings
+from finetune.config.schema import UserError
+from finetune.evaluation import metrics
+from finetune.reporting import run_page
 
 ROOT = Path(__file__).parent.parent
 
@@ -144,8 +148,8 @@ def test_perplexities_of_other_tokens_are_never_paired(tmp_path):
 
 
 def test_only_what_differs_from_the_defaults_is_changed(tmp_path):
-    from finetune import checkpoint
-    from finetune.command import compose
+    from finetune.cli.main import compose
+    from finetune.runs import folder as checkpoint
 
     config = checkpoint.plain(compose(["adapter.r=4", "trainer.weight_decay=0.1", "tracking=none", "name=x"]))
     assert settings.changed(config) == {"adapter.r": (4, 16), "trainer.weight_decay": (0.1, None)}

@@ -8,8 +8,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from finetune import check, command, overrides, schema, space
-from finetune.schema import Config, UserError
+from finetune.cli import main as command
+from finetune.cli import overrides
+from finetune.cli import validate as check
+from finetune.config import schema
+from finetune.config.schema import Config, UserError
+from finetune.search import space
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"

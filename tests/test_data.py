@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune import data, schema
-from finetune.choices import Source
-from finetune.schema import UserError
+from finetune.config import schema
+from finetune.config.choices import Source
+from finetune.config.schema import UserError
+from finetune.data import splits as data
 
 ROWS = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(50)]
 CHECKOUT = Path(__file__).parent.parent
@@ -259,7 +260,7 @@ def test_streets_of_the_embedded_addresses_stand_on_one_side(usaddress):
 def test_reading_a_local_file_loads_neither_torch_nor_datasets(local):
     local()
     program = (
-        "import sys; from finetune import choices, data, schema; "
+        "import sys; from finetune.config import choices, schema; from finetune.data import splits as data; "
         "d = schema.Data(name='m', source=choices.Source.local, path='mine.jsonl', recipe='prompt_completion'); "
         "data.load(d); data.digest(d); sys.exit('torch' in sys.modules or 'datasets' in sys.modules)"
     )

@@ -13,9 +13,16 @@ from bitsandbytes.nn import Linear4bit
 from scipy import stats
 
 import run
-from finetune import base_answers, data, device, evaluate, fetch, generate, judge, model
-from finetune.command import compose
-from finetune.schema import UserError
+from finetune.cli.main import compose
+from finetune.config.schema import UserError
+from finetune.data import embedded as fetch
+from finetune.data import splits as data
+from finetune.evaluation import answer_cache as base_answers
+from finetune.evaluation import answers as evaluate
+from finetune.evaluation import generate
+from finetune.evaluation import verdict as judge
+from finetune.machine import device
+from finetune.model import base as model
 
 
 def finished(*overrides):
@@ -32,7 +39,7 @@ def chosen(overrides):
     return prepared, evaluate.choose_prompts(compose(overrides), prepared)
 
 
-# Independent of finetune/metrics.py.
+# Independent of evaluation/metrics.py.
 BY_HAND = {
     "exact_match": lambda answer, reference: float(answer.strip() == reference.strip()),
     "chrf": lambda answer, reference: sacrebleu.sentence_chrf(answer, [reference]).score / 100,
@@ -296,6 +303,6 @@ def test_what_another_run_is_answering_is_left_to_it_and_taken_from_it_later(cac
 
 
 def test_an_end_that_nobody_knows_is_null_in_json():
-    from finetune.significance import Interval
+    from finetune.evaluation.statistics import Interval
 
     assert judge._plain(Interval(2.0, float("-inf"), float("inf"))) == {"mean": 2.0, "low": None, "high": None}

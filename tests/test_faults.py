@@ -7,9 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune import data, schema
-from finetune.choices import BadRows, Source
-from finetune.schema import UserError
+from finetune.config import schema
+from finetune.config.choices import BadRows, Source
+from finetune.config.schema import UserError
+from finetune.data import splits as data
 
 GOOD = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(9)]
 CHATS = [

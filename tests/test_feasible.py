@@ -6,9 +6,10 @@ import building
 import pytest
 import torch
 
-from finetune import device, feasible
-from finetune.command import compose
-from finetune.schema import UserError
+from finetune.cli.main import compose
+from finetune.config.schema import UserError
+from finetune.machine import device
+from finetune.training import fit_checks as feasible
 
 
 @pytest.fixture

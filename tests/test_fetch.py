@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune import fetch
-from finetune.schema import UserError
+from finetune.config.schema import UserError
+from finetune.data import embedded as fetch
 
 XML = b"""<AddressCollection>
   <AddressString><AddressNumber>12</AddressNumber> <StreetName>Caf\xc3\xa9
@@ -25,7 +25,8 @@ MEMBER = "fake-1.0/labeled.xml"
 NOWHERE = "http://127.0.0.1:9/simple"
 CHECKOUT = Path(__file__).parent.parent
 PROGRAM = (
-    "import sys, json; from finetune import fetch; print(fetch.data('fake', fetch.Pin(**json.loads(sys.argv[1]))))"
+    "import sys, json; from finetune.data import embedded as fetch; "
+    "print(fetch.data('fake', fetch.Pin(**json.loads(sys.argv[1]))))"
 )
 
 

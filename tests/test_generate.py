@@ -6,8 +6,9 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
-from finetune import batch, generate
-from finetune.schema import Eval
+from finetune.config.schema import Eval
+from finetune.evaluation import generate
+from finetune.training import flat_batch as batch
 
 
 @pytest.fixture(scope="module")

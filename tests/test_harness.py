@@ -10,9 +10,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run
-from finetune import device, harness, harness_tasks, libraries, model, summary
-from finetune.command import compose
-from finetune.schema import Eval, UserError
+from finetune.cli.main import compose
+from finetune.config import harness_tasks
+from finetune.config.schema import Eval, UserError
+from finetune.evaluation import lm_harness as harness
+from finetune.machine import device, libraries
+from finetune.model import base as model
+from finetune.reporting import wandb_summary as summary
 
 DOCUMENTS = [{"question": f"What follows {n}?", "choices": [str(n - 1), str(n + 1), "a cow"]} for n in range(8)]
 COMMON = "dataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"

@@ -15,10 +15,13 @@ from pathlib import Path
 import pytest
 from leaving import answers, leave_run
 
-from finetune import checkpoint, command, jobs, trials
-from finetune.checkpoint import BusyError
-from finetune.command import compose
-from finetune.trials import State
+from finetune.cli import main as command
+from finetune.cli.main import compose
+from finetune.runs import folder as checkpoint
+from finetune.runs import sweep_record as trials
+from finetune.runs.folder import BusyError
+from finetune.runs.sweep_record import State
+from finetune.sweeps import other_launchers as jobs
 
 ROOT = Path(__file__).parent.parent
 # The smallest cluster: one node, whose two processors may be more than the machine has; a job of the partition `urgent`

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from finetune import metrics
+from finetune.evaluation import metrics
 
 
 @pytest.mark.parametrize("name", metrics.PER_PROMPT)
@@ -137,7 +137,7 @@ def test_only_of_perplexity_less_is_better():
 
 
 def test_the_names_are_known_without_importing_a_scoring_library():
-    code = "import sys, json, finetune.metrics; print(json.dumps(sorted(sys.modules)))"
+    code = "import sys, json, finetune.evaluation.metrics; print(json.dumps(sorted(sys.modules)))"
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout)
     assert not {"sacrebleu", "rouge_score", "sklearn", "numpy", "torch"} & set(loaded)
 

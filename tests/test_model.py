@@ -7,9 +7,12 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import PeftModel
 
-from finetune import batch, device, generate, model
-from finetune.command import compose
-from finetune.schema import UserError
+from finetune.cli.main import compose
+from finetune.config.schema import UserError
+from finetune.evaluation import generate
+from finetune.machine import device
+from finetune.model import base as model
+from finetune.training import flat_batch as batch
 
 ROWS = [{"input_ids": list(range(5, 25)), "labels": [-100] * 8 + list(range(13, 25))}] * 2
 

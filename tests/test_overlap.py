@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from finetune import data, overlap
-from finetune.choices import Overlap
-from finetune.command import compose
-from finetune.data import Example, Splits
-from finetune.schema import UserError
+from finetune.cli.main import compose
+from finetune.config.choices import Overlap
+from finetune.config.schema import UserError
+from finetune.data import overlap
+from finetune.data import splits as data
+from finetune.data.splits import Example, Splits
 
 WORDS = [f"word{number}" for number in range(400)]
 

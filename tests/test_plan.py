@@ -7,9 +7,17 @@ import tiny
 from torch.autograd.graph import saved_tensors_hooks
 
 import run
-from finetune import checkpoint, data, device, hollow, memory, model, plan, prepare, remedy, train
-from finetune.command import compose
-from finetune.schema import UserError
+from finetune.cli.main import compose
+from finetune.config.schema import UserError
+from finetune.data import splits as data
+from finetune.machine import device
+from finetune.model import base as model
+from finetune.planning import memory, plan
+from finetune.planning import meta_model as hollow
+from finetune.planning import remedies as remedy
+from finetune.runs import folder as checkpoint
+from finetune.training import prepare
+from finetune.training import trainer as train
 
 MIB = 2**20
 PACKED = ["trainer.packing=true", "trainer.max_length=512", "trainer.per_device_train_batch_size=1"]
@@ -95,7 +103,7 @@ def without_weights(folder, **shape):
     """A folder with a llama's configuration and a tokenizer, and no weights."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from finetune import fetch
+    from finetune.data import embedded as fetch
 
     AutoConfig.for_model("llama", **shape).save_pretrained(folder)
     AutoTokenizer.from_pretrained(fetch.model("smollm2_135m")).save_pretrained(folder)

@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from finetune import storage
+from finetune.search import storage
 
 ROOT = Path(__file__).parent.parent
 COMPLETE, FAIL = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL

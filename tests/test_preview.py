@@ -9,8 +9,9 @@ import building
 import pytest
 import torch
 
-from finetune import batch, preview
-from finetune.screen import Screen
+from finetune.reporting import preview
+from finetune.reporting.console import Screen
+from finetune.training import flat_batch as batch
 
 PACKED = ["trainer.packing=true", "trainer.max_length=512", "trainer.per_device_train_batch_size=1"]
 LAYOUTS = {

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from finetune.__main__ import parser
-from finetune.command import compose
-from finetune.schema import UserError
+from finetune.cli.main import compose
+from finetune.config.schema import UserError
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -55,7 +55,7 @@ def test_the_shown_mistake_is_told_in_these_words():
 
 
 def test_the_shown_data_set_and_model_are_whole_files(mine, tmp_path):
-    from finetune import data
+    from finetune.data import splits as data
 
     files = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
     assert [file["name"] for file in files] == ["tickets", "mine"]

@@ -7,11 +7,11 @@ import building
 import pytest
 import yaml
 
-from finetune import retention
-from finetune.base_answers import Reply
-from finetune.command import compose
-from finetune.evaluate import Arm
-from finetune.generate import Answer
+from finetune.cli.main import compose
+from finetune.evaluation import forgetting as retention
+from finetune.evaluation.answer_cache import Reply
+from finetune.evaluation.answers import Arm
+from finetune.evaluation.generate import Answer
 
 
 def asked(tiny_run, *overrides):

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune.rows import read_hub, read_rows
-from finetune.schema import UserError
+from finetune.config.schema import UserError
+from finetune.data.rows import read_hub, read_rows
 
 
 def write(path, text):

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 import run
-from finetune.command import compose
-from finetune.schema import UserError
+from finetune.cli.main import compose
+from finetune.config.schema import UserError
 
 CONVERSATION = [("user", "Say {0}"), ("assistant", "{0}!"), ("user", "Again"), ("assistant", "{0}, {0}!")]
 
@@ -157,7 +157,7 @@ def test_bad_rows_that_are_left_out_are_shown_and_kept(tiny_run, tmp_path):
 
 
 def test_csv_json_and_parquet_give_the_same_examples_as_jsonl(tmp_path):
-    from finetune import data
+    from finetune.data import splits as data
 
     table = rows("prompt_completion")
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))

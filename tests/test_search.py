@@ -11,13 +11,15 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import TrialState
 
-from finetune import answer, checkpoint, space, study
-from finetune.command import compose
-from finetune.prune import Prune
-from finetune.schema import Sweep, UserError
-from finetune.search import _notes
-from finetune.study import Plan, Search
-from finetune.trials import Outcome, State
+from finetune.cli.main import compose
+from finetune.config.schema import Sweep, UserError
+from finetune.runs import folder as checkpoint
+from finetune.runs.sweep_record import Outcome, State
+from finetune.search import space, study
+from finetune.search.pruning import Prune
+from finetune.search.study import Plan, Search
+from finetune.sweeps import best as answer
+from finetune.sweeps.run_search import _notes
 
 PARAMS = {
     "trainer.learning_rate": "tag(log,interval(1e-5,1e-2))",

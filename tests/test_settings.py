@@ -9,27 +9,24 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
 import run
-from finetune import (
-    base_answers,
-    checkpoint,
-    choices,
-    data,
-    device,
-    evaluate,
-    generate,
-    harness,
-    model,
-    plan,
-    prepare,
-    recipe,
-    retention,
-    schema,
-    sft_settings,
-    tokens,
-    tracking,
-)
-from finetune.command import compose
-from finetune.schema import Config
+from finetune.cli.main import compose
+from finetune.config import choices, schema
+from finetune.config.schema import Config
+from finetune.data import columns as recipe
+from finetune.data import splits as data
+from finetune.evaluation import answer_cache as base_answers
+from finetune.evaluation import answers as evaluate
+from finetune.evaluation import forgetting as retention
+from finetune.evaluation import generate
+from finetune.evaluation import lm_harness as harness
+from finetune.machine import device
+from finetune.model import base as model
+from finetune.planning import plan
+from finetune.reporting import wandb as tracking
+from finetune.runs import folder as checkpoint
+from finetune.training import prepare
+from finetune.training import sft_config as sft_settings
+from finetune.training import tokenize as tokens
 
 ROOT = Path(__file__).parent.parent
 

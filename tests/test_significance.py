@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from finetune import metrics
-from finetune.significance import (
+from finetune.evaluation import metrics
+from finetune.evaluation.statistics import (
     RESAMPLES,
     Difference,
     Interval,

@@ -2,10 +2,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from finetune.pool import Pool
-from finetune.schema import UserError
-from finetune.slots import Share, slots
-from finetune.trials import Cost
+from finetune.config.schema import UserError
+from finetune.runs.sweep_record import Cost
+from finetune.sweeps.pool import Pool
+from finetune.sweeps.slots import Share, slots
 
 GIB = 2**30
 

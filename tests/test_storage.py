@@ -3,11 +3,11 @@
 import optuna
 import pytest
 
-from finetune import space, storage, study
-from finetune.attempt import SAME_AS
-from finetune.schema import UserError
-from finetune.study import Plan, Search
-from finetune.trials import Outcome, State
+from finetune.config.schema import UserError
+from finetune.runs.sweep_record import Outcome, State
+from finetune.search import space, storage, study
+from finetune.search.shared_study import SAME_AS
+from finetune.search.study import Plan, Search
 
 SPACE = space.read({"adapter.r": "choice(2,4,8,16)", "trainer.learning_rate": "interval(0.0,1.0)"}, [], {})
 SMALL = space.read({"adapter.r": "choice(2,4)"}, [], {})

@@ -13,9 +13,10 @@ from pathlib import Path
 import optuna
 import pytest
 
-from finetune import command, study
-from finetune.schema import UserError
-from finetune.trials import State
+from finetune.cli import main as command
+from finetune.config.schema import UserError
+from finetune.runs.sweep_record import State
+from finetune.search import study
 
 ROOT = Path(__file__).parent.parent
 FAULTY = ROOT / "tests" / "faulty.py"

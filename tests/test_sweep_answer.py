@@ -13,11 +13,17 @@ from test_compare import drawn
 from test_tracking import read, read_records, values
 
 import run
-from finetune import answer, checkpoint, compare, space, study, sweep_report, sweep_result, trials
-from finetune.command import compose
-from finetune.schema import Tracking
-from finetune.study import Plan, Search
-from finetune.trials import Outcome, State
+from finetune.cli.main import compose
+from finetune.comparison import compare
+from finetune.config.schema import Tracking
+from finetune.runs import folder as checkpoint
+from finetune.runs import sweep_record as trials
+from finetune.runs.sweep_record import Outcome, State
+from finetune.search import space, study
+from finetune.search.study import Plan, Search
+from finetune.sweeps import best as answer
+from finetune.sweeps import report as sweep_report
+from finetune.sweeps import sweep_result
 
 ROOT = Path(__file__).parent.parent
 # Trial -> rank, learning rate, and how many of 60 prompts it answers rightly.

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune import problem, tracking
-from finetune.choices import Mode
-from finetune.schema import Tracking, UserError
+from finetune import errors as problem
+from finetune.config.choices import Mode
+from finetune.config.schema import Tracking, UserError
+from finetune.reporting import wandb as tracking
 
 CONFIG = {"adapter": {"r": 16}, "trainer": {"hub_token": "hf_Secret", "learning_rate": 1e-4}}
 KEY = "0123456789" * 4
@@ -279,8 +280,9 @@ def test_the_run_goes_on_when_wandbs_own_process_is_killed(tmp_path):
     code = """
 import subprocess
 from pathlib import Path
-from finetune import problem, tracking
-from finetune.schema import Tracking
+from finetune import errors as problem
+from finetune.reporting import wandb as tracking
+from finetune.config.schema import Tracking
 
 started = []
 popen = subprocess.Popen
@@ -403,8 +405,9 @@ def test_tracking_that_is_off_and_other_processes_import_no_wandb(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from finetune import problem, tracking
-from finetune.schema import Tracking
+from finetune import errors as problem
+from finetune.reporting import wandb as tracking
+from finetune.config.schema import Tracking
 
 for enabled, main in ((False, True), (True, False)):
     with tracking.start(Tracking(enabled=enabled), name="n", folder=Path("run"), config={}, tags=[], group="g",

@@ -2,7 +2,8 @@ import building
 import pytest
 import torch
 
-from finetune import batch, sft_settings
+from finetune.training import flat_batch as batch
+from finetune.training import sft_config as sft_settings
 
 
 def trainer(tiny_run, *overrides):

@@ -6,14 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finetune import alike, device, warm
-from finetune.command import compose
-from finetune.warm import Survey
+from finetune.cli.main import compose
+from finetune.machine import device
+from finetune.runs import cache_keys as alike
+from finetune.sweeps import fork_server as warm
+from finetune.sweeps.fork_server import Survey
 
 GPUS = """
 import sys
 import torch
-from finetune import preload
+from finetune.sweeps import preload
 
 touched = []
 torch.cuda._lazy_init = lambda: touched.append(True)

@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from finetune import batch
+from finetune.training import flat_batch as batch
 
 SHAPE = {
     "vocab_size": 64,

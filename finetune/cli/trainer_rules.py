@@ -1,0 +1,209 @@
+"""Which `trainer` settings are wrong, and what should be written instead?"""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from finetune.config.sft_fields import Field, sft_fields
+from finetune.errors import did_you_mean, shown
+
+TRACKING = "numbers are sent by tracking=wandb, under tracking.project, tracking.group and name"
+PUBLISHING = "a run publishes nothing. Upload the folder adapter/ of a finished run yourself"
+# Fields that the program sets itself or never reads.
+REFUSED = {
+    "output_dir": "a run has its own folder. Write output_dir=FOLDER and name=NAME, without trainer",
+    "run_name": "the run's name is elsewhere. Write name=NAME",
+    "seed": "one seed is for everything. Write seed=N, without trainer",
+    "model_init_kwargs": "the model has a part of its own. Write model.dtype, model.revision and so on",
+    "trust_remote_code": "the model has a part of its own. Write model.trust_remote_code=true",
+    "dataset_text_field": "columns are named where the data is. Write data.columns",
+    "dataset_kwargs": "rows are always prepared here. Leave it out",
+    "project": TRACKING,
+    "trackio_space_id": TRACKING,
+    "trackio_bucket_id": TRACKING,
+    "trackio_static_space_id": TRACKING,
+    "push_to_hub": PUBLISHING,
+    "hub_token": f"a secret does not belong in a configuration. Set HF_TOKEN in the environment; {PUBLISHING}",
+    "hub_model_id": PUBLISHING,
+    "hub_private_repo": PUBLISHING,
+    "hub_strategy": PUBLISHING,
+    "hub_always_push": PUBLISHING,
+    "hub_revision": PUBLISHING,
+    "disable_tqdm": "the run draws a bar of its own. Leave it out",
+    "do_train": "stage says what is done. Leave it out",
+    "do_eval": "stage says what is done. Leave it out, and see trainer.eval_strategy",
+    "do_predict": "stage says what is done. Leave it out",
+    "resume_from_checkpoint": "the same command continues its run. Leave it out",
+    "local_rank": "the launcher sets it. Leave it out, and see accelerate launch",
+    "save_only_model": "without the optimizer a stopped run could not go on as it was. Leave it out",
+    "ignore_data_skip": "a stopped run would read other rows when it goes on. Leave it out",
+    "pad_token": "it is deprecated in TRL, and the tokenizer's own is used. Leave it out",
+    "shuffle_dataset": "every epoch is shuffled by seed. Leave it out",
+    "use_liger_kernel": "it is deprecated in TRL, and the loss is fused already. Leave it out",
+}
+DEPRECATED = {
+    "truncation_mode": ("keep_end", "Write trainer.truncation_mode=keep_start"),
+    "packing_strategy": ("bfd-requeue", "Write trainer.packing_strategy=bfd_split"),
+    "loss_type": ("chunked_nll", "Write trainer.loss_type=nll, which is the same"),
+}
+# Fields that name a file, and of what.
+FILES = {
+    "chat_template_path": "a file with a Jinja chat template",
+    "deepspeed": "a file of DeepSpeed's settings",
+}
+# What a validation measures, by which the best checkpoint can be chosen.
+MEASURED = ("loss", "eval_loss")
+# Names of other versions and other programs.
+RENAMED = {
+    "warmup_ratio": "trainer.warmup_steps, which takes a share such as 0.05 too",
+    "group_by_length": "trainer.train_sampling_strategy=group_by_length",
+    "evaluation_strategy": "trainer.eval_strategy",
+    "max_seq_length": "trainer.max_length",
+    "batch_size": "trainer.per_device_train_batch_size",
+    "epochs": "trainer.num_train_epochs",
+    "lr": "trainer.learning_rate",
+    "scheduler": "trainer.lr_scheduler_type",
+    "lr_scheduler": "trainer.lr_scheduler_type",
+    "optimizer": "trainer.optim",
+}
+Rule = tuple[str, Callable[[Any], bool]]
+RANGES: dict[str, Rule] = {
+    "max_length": ("at least 1, or null", lambda v: v >= 1),
+    "max_steps": ("at least 1, or -1 for num_train_epochs to decide", lambda v: v >= 1 or v == -1),
+    "num_train_epochs": ("above 0", lambda v: v > 0),
+    "per_device_train_batch_size": ("at least 1", lambda v: v >= 1),
+    "per_device_eval_batch_size": ("at least 1", lambda v: v >= 1),
+    "gradient_accumulation_steps": ("at least 1", lambda v: v >= 1),
+    "learning_rate": ("above 0, and finite", lambda v: 0 < v < math.inf),
+    "weight_decay": ("at least 0", lambda v: v >= 0),
+    "adam_beta1": ("at least 0 and below 1", lambda v: 0 <= v < 1),
+    "adam_beta2": ("at least 0 and below 1", lambda v: 0 <= v < 1),
+    "adam_epsilon": ("at least 0", lambda v: v >= 0),
+    "label_smoothing_factor": ("at least 0 and below 1", lambda v: 0 <= v < 1),
+    "dataloader_num_workers": ("at least 0", lambda v: v >= 0),
+    "warmup_steps": ("at least 0", lambda v: v >= 0),
+    "max_grad_norm": ("at least 0", lambda v: v >= 0),
+    "logging_steps": ("above 0", lambda v: v > 0),
+    "eval_steps": ("above 0", lambda v: v > 0),
+    "save_steps": ("above 0", lambda v: v > 0),
+    "save_total_limit": ("at least 1, or null", lambda v: v >= 1),
+}
+
+
+def problems(trainer: dict[str, Any], attention: str) -> Iterator[str]:
+    """What is wrong with the section `trainer` under this attention, one sentence or two for each problem."""
+    found = {name: field_problem(name, value) for name, value in trainer.items()}
+    yield from filter(None, found.values())
+    sound = {name: value for name, value in trainer.items() if not found[name]}
+    yield from _combinations(sound, attention)
+    yield from _checkpoints(sound)
+
+
+def field_problem(name: str, value: Any) -> str | None:
+    """What is wrong with the single setting `trainer.<name>=<value>`, if anything is."""
+    field = sft_fields().get(name)
+    setting = f"trainer.{name}={'***' if name == 'hub_token' else shown(value)}"
+    if field is None:
+        return f"{setting}: {unknown(name)}"
+    if name in REFUSED and value is not None and value is not False:
+        return f"{setting}: {REFUSED[name]}."
+    if not field.accepts(value):
+        return f"{setting}: expected {field.expected}.{_hint(field, value)}"
+    if name in DEPRECATED and value == DEPRECATED[name][0]:
+        return f"{setting}: it is deprecated in TRL. {DEPRECATED[name][1]}."
+    if name in RANGES and value is not None and not RANGES[name][1](value):
+        return f"{setting}: it must be {RANGES[name][0]}."
+    if name in FILES and isinstance(value, str) and not Path(value).is_file():
+        return f"{setting}: there is no such file. It names {FILES[name]}."
+    if name == "report_to" and any(v in ("wandb", "all") for v in (value if isinstance(value, list) else [value])):
+        return f"{setting}: {TRACKING}."
+    return None
+
+
+def unknown(name: str) -> str:
+    """Why `trainer.<name>` is refused, and the field that was probably meant."""
+    hint = f" Did you mean {RENAMED[name]}?" if name in RENAMED else did_you_mean(name, sft_fields(), "trainer.")
+    return f"TRL's SFTConfig has no field {name}.{hint}"
+
+
+def _hint(field: Field, value: Any) -> str:
+    if value is False and "no" in field.choices:
+        return ' In a YAML file, write "no" in quotes.'
+    return did_you_mean(str(value), field.choices)
+
+
+def _combinations(trainer: dict[str, Any], attention: str) -> Iterator[str]:
+    if trainer.get("bf16") and trainer.get("fp16"):
+        yield "trainer.bf16=true and trainer.fp16=true: only one is possible. Leave out both for the machine's best."
+    rows = trainer.get("per_device_train_batch_size", 8)
+    if trainer.get("packing") and attention != "flash_attention_2" and rows > 1:
+        yield (
+            f"trainer.packing=true with trainer.per_device_train_batch_size={rows}: without flash attention the cost "
+            "of attention grows with the square of all tokens of a batch. Write trainer.per_device_train_batch_size=1 "
+            f"(and trainer.gradient_accumulation_steps={rows} for as many rows a step), or "
+            "model.attn_implementation=flash_attention_2 on a GPU that has it."
+        )
+    if trainer.get("padding_free") and attention != "flash_attention_2":
+        yield (
+            "trainer.padding_free=true: it needs flash attention; and rows are laid out without padding here anyway. "
+            "Leave it out, or add model.attn_implementation=flash_attention_2 on a GPU that has it."
+        )
+    steps, warmup = trainer.get("max_steps", -1), trainer.get("warmup_steps", 0)
+    if steps > 0 and warmup >= max(steps, 1) and warmup >= 1:
+        yield (
+            f"trainer.warmup_steps={shown(warmup)} with trainer.max_steps={steps}: the learning rate would never be "
+            "reached. Write a share, such as trainer.warmup_steps=0.05."
+        )
+    if trainer.get("packing") and "max_length" in trainer and trainer["max_length"] is None:
+        yield "trainer.packing=true with trainer.max_length=null: packs need a length. Write trainer.max_length=1024."
+    if trainer.get("dataloader_prefetch_factor") is not None and not trainer.get("dataloader_num_workers"):
+        yield (
+            f"trainer.dataloader_prefetch_factor={trainer['dataloader_prefetch_factor']}: it is for worker processes. "
+            "Add trainer.dataloader_num_workers=2."
+        )
+    old, new = trainer.get("gradient_checkpointing"), trainer.get("activation_checkpointing")
+    if old is not None and new is not None and old != new:
+        yield (
+            f"trainer.gradient_checkpointing={shown(old)} and trainer.activation_checkpointing={shown(new)}: "
+            "they are two names of one setting. Leave one out."
+        )
+
+
+def _checkpoints(trainer: dict[str, Any]) -> Iterator[str]:
+    evaluated, saved = trainer.get("eval_strategy", "no"), trainer.get("save_strategy", "steps")
+    eval_steps, save_steps = trainer.get("eval_steps"), trainer.get("save_steps", 500)
+    if evaluated == "steps" and eval_steps is None:
+        yield "trainer.eval_strategy=steps: it needs an interval. Add trainer.eval_steps=25."
+    if evaluated == "no" and trainer.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy"):
+        yield (
+            f"trainer.lr_scheduler_type={trainer['lr_scheduler_type']}: it follows the validation loss. "
+            "Add trainer.eval_strategy=epoch."
+        )
+    if saved == "best" and evaluated == "no":
+        yield "trainer.save_strategy=best: the best follows from validation. Add trainer.eval_strategy=epoch."
+    metric = trainer.get("metric_for_best_model")
+    if metric is not None and metric not in MEASURED:
+        yield (
+            f"trainer.metric_for_best_model={metric}: validation measures the loss alone. "
+            "Leave it out; answers are scored once, at the end."
+        )
+    if not trainer.get("load_best_model_at_end") or saved == "best":
+        return
+    if evaluated == "no":
+        when = "epoch trainer.save_strategy=epoch" if saved == "no" else saved
+        yield (
+            f"trainer.load_best_model_at_end=true: the best follows from validation. Add trainer.eval_strategy={when}."
+        )
+        return
+    if evaluated != saved:
+        yield (
+            f"trainer.load_best_model_at_end=true with trainer.eval_strategy={evaluated} and "
+            f"trainer.save_strategy={saved}: they must be the same. Write trainer.save_strategy={evaluated}."
+        )
+    elif evaluated == "steps" and eval_steps and abs(save_steps / eval_steps - round(save_steps / eval_steps)) > 1e-6:
+        yield (
+            f"trainer.load_best_model_at_end=true with trainer.save_steps={save_steps}: each checkpoint needs an "
+            f"evaluation, and there is one every trainer.eval_steps={eval_steps} steps. Write "
+            f"trainer.save_steps={eval_steps}."
+        )

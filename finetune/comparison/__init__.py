@@ -1,0 +1,1 @@
+"""Which of these runs is best, and what sets them apart?"""

@@ -1,0 +1,1 @@
+"""Which rows are trained on, which select, which are held out?"""

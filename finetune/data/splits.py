@@ -1,0 +1,286 @@
+"""Which examples are trained on, which select the best checkpoint, and which are held out?
+
+Rows are read strictly, turned into examples by a recipe of data_recipes/, and split so that the same prompt, or the
+same group, never stands on two sides. Whatever is left out is counted.
+"""
+
+import hashlib
+import json
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from finetune.config import schema
+from finetune.config.choices import BadRows, Source
+from finetune.config.schema import UserError
+from finetune.data import embedded as fetch
+from finetune.data import rows
+from finetune.data.columns import Column, check_group, check_row, find_columns, find_recipe
+from finetune.data.rows import Row, RowError
+
+Message = dict[str, str]
+"""{"role": "system" | "user" | "assistant", "content": text}"""
+
+EXAMPLES = 3  # of bad rows, that are shown
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt and the completion that is learnt, with the place that it was read from."""
+
+    prompt: list[Message]
+    completion: str
+    place: str
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The examples of the three splits, what was counted on the way, and a checksum over all their contents.
+
+    counts: rows (read), bad (left out: wrong, see data.bad_rows), repeated (left out: same prompt and completion as
+    another), cut (left out by data.max_train_rows), and train, validation, test.
+    """
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    counts: dict[str, int]
+    fingerprint: str
+    # What is wrong with the first of the bad rows, and where.
+    bad: list[str] = field(default_factory=list)
+    # What the splits have in common; see overlap.py.
+    shared: list[str] = field(default_factory=list)
+
+
+def load(data: schema.Data) -> Splits:
+    """The three splits of a data set; the same rows and the same `data.seed` always give the same splits.
+
+    Raises UserError, with file and line, for rows or columns that are wrong, and for too few rows.
+    """
+    counts: Counter[str] = Counter(rows=0, bad=0, repeated=0, cut=0)
+    recipe = find_recipe(data)
+    reading = _Reading(data, recipe, find_columns(data, recipe), counts)
+    test = _read(reading, data.test) if data.test else []
+    validation = _read(reading, data.validation) if data.validation else []
+    train = _read(reading, None)
+    _require_rows(reading.bad, train=train)
+    rows_to_split = len(train)
+    if not data.test:
+        train, test = _hold_out(train, round(rows_to_split * data.test_fraction), "test", data.seed)
+    if not data.validation:
+        train, validation = _hold_out(train, round(rows_to_split * data.validation_fraction), "validation", data.seed)
+    _require_rows(reading.bad, train=train, validation=validation, test=test)
+    train = _cut(train, data.max_train_rows, data.seed, counts)
+    counts.update(train=len(train), validation=len(validation), test=len(test))
+    return Splits(train, validation, test, dict(counts), _fingerprint(train, validation, test), reading.bad)
+
+
+def digest(data: schema.Data) -> str:
+    """SHA-256 over the contents of the local files that `data` names, or "" where it names none."""
+    if data.source is Source.hub:
+        return ""
+    files = [data.path if data.source is Source.local else None, data.validation, data.test]
+    checksums = [_checksum(Path(file).expanduser()) if file else "" for file in files]
+    return _sha256(checksums) if any(checksums) else ""
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Reading:
+    """What is known while the rows of a data set are read, whatever files they lie in."""
+
+    data: schema.Data
+    recipe: ModuleType
+    columns: list[Column]
+    counts: Counter[str]
+    bad: list[str] = field(default_factory=list)
+    group_kind: type | None = None
+
+    def leave_out(self, message: str) -> None:
+        """Count a row that is wrong and keep the first messages; raise where none, or no more, may be left out."""
+        if self.data.bad_rows is BadRows.error:
+            raise RowError(message)
+        self.counts["rows"] += 1
+        self.counts["bad"] += 1
+        if len(self.bad) < EXAMPLES:
+            self.bad.append(message)
+        limit = self.data.max_bad_rows
+        if self.counts["bad"] > limit:
+            first = "".join(f"\n  {example}" for example in self.bad)
+            raise UserError(
+                f"More rows are bad than data.max_bad_rows={limit} allows. Correct them, or raise the limit. "
+                f"The first:{first}"
+            )
+
+
+def _read(reading: _Reading, held_out: str | None) -> list[Example]:
+    """The examples of the training rows, or of the held-out file or split, without repeated ones."""
+    examples = []
+    counts = reading.counts
+    seen: set[Any] = set()
+    name, numbered = _open_rows(reading, held_out)
+    for number, row in numbered:
+        place = f"{name}:{number}"
+        try:
+            example = _to_example(row, place, reading)
+        except RowError as error:
+            reading.leave_out(f"{place}: {error}")
+            continue
+        counts["rows"] += 1
+        key = (example.completion, *(tuple(message.items()) for message in example.prompt))
+        if key in seen:
+            counts["repeated"] += 1
+        else:
+            seen.add(key)
+            examples.append(example)
+    return examples
+
+
+def _open_rows(reading: _Reading, held_out: str | None) -> tuple[str, Iterator[tuple[int, Row]]]:
+    """What stands for the file in places, and the rows with their numbers."""
+    data, bad = reading.data, reading.leave_out
+    if data.source is Source.hub:
+        split = held_out or data.train_split
+        return rows.name_split(data.path, split), rows.read_hub(data.path, data.subset, data.revision, split, bad)
+    if held_out or data.source is Source.local:
+        name = held_out or data.path
+        return name, rows.read_rows(Path(name).expanduser(), name, bad)
+    fetched = fetch.data(data.path)
+    return fetched.name, rows.read_rows(fetched, fetched.name, bad)
+
+
+def _to_example(row: Row, place: str, reading: _Reading) -> Example:
+    data, recipe = reading.data, reading.recipe
+    mapped = check_row(row, reading.columns, data)
+    try:
+        prompt, completion = recipe.read(mapped)
+        group = recipe.group(mapped) if hasattr(recipe, "group") else None
+    except ValueError as error:
+        raise RowError(f"{error} (recipe {data.recipe}).") from error
+    if prompt and not any(message["content"].strip() for message in prompt if message["role"] != "system"):
+        raise RowError(f"the prompt is empty, expected text to answer (recipe {data.recipe}).")
+    if not completion.strip():
+        raise RowError(f"the answer is empty, expected text to learn (recipe {data.recipe}).")
+    if data.group is not None:
+        value = check_group(row, data.group, reading.group_kind)
+        reading.group_kind = type(value)
+        group = json.dumps(value, ensure_ascii=False, default=str)
+    return Example(_with_system(prompt, data), completion, place, group)
+
+
+def _with_system(prompt: list[Message], data: schema.Data) -> list[Message]:
+    """The prompt behind data.system, unless the row brings a system message of its own."""
+    if not data.system or (prompt and prompt[0]["role"] == "system"):
+        return prompt
+    if not prompt:
+        raise UserError(f"data.system is set, but the recipe {data.recipe} has no prompt: set data.system=''.")
+    return [{"role": "system", "content": data.system}, *prompt]
+
+
+# -- splitting --------------------------------------------------------------------------------------------------------
+
+
+def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tuple[list[Example], list[Example]]:
+    """Take about `share` rows, and at least one, out by whole groups; both parts stay in the order of the file.
+
+    Groups are taken in the order of a hash of seed and name, so a row added later moves few others. A group joins where
+    that brings the count nearer to `share`: one that is too large stays with the training rows.
+    """
+    groups = _groups(examples)
+    sizes = Counter(groups)
+    share = max(1, share)
+    chosen: set[str] = set()
+    taken = 0
+    for group in sorted(sizes, key=lambda name: _sha256([seed, split, name])):
+        if sizes[group] <= 2 * (share - taken):
+            chosen.add(group)
+            taken += sizes[group]
+    if not chosen or len(chosen) == len(sizes):
+        raise UserError(
+            f"The {len(examples)} different rows in {len(sizes)} groups are too few to hold {share} out for the "
+            f"{split} split (data.{split}_fraction). Rows with the same prompt, or the same group, stay together. Add "
+            f"rows, raise the fraction, name a column to group by in data.group, or give data.{split} rows of its own."
+        )
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for example, group in zip(examples, groups, strict=True):
+        parts[group in chosen].append(example)
+    return parts
+
+
+def _require_rows(bad: list[str], **splits: list[Example]) -> None:
+    for name, examples in splits.items():
+        if not examples:
+            raise UserError(
+                f"The {name} split has no rows left: all are repeated"
+                + "".join([", or bad:", *(f"\n  {message}" for message in bad)] if bad else ".")
+            )
+
+
+def normalise(text: str) -> str:
+    """The text without case, punctuation and extra whitespace; as it is where nothing else is left."""
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    plain = "".join(" " if unicodedata.category(letter)[0] == "P" else letter for letter in folded)
+    return " ".join(plain.split()) or text.strip()
+
+
+def asks(example: Example) -> str:
+    """What the example asks, without the system message; of plain text, the text."""
+    turns = [message["content"] for message in example.prompt if message["role"] != "system"]
+    return "\n".join(turns) if turns else example.completion
+
+
+def _groups(examples: list[Example]) -> list[str]:
+    """For each example the name of those it stays together with: of the same prompt but for case, punctuation and
+    whitespace, of the same group, and of what these share with others.
+    """
+    leaders: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def leader(key: tuple[str, str]) -> tuple[str, str]:
+        leaders.setdefault(key, key)
+        while leaders[key] != key:
+            leaders[key] = leaders[leaders[key]]
+            key = leaders[key]
+        return key
+
+    prompts = [("prompt", normalise(asks(example))) for example in examples]
+    for example, prompt in zip(examples, prompts, strict=True):
+        if example.group is not None:
+            leaders[leader(prompt)] = leader(("group", example.group))
+    return [leader(prompt)[1] for prompt in prompts]
+
+
+def _cut(train: list[Example], limit: int | None, seed: int, counts: Counter[str]) -> list[Example]:
+    """At most `limit` examples, chosen by a hash with the seed: a smaller limit chooses among a larger one's."""
+    if limit is None or len(train) <= limit:
+        return train
+    counts["cut"] = len(train) - limit
+    by_hash = sorted(range(len(train)), key=lambda index: _sha256([seed, _content(train[index])]))
+    return [train[index] for index in sorted(by_hash[:limit])]
+
+
+# -- checksums --------------------------------------------------------------------------------------------------------
+
+
+def _fingerprint(*splits: list[Example]) -> str:
+    return _sha256([[_content(example) for example in split] for split in splits])
+
+
+def _content(example: Example) -> str:
+    return _sha256([example.prompt, example.completion])
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _checksum(path: Path) -> str:
+    rows.require_file(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

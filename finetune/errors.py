@@ -1,0 +1,71 @@
+"""How is a user told what is wrong?"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any
+
+from finetune.config.schema import UserError
+
+SECRET = re.compile(r"(^|[._])(token|(api|access)?key|passw(or)?d|passphrase|secret|credentials?)$", re.IGNORECASE)
+NO_SECRET = re.compile(r"(^|[._])(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.IGNORECASE)
+
+
+def names_secret(key: str) -> bool:
+    """Whether the value of this key is one that no file, log or message may hold."""
+    return bool(SECRET.search(key) and not NO_SECRET.search(key))
+
+
+def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with `***` for every value whose key names a secret, such as `hub_token`."""
+    return {key: "***" if value and names_secret(str(key)) else _inside(value) for key, value in config.items()}
+
+
+def _inside(value: Any) -> Any:
+    if isinstance(value, dict):
+        return without_secrets(value)
+    return [_inside(item) for item in value] if isinstance(value, list) else value
+
+
+def complain(problems: list[str]) -> None:
+    """Raise one UserError with all `problems`, if there are any."""
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        raise UserError("\n".join([f"{len(problems)} problems", *(f"  {problem}" for problem in problems)]))
+
+
+def did_you_mean(word: str, options: Iterable[str], prefix: str = "") -> str:
+    """` Did you mean <prefix>X?` of the option X nearest to `word`, or nothing where none is like it."""
+    close = difflib.get_close_matches(word, list(options), n=1)
+    return f" Did you mean {prefix}{close[0]}?" if close else ""
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(shown, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{shown(item)}' for key, item in value.items())}}}"
+    return str(value)
+
+
+def describe(value: Any) -> str:
+    """A value in words that a user knows, cut to a readable length: `the number 12`, `the text "abc"`."""
+    shown = json.dumps(value, ensure_ascii=False, default=str)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    shown = shown.encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be printed
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return shown
+    kinds = {str: "the text", int: "the number", float: "the number", list: "the list", dict: "the object"}
+    return f"{kinds.get(type(value), type(value).__name__)} {shown}"

@@ -1,0 +1,100 @@
+"""Has an earlier run answered these prompts with the same base model?
+
+The base model's replies depend on its weights, on the prompts and on how they are decoded, never on what is trained.
+They are kept in the cache folder under a hash of all they depend on, so that the runs of a sweep share them.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from filelock import FileLock, Timeout
+
+from finetune.data import embedded as fetch
+from finetune.evaluation.generate import Answer
+from finetune.model import base as model
+from finetune.runs import folder as checkpoint
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+# Raised with each change to how answers are computed (generate.py, batch.py) that may round otherwise.
+FORMAT = 1
+BUSY = "another run is computing them"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """To one prompt: the answer, if one was asked for, and the reference's summed negative log-likelihood in nats and
+    its number of tokens, if perplexity was.
+    """
+
+    answer: Answer | None
+    likelihood: tuple[float, int] | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Replies of one base model on one kind of device."""
+
+    base: dict[str, Any]
+
+    @classmethod
+    def of(cls, base: Any) -> "Memory":
+        """The memory of a model as it is now: its weights, its configuration, where it computes, and the libraries."""
+        if not PartialState().is_main_process:  # which alone looks things up
+            return cls({})
+        on_gpu = base.device.type == "cuda"
+        device = torch.cuda.get_device_name(base.device) if on_gpu else torch.backends.cpu.get_cpu_capability()
+        return cls(
+            {
+                "format": FORMAT,
+                "weights": model.digest(base),
+                "config": base.config.to_dict() | {"_name_or_path": "", "attention": base.config._attn_implementation},
+                "generation": base.generation_config.to_dict(),
+                "device": device,
+                "versions": [version(name) for name in LIBRARIES],
+            }
+        )
+
+    def key(self, asked: dict[str, Any]) -> str:
+        """A hash over the model and what it was asked."""
+        return hashlib.sha256(json.dumps([self.base, asked], sort_keys=True, default=str).encode()).hexdigest()
+
+    def recall(
+        self, asked: dict[str, Any], compute: Callable[[], list[Reply]], wait: bool
+    ) -> tuple[list[Reply], bool] | None:
+        """The replies to what was asked and whether they were known; otherwise computed, and remembered.
+
+        Where another run is computing them, this one waits for them, or with `wait=False` returns None.
+        """
+        main = PartialState().is_main_process
+        file = fetch.cache_folder() / "base_answers" / f"{self.key(asked)}.json"
+        known: list[Any] = [None]
+        with ExitStack() as held:
+            if main:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                try:
+                    held.enter_context(FileLock(file.with_suffix(".lock"), timeout=-1 if wait else 0))
+                    known = [json.loads(file.read_text(encoding="utf-8")) if file.exists() else None]
+                except Timeout:
+                    known = [BUSY]
+            broadcast_object_list(known)
+            if known[0] == BUSY:
+                return None
+            if known[0] is not None:
+                return [_read(*reply) for reply in known[0]], True
+            replies = compute()
+            if main:
+                content = [[reply.answer and asdict(reply.answer), reply.likelihood] for reply in replies]
+                checkpoint.write(file, json.dumps(content, ensure_ascii=False))
+        return replies, False
+
+
+def _read(answer: dict[str, Any] | None, likelihood: list[Any] | None) -> Reply:
+    return Reply(Answer(**answer) if answer else None, (likelihood[0], likelihood[1]) if likelihood else None)

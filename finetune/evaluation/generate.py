@@ -1,0 +1,257 @@
+"""What does a model answer to these prompts?"""
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from bitsandbytes.nn import Linear4bit
+from peft import PeftModel
+from torch.nn import functional
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+from finetune.config.schema import Eval
+from finetune.data.splits import Message
+from finetune.training.chat_template import prompt_tokens
+from finetune.training.flat_batch import shares_prefixes
+
+ROUND = 16
+# Without eval.batch_size: prompts answered at a time, fewer where their keys and values would need more memory.
+MOST_PROMPTS = 100
+CACHE_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The text of an answer, its length in tokens, and whether the model ended it by itself."""
+
+    text: str
+    tokens: int
+    finished: bool
+
+
+def answer(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[Message]],
+    decoding: Eval,
+    max_new_tokens: int,
+    seed: int,
+    advance: Callable[[int], None],
+) -> list[Answer]:
+    """Answers in the order of the prompts; computed shortest prompt first, many at a time.
+
+    `advance` is told how many more prompts are done.
+    """
+    tokens = [prompt_tokens(prompt, tokenizer) for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: len(tokens[i]))
+    config = _generation_config(model, tokenizer, decoding)
+    answers: dict[int, Answer] = {}
+    torch.manual_seed(seed)
+    model.eval()
+    batch_size = decoding.batch_size or most_prompts(model, max(map(len, tokens), default=0) + max_new_tokens)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = answer_batch(model, tokenizer, [tokens[i] for i in chosen], config, max_new_tokens)
+        answers.update(zip(chosen, batch, strict=True))
+        advance(len(chosen))
+    return [answers[i] for i in range(len(prompts))]
+
+
+def most_prompts(model: PreTrainedModel | PeftModel, tokens: int) -> int:
+    """How many rows of so many tokens are answered at a time; the same on every machine, as rounding depends on it."""
+    return max(1, min(MOST_PROMPTS, CACHE_BYTES // cache_bytes(model, tokens)))
+
+
+def cache_bytes(model: PreTrainedModel | PeftModel, tokens: int) -> int:
+    """The bytes of a row's keys and values."""
+    text = model.config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * heads * size * tokens * model.dtype.itemsize)
+
+
+def _generation_config(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, decoding: Eval
+) -> GenerationConfig:
+    sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
+    greedy = decoding.temperature == 0
+    return GenerationConfig(
+        do_sample=not greedy,
+        **({} if greedy else sampling),
+        eos_token_id=end_tokens(model, tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+
+
+def end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokenizer's end token and those of the model: some models name their end of turn only there."""
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    return sorted({tokenizer.eos_token_id, *(token for token in own if token is not None)})
+
+
+@torch.no_grad()
+def answer_batch(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[int]],
+    config: GenerationConfig,
+    max_new_tokens: int,
+) -> list[Answer]:
+    """Generate from `shared prefix | padding | rest of the prompt`, the prefix computed once for all rows.
+
+    Every ROUND tokens, the answers that have ended leave the batch.
+    """
+    longest = max(map(len, prompts))
+    limit = longest + max_new_tokens
+    prefix = shared_prefix(model, prompts, max_new_tokens)
+    rows = [prompt[:prefix] + [config.pad_token_id] * (longest - len(prompt)) + prompt[prefix:] for prompt in prompts]
+    masks = [[1] * prefix + [0] * (longest - len(prompt)) + [1] * (len(prompt) - prefix) for prompt in prompts]
+    tokens, mask = torch.tensor(rows, device=model.device), torch.tensor(masks, device=model.device)
+    cache = prefix_cache(model, prompts[0][:prefix], len(prompts), limit) if prefix else None
+    ends = torch.tensor(config.eos_token_id, device=model.device)
+    going = torch.arange(len(prompts), device=model.device)
+    # A slice of the hidden states that is not contiguous makes PyTorch copy the head's weight once for every row.
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    answers: dict[int, list[int]] = {}
+    while len(going):
+        config.max_new_tokens = min(ROUND if cache else max_new_tokens, limit - tokens.shape[1])
+        with _no_defaults(model):
+            tokens = model.generate(  # type: ignore[operator]
+                input_ids=tokens, attention_mask=mask, past_key_values=cache, generation_config=config
+            )
+        mask = functional.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1)
+        new = tokens[:, longest:]
+        ended = torch.isin(new, ends).any(dim=1) | (tokens.shape[1] == limit or cache is None)
+        answers |= dict(zip(going[ended].tolist(), new[ended].tolist(), strict=True))
+        tokens, mask, going = tokens[~ended], mask[~ended], going[~ended]
+        if cache and len(going):
+            cache.batch_select_indices(~ended)
+    hook.remove()
+    return [_read(tokenizer, answers[i], config.eos_token_id) for i in range(len(prompts))]
+
+
+@contextmanager
+def unpacked(model: torch.nn.Module) -> Iterator[None]:
+    """Within the block, on a CPU, 4-bit weights are dequantised once and not for every token.
+
+    The answers are the same, as bitsandbytes multiplies by the same dequantised weights; but making them takes a fifth
+    of the time of a hundred answers, and most of that of a few.
+    """
+    layers = _packed_layers(model)
+    for layer in layers:
+        layer.forward = _multiplication(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def unpacked_bytes(model: torch.nn.Module) -> int:
+    """What `unpacked` takes."""
+    return sum(layer.weight.quant_state.shape.numel() * layer.compute_dtype.itemsize for layer in _packed_layers(model))
+
+
+def _packed_layers(model: torch.nn.Module) -> list[Any]:
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    return [layer for layer in layers if layer.weight.device.type == "cpu" and layer.weight.quant_state is not None]
+
+
+def _multiplication(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a Linear4bit does, with its weight dequantised beforehand."""
+    state = copy.copy(layer.weight.quant_state)
+    state.dtype = layer.compute_dtype
+    weight = dequantize_4bit(layer.weight.data, state)
+
+    def multiply(states: torch.Tensor) -> torch.Tensor:
+        bias = None if layer.bias is None else layer.bias.to(weight.dtype)
+        return functional.linear(states.to(weight.dtype), weight, bias).to(states.dtype)
+
+    return multiply
+
+
+@contextmanager
+def _no_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+    """Within the block the model's own generation settings, such as a penalty on repetition, are out of the way.
+
+    transformers lets them fill whatever the settings given to `generate` leave open.
+    """
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
+def shared_prefix(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int) -> int:
+    """How many leading tokens all prompts share, at least one being left; 0 where the model cannot share them.
+
+    Padding between prefix and rest takes up room in a sliding window, so a window must hold everything.
+    """
+    text = model.config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    if not shares_prefixes(text) or (window and window < max(map(len, prompts)) + max_new_tokens):
+        return 0
+    alike = zip(*(prompt[:-1] for prompt in prompts), strict=False)
+    return next((i for i, column in enumerate(alike) if len(set(column)) > 1), min(map(len, prompts)) - 1)
+
+
+def prefix_cache(model: PreTrainedModel | PeftModel, prefix: list[int], rows: int, capacity: int) -> DynamicCache:
+    """The keys and values of the prefix, once for each row, with room for `capacity` tokens."""
+    cache = DynamicCache(config=model.config)
+    cache.layers = [_Roomy(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    ids = torch.tensor([prefix], device=model.device)
+    model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(rows)
+    return cache
+
+
+class _Roomy(DynamicLayer):
+    """A layer's keys and values (rows x heads x tokens x size) in buffers with room for `capacity` tokens.
+
+    DynamicLayer copies them all for each new token, which on a CPU takes half of the time of an answer.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.buffers: tuple[torch.Tensor, ...] = ()
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append the new keys and values; all of them are returned, as views."""
+        before, new = self.get_seq_length(), (key_states, value_states)
+        after = before + key_states.shape[-2]
+        if not self.buffers:
+            held: tuple[Any, ...] = (self.keys, self.values) if before else ()
+            self.buffers = tuple(s.new_empty(*s.shape[:2], self.capacity, s.shape[-1]) for s in new)
+            for buffer, states in zip(self.buffers, held, strict=False):
+                buffer[:, :, :before] = states
+        for buffer, states in zip(self.buffers, new, strict=True):
+            buffer[:, :, before:after] = states
+        self.is_initialized = True
+        self.keys, self.values = [buffer[:, :, :after] for buffer in self.buffers]
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.buffers = ()
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.buffers = ()
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: list[int]) -> Answer:
+    length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
+    text = str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
+    return Answer(text, length, finished=length < len(tokens))

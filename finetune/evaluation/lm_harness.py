@@ -1,0 +1,140 @@
+"""What do tasks of EleutherAI's lm-evaluation-harness say of the base and of the tuned model?"""
+
+import io
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass
+from itertools import chain
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from finetune.config.harness_tasks import is_path
+from finetune.config.schema import Eval, UserError
+from finetune.errors import did_you_mean
+from finetune.model.base import Weights, untouched
+
+BATCH_SIZE = 8
+RESAMPLES = 1000  # for the standard errors that no formula gives; the harness's own 100,000 take minutes
+# What a task raises that cannot be read, or whose data cannot.
+UNREADABLE = (OSError, KeyError, ValueError, TypeError, yaml.YAMLError)
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The harness's manager of tasks, and what is to be run, by name or file."""
+
+    manager: Any
+    chosen: list[str]
+
+
+def choose_tasks(settings: Eval) -> Tasks | None:
+    """The tasks of `eval.harness_tasks`, their data fetched; None without any.
+
+    Raises UserError for a name that the harness does not know and a task that cannot be loaded.
+    """
+    if not settings.harness_tasks:
+        return None
+    from lm_eval.tasks import TaskManager
+
+    places = [str(Path(task).expanduser()) for task in settings.harness_tasks if is_path(task)]
+    names = [task for task in settings.harness_tasks if not is_path(task)]
+    folders = [place for place in places if Path(place).is_dir()]
+    manager = TaskManager(include_path=folders, include_defaults=bool(names))
+    for name in names:
+        if name not in manager.all_tasks:
+            raise UserError(
+                f"eval.harness_tasks: the harness knows no task {name}.{did_you_mean(name, manager.all_tasks)} "
+                "Give a task of your own as a file: eval.harness_tasks=[./mine.yaml]."
+            )
+    inside = [TaskManager(include_path=folder, include_defaults=False).all_subtasks for folder in folders]
+    files = [place for place in places if place not in folders]
+    chosen = [*names, *files, *chain.from_iterable(inside)]
+    for task in chosen:
+        try:
+            manager.load([task])
+        except UNREADABLE as error:
+            reason = " ".join(f"{type(error).__name__} {error}".split())
+            raise UserError(
+                f"eval.harness_tasks: {task} could not be loaded: {reason}. Check the task's file, its data (relative "
+                "paths count from the working folder) and, for data of the hub, the network."
+            ) from error
+    return Tasks(manager, chosen)
+
+
+def answer(
+    model: Any, tokenizer: Any, tasks: Tasks | None, settings: Eval, originals: Weights, say: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """By task and metric the base's and the tuned model's values with their standard errors; None without tasks.
+
+    One process does all of it.
+    """
+    if tasks is None:
+        return None
+    found = {}
+    for arm in ("base", "tuned"):
+        started = time.perf_counter()
+        with untouched(model, originals) if arm == "base" else nullcontext():
+            found[arm] = _evaluate(model, tokenizer, tasks, settings)
+        say(f"  lm-evaluation-harness: {arm} model scored in {time.perf_counter() - started:.0f} s")
+    return {
+        task: {
+            metric: {
+                "base": value,
+                "base_stderr": error,
+                "tuned": found["tuned"][task][metric][0],
+                "tuned_stderr": found["tuned"][task][metric][1],
+            }
+            for metric, (value, error) in metrics.items()
+        }
+        for task, metrics in found["base"].items()
+    }
+
+
+def _evaluate(
+    model: Any, tokenizer: Any, tasks: Tasks, settings: Eval
+) -> dict[str, dict[str, tuple[float | None, float | None]]]:
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())  # its progress bars
+    with quiet, _tied_as_it_is(model):
+        results = simple_evaluate(
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size or BATCH_SIZE),
+            tasks=tasks.chosen,
+            task_manager=tasks.manager,
+            limit=settings.harness_limit,
+            bootstrap_iters=RESAMPLES,
+            log_samples=False,
+        )
+    return {name: dict(_metrics(values)) for name, values in (results["results"] | results.get("groups", {})).items()}
+
+
+def _metrics(values: dict[str, Any]) -> Iterator[tuple[str, tuple[float | None, float | None]]]:
+    """Metric -> value and standard error, from `acc,none` and `acc_stderr,none`; other filters are named."""
+    for key, value in values.items():
+        metric, _, filtered = key.partition(",")
+        if filtered and not metric.endswith("_stderr"):
+            name = metric if filtered == "none" else key
+            yield name, (_number(value), _number(values.get(f"{metric}_stderr,{filtered}")))
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and isfinite(value) else None
+
+
+@contextmanager
+def _tied_as_it_is(model: Any) -> Iterator[None]:
+    """Within the block nothing ties the model's weights anew.
+
+    The harness does, which embeddings that are trained with an adapter do not bear.
+    """
+    model.tie_weights = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del model.tie_weights

@@ -1,0 +1,1 @@
+"""On what does it run, and how much does it hold?"""

@@ -1,0 +1,75 @@
+"""How are the libraries imported? Quietly, asking nothing of a hub that is not used, and without what takes long."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from typing import Any
+
+from finetune.config.choices import Source
+from finetune.config.harness_tasks import needs_hub
+from finetune.config.schema import Config
+
+
+def hush(config: Config) -> None:
+    """Silence what the libraries say that a user can do nothing about, to the user and to a hub that is not used.
+
+    Called before they are imported.
+    """
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    if Source.hub not in (config.model.source, config.data.source) and not needs_hub(config.eval.harness_tasks):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    hush_all()
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"  # it may be imported already
+    from finetune.machine import device
+
+    device.keep_to_one_gpu()
+    import_trainer()
+
+
+def hush_all() -> None:
+    """The part of `hush` that is the same for all runs, and leaves a GPU alone."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when the data loader forks
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries, which the error at their end tells
+    for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "torch.distributed", "lm_eval"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' own deprecations of each other
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias")  # `evaluate` puts them back itself
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def import_trainer() -> None:
+    """Import bitsandbytes and TRL's trainer without what each would spend a second on and nothing here uses.
+
+    That is PyTorch's compiler, for functions of bitsandbytes that have no kernel of its own, and W&B, for model cards.
+    A run that is tracked imports W&B later, one that asks for `torch_compile` the compiler.
+    """
+    with _set_for_a_moment(os.environ, "TORCHDYNAMO_DISABLE", "1"):
+        import bitsandbytes  # noqa: F401
+    import peft  # noqa: F401
+
+    with _set_for_a_moment(sys.modules, "wandb", None):
+        import trl.trainer.sft_trainer  # noqa: F401
+
+
+@contextmanager
+def _set_for_a_moment(where: MutableMapping[str, Any], key: str, value: Any) -> Iterator[None]:
+    before = where.get(key)
+    where[key] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del where[key]
+        else:
+            where[key] = before

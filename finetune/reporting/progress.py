@@ -1,0 +1,156 @@
+"""How far is training, how fast does it go, and what has it cost so far?"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finetune.evaluation.answers import Prompts
+from finetune.machine import device
+from finetune.reporting.console import Screen
+from finetune.reporting.wandb import Run
+from finetune.runs import sweep_record as trials
+
+QUIET_SECONDS = 30.0  # where no bar can be drawn, a line tells the step after so long
+
+
+def bar(screen: Screen) -> Progress:
+    """A progress bar with a free text at its end, on the terminal only."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=screen.terminal,
+        transient=True,
+    )
+
+
+def counter(progress: Progress, prompts: Prompts) -> Callable[[str, int], None]:
+    """A function that counts answered prompts on a bar for each arm; `counter(arm, n)` adds n."""
+    tasks: dict[str, TaskID] = {}
+    totals = {arm: len(draws) * len(prompts.examples) for arm, draws in prompts.arms().items()}
+
+    def advance(arm: str, done: int) -> None:
+        if arm not in tasks:
+            tasks[arm] = progress.add_task(f"answering: {arm.replace('_', ' ')}", total=totals[arm], note="")
+        progress.update(tasks[arm], advance=done)
+        trials.tell(f"answering: {arm.replace('_', ' ')} {progress.tasks[tasks[arm]].completed:.0f}/{totals[arm]}")
+
+    return advance
+
+
+class Watch(TrainerCallback):
+    """Draws the bar, times the training steps (not validation, not saving) and sends every log to W&B.
+
+    Its counters lie in the trainer's log history, so that a resumed run counts on from its checkpoint.
+    """
+
+    def __init__(self, screen: Screen, run: Run) -> None:
+        self.screen, self.run = screen, run
+        self.seconds = 0.0
+        self.tokens_before = self.loss_tokens_before = 0
+        self.resumed_from_step = 0
+        self.said = time.monotonic()
+        self.train_loss: float | None = None
+        self.validation_loss: float | None = None
+        self.last: dict[str, Any] = {}
+        # What was logged, by step: losses, learning rate, tokens and seconds so far.
+        self.history: list[dict[str, Any]] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        earlier: list[dict[str, Any]] = [entry for entry in state.log_history if "train_seconds" in entry]
+        self.history, self.resumed_from_step = state.log_history, state.global_step
+        if earlier:
+            self.seconds = earlier[-1]["train_seconds"]
+            self.tokens_before, self.loss_tokens_before = earlier[-1]["tokens"], earlier[-1]["loss_tokens"]
+        for entry in state.log_history:
+            self._remember(entry)
+        self.bar = bar(self.screen)
+        self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
+        self.bar.start()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        # The last loss is part of the result, and a run that continues from a checkpoint averages on from there.
+        control.should_log |= control.should_save or state.global_step == state.max_steps
+        if control.should_log or control.should_evaluate:
+            device.finish_queued_work()
+        self.seconds += time.perf_counter() - self.started
+        self.bar.update(self.task, completed=state.global_step)
+        trials.tell(f"step {state.global_step}/{state.max_steps} {self._note() if self.last else ''}")
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        entry: dict[str, Any] = state.log_history[-1]
+        entry["tokens"] += self.tokens_before
+        entry["loss_tokens"] += self.loss_tokens_before
+        entry["train_seconds"] = self.seconds
+        entry["tokens_per_second"] = entry["tokens"] / max(self.seconds, 1e-9)
+        self._remember(entry)
+        if not math.isfinite(entry.get("loss", 0.0)):
+            self.bar.stop()
+            raise FloatingPointError(
+                f"The training loss is {entry['loss']} at step {state.global_step}: it diverged. "
+                "Try a lower trainer.learning_rate or a longer trainer.warmup_steps."
+            )
+        self.run.log(_for_tracking(entry), step=state.global_step)
+        self.bar.update(self.task, note=self._note())
+        due = not self.screen.terminal.is_terminal and time.monotonic() > self.said + QUIET_SECONDS
+        if "eval_loss" in entry or due:
+            self.said = time.monotonic()
+            self.screen.say(f"  step {state.global_step}/{state.max_steps}: {self._note()}")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.bar.stop()
+        self.peak_memory_bytes = device.peak_memory_bytes()
+
+    def outcome(self) -> dict[str, Any]:
+        """What training did. Tokens are real ones, padding not counted; seconds are those spent in training steps."""
+        return {
+            "steps": self.last["step"],
+            "epochs": self.last["epoch"],
+            "tokens": self.last["tokens"],
+            "loss_tokens": self.last["loss_tokens"],
+            "seconds": round(self.seconds, 2),
+            "tokens_per_second": round(self.last["tokens_per_second"], 1),
+            "train_loss": self.train_loss,
+            "validation_loss": self.validation_loss,
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "resumed_from_step": self.resumed_from_step,
+        }
+
+    def _remember(self, entry: dict[str, Any]) -> None:
+        self.last = entry
+        self.train_loss = entry.get("loss", self.train_loss)
+        self.validation_loss = entry.get("eval_loss", self.validation_loss)
+
+    def _note(self) -> str:
+        parts = [f"{self.last['tokens_per_second']:,.0f} tokens/s"]
+        if self.validation_loss is not None:
+            parts.insert(0, f"validation loss {self.validation_loss:.3f}")
+        if self.train_loss is not None:
+            parts.insert(0, f"loss {self.train_loss:.3f}")
+        return " · ".join(parts)
+
+
+def _for_tracking(entry: dict[str, Any]) -> dict[str, float]:
+    """An entry of the log history under the names that its charts carry."""
+    names = {"eval_loss": "validation/loss", "tokens": "tokens", "loss_tokens": "loss_tokens"}
+    keep = {"loss", "grad_norm", "learning_rate", "epoch", "tokens_per_second", "train_seconds"}
+    return {names.get(key, f"train/{key}"): value for key, value in entry.items() if key in names or key in keep}

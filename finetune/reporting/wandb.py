@@ -1,0 +1,275 @@
+"""Where do the numbers go? To Weights & Biases, into files for it, or nowhere but the run's folder."""
+
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from threading import Thread
+from typing import Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from finetune.config.choices import Mode
+from finetune.config.schema import Tracking, UserError
+from finetune.errors import without_secrets
+from finetune.reporting import wandb_summary as summary
+from finetune.runs import sweep_record as trials
+from finetune.runs.sweep_record import State
+
+CONNECT_SECONDS = 2.0  # to open a connection
+INIT_SECONDS = 4.0  # for the service to answer, once connected
+FINISH_SECONDS = 20.0  # to send what is left at the end
+
+
+@dataclass
+class Run:
+    """One run in W&B; without `wandb_run`, nothing is sent and every method does nothing."""
+
+    wandb_run: Any = None
+    say: Callable[[str], object] = print
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Add a point to each value's curve. A logged `tokens` can be chosen in W&B as the axis instead of the step."""
+        self._send(lambda run: run.log(values, step=step))
+
+    def summarise(self, values: dict[str, Any]) -> None:
+        """Set the values that stand for the run in W&B's table of runs."""
+        self._send(lambda run: run.summary.update(values))
+
+    def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
+        """Add a table."""
+
+        def add(run: Any) -> None:
+            from wandb import Table
+
+            run.log({key: Table(columns=[*columns], data=rows, allow_mixed_types=True)})
+
+        self._send(add)
+
+    def plot(self, key: str, figure: Any) -> None:
+        """Add a figure of plotly's."""
+
+        def add(run: Any) -> None:
+            from wandb import Plotly
+
+            run.log({key: Plotly(figure)})
+
+        self._send(add)
+
+    def artifact(self, kind: str, file: Path) -> None:
+        """Add a file."""
+
+        def add(run: Any) -> None:
+            from wandb import Artifact
+
+            artifact = Artifact(f"{run.id}-{kind}", type=kind)
+            artifact.add_file(str(file), policy="immutable")  # else it is copied into the user's cache
+            run.log_artifact(artifact)
+
+        self._send(add)
+
+    def finish(self, result: dict[str, Any], folder: Path) -> None:
+        """Send what a complete run leaves: data, costs and scores as its summary, all answers as a table, its page."""
+        if self.wandb_run:
+            self.summarise(summary.of(result))
+            if result["evaluation"]["split"] == "test":
+                self.table("predictions", *summary.answers(folder))
+                self.artifact("report", folder / "report.html")
+
+    def close(self, exit_code: int) -> None:
+        """Wait until everything is sent, but not for long; an exit code above 0 marks the run as failed."""
+        self._send(lambda run: run.finish(exit_code))
+
+    def _send(self, action: Callable[[Any], object]) -> None:
+        if not self.wandb_run:
+            return
+        from wandb.sdk.mailbox import HandleAbandonedError
+
+        try:
+            action(self.wandb_run)
+        except (OSError, HandleAbandonedError) as error:  # a timeout, a full disk, or wandb's process was killed
+            how = f"wandb sync {self.wandb_run.settings.sync_dir}"
+            self.say(f"W&B: not everything was sent ({str(error) or type(error).__name__}). To send the rest: {how}")
+            self.wandb_run = None
+            _tear_down()
+
+
+@contextmanager
+def start(
+    tracking: Tracking,
+    *,
+    name: str,
+    folder: Path,
+    config: dict[str, Any],
+    tags: list[str],
+    group: str,
+    job_type: str = "train",
+    is_main_process: bool = True,
+    say: Callable[[str], object] = print,
+) -> Iterator[Run]:
+    """The run in W&B for the length of the block; an exception in the block marks it as failed, unless it is pruned.
+
+    The name gives the run its id: the same name again continues the run. Files lie in `folder / "wandb"`. Where the
+    service cannot be used, the run is kept in these files, to be sent later; `say` is given one line about it.
+    """
+    if not (tracking.enabled and is_main_process):
+        yield Run()
+        return
+    identity = {
+        "id": run_id(name),
+        "name": name,
+        "project": tracking.project,
+        "entity": tracking.entity,
+        "group": tracking.group or group,
+        "job_type": job_type,
+        "tags": list(dict.fromkeys([*tracking.tags, *tags])),
+        "config": without_secrets(config),
+        "dir": folder,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    with _environment(folder):
+        run = Run(_init(tracking.mode, identity, say), say)
+        try:
+            yield run
+        except BaseException as error:  # wandb's own `with` would print the stack besides
+            state = trials.state_after(error)
+            run.summarise({"state": state.value})
+            run.close(int(state not in trials.SUCCESSFUL))
+            raise
+        run.summarise({"state": State.complete.value})
+        run.close(0)
+
+
+def run_id(name: str) -> str:
+    """The name as an id that W&B accepts: at most 128 characters, none of them reserved; different for each name."""
+    plain = re.sub(r"[^\w.-]", "-", name, flags=re.ASCII)
+    return name if plain == name and len(name) <= 128 else f"{plain[:119]}-{sha256(name.encode()).hexdigest()[:8]}"
+
+
+@contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """What wandb reads from the environment only: tables are staged in the run's folder, no telemetry is sent."""
+    ours = {"WANDB_DATA_DIR": str((folder / "wandb").absolute()), "WANDB_ERROR_REPORTING": "false"}
+    ours = {key: value for key, value in ours.items() if key not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for key in ours:
+            os.environ.pop(key, None)
+
+
+def _init(mode: Mode, identity: dict[str, Any], say: Callable[[str], object]) -> Any:
+    import wandb
+
+    _check_users_settings()
+    try:
+        why_offline = _why_offline(mode)
+        if why_offline is None:
+            run = _open("online", identity)
+            say(f"W&B: {run.url}")
+            return run
+    except wandb.errors.Error as error:
+        why_offline = str(error).splitlines()[0]
+        _tear_down()  # the run that could not be opened holds the id
+    try:
+        run = _open("offline", identity)
+    except wandb.errors.UsageError as error:
+        raise UserError(f"tracking: {error}") from error
+    say(f"W&B: offline ({why_offline}). To send it later: python -m finetune sync {identity['dir']}")
+    return run
+
+
+def _check_users_settings() -> None:
+    """Raise UserError for a value in the environment or in W&B's settings file that wandb does not accept."""
+    import wandb
+    from pydantic import ValidationError
+
+    try:
+        wandb.setup(wandb.Settings(silent=True))  # silent, else wandb says where it found the key
+    except ValidationError as error:
+        [wrong, *_] = error.errors()
+        setting = ".".join(map(str, wrong["loc"]))
+        raise UserError(
+            f"tracking: wandb's own setting {setting}={wrong['input']!r} (in the environment WANDB_{setting.upper()}): "
+            f"{wrong['msg']}. Correct it, or tracking=none does without W&B"
+        ) from None
+
+
+def _open(mode: Literal["online", "offline"], identity: dict[str, Any]) -> Any:
+    import wandb
+
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        host="-",  # without one, the machine's name is sent
+        disable_code=True,
+        disable_git=True,
+        disable_job_creation=True,
+        label_disable=True,
+        save_code=False,
+        symlink=False,
+        x_disable_meta=True,  # holds the command line
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+        init_timeout=INIT_SECONDS,
+        finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
+    )
+    return wandb.init(mode=mode, resume="allow", settings=settings, **identity)
+
+
+def _tear_down() -> None:
+    import wandb
+
+    with suppress(OSError, SystemExit):  # raised where its process has ended already
+        wandb.teardown()
+
+
+def _why_offline(mode: Mode) -> str | None:
+    """Why the run cannot or shall not be sent now; None: it can."""
+    import wandb
+
+    if mode is Mode.offline:
+        return "tracking.mode=offline"
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    if mode is Mode.auto and settings.mode != "online":
+        return f"wandb's own mode is {settings.mode}"
+    if not is_logged_in():
+        return "nobody is logged in, see wandb login"
+    if not _is_reachable(settings.base_url):
+        return f"no connection to {settings.base_url}"
+    return None
+
+
+def is_logged_in() -> bool:
+    """Whether the user has given wandb a key, in any of the ways that it knows."""
+    import wandb
+    from wandb.sdk.lib.wbauth import read_netrc_auth  # wandb.login asks for a key in versions before 0.31
+
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    return bool(settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url))
+
+
+def _is_reachable(url: str) -> bool:
+    """Whether a connection to the URL's host, or to the proxy before it, opens in time."""
+    address = urlsplit(url)
+    proxy = None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
+    if proxy:
+        address = urlsplit(proxy if "//" in proxy else f"http://{proxy}")
+    port = address.port or (443 if address.scheme == "https" else 80)
+    opened = []
+
+    def connect() -> None:
+        with suppress(OSError), socket.create_connection((address.hostname, port), timeout=CONNECT_SECONDS):
+            opened.append(True)
+
+    attempt = Thread(target=connect, daemon=True)  # in a thread, as looking up a name obeys no timeout
+    attempt.start()
+    attempt.join(CONNECT_SECONDS)
+    return bool(opened)

@@ -1,0 +1,65 @@
+"""Which runs have the same rows, the same base model, or the same cost? What they have in common is done once."""
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+from finetune.config.schema import Config, Model, Quantization
+from finetune.data import splits as data
+from finetune.runs.folder import OUTSIDE_TRAINER_IDENTITY, plain
+
+if TYPE_CHECKING:  # and not torch with it
+    from finetune.machine.device import Device
+
+# Settings of the trainer that change neither its rows nor the memory it needs.
+RATES = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    *OUTSIDE_TRAINER_IDENTITY,
+)
+# Further ones that do not change its rows.
+AMOUNTS = (
+    "max_steps",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "eval_strategy",
+    "eval_steps",
+    "save_strategy",
+    "save_steps",
+    "optim",
+)
+
+
+def rows_key(config: Config) -> str:
+    """The same for runs with the same tokens."""
+    settings = plain(config)
+    return _hash([settings["data"], settings["model"], _without(config, RATES + AMOUNTS), data.digest(config.data)])
+
+
+def base_key(model: Model, quantization: Quantization, device: "Device") -> str:
+    """The same for runs that load the same base model in the same way, with however many threads."""
+    return _hash([str(part) for part in (model, quantization, device.kind, device.compute_dtype, device.weight_dtype)])
+
+
+def cost_key(config: Config) -> str:
+    """The same for runs that need the same memory and take the same time."""
+    settings = plain(config)
+    sections = [settings[name] for name in ("data", "model", "quantization", "adapter", "eval", "plan")]
+    return _hash([*sections, _without(config, RATES), data.digest(config.data)])
+
+
+def _without(config: Config, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in plain(config)["trainer"].items() if name not in names}
+
+
+def _hash(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""How are many runs run, and what did they come to?"""

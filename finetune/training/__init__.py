@@ -1,0 +1,1 @@
+"""What does the trainer read, and how is it trained?"""

@@ -1,0 +1,103 @@
+"""Do the settings fit the machine, the model's shapes and the rows? Told before any weight is loaded."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from finetune.config.choices import Bias
+from finetune.config.schema import Adapter, Config
+from finetune.errors import complain, did_you_mean, shown
+from finetune.machine.device import Device
+from finetune.training.tokenize import Rows
+
+
+def check_machine(config: Config, machine: Device) -> None:
+    """Raise one UserError that names every setting that the device makes impossible."""
+    complain(list(_precision(config.trainer, machine)))
+
+
+def check(config: Config, machine: Device, outline: PreTrainedModel, rows: Rows) -> None:
+    """Raise one UserError that names every setting that the model or the rows make impossible."""
+    complain(
+        [
+            *_context(config.trainer.get("max_length"), outline, rows),
+            *_modules(config.adapter, outline),
+            *_amount(config.trainer, machine, rows),
+        ]
+    )
+
+
+def notes(config: Config) -> Iterator[str]:
+    """What is legal but may surprise."""
+    quantized = config.quantization.load_in_4bit or config.quantization.load_in_8bit
+    if config.adapter.enabled and config.adapter.bias is not Bias.none:
+        kept = " (biases are not quantised)" if quantized else ""
+        yield (
+            f"adapter.bias={config.adapter.bias.value}: biases of the base are trained too{kept}; "
+            "with the adapter switched off the model is the base only once they are put back"
+        )
+
+
+def _precision(trainer: dict[str, Any], machine: Device) -> Iterator[str]:
+    if trainer.get("fp16") and machine.kind == "cpu":
+        yield "trainer.fp16=true: a CPU does not train in float16. Leave it out for the machine's best."
+    if trainer.get("bf16") and machine.kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        yield "trainer.bf16=true: this GPU has no native bfloat16. Leave it out for the machine's best."
+    if trainer.get("tf32") and machine.kind == "cpu":
+        yield "trainer.tf32=true: it is for NVIDIA GPUs from Ampere on, and this is a CPU. Leave it out."
+
+
+def _context(max_length: int | None, outline: PreTrainedModel, rows: Rows) -> Iterator[str]:
+    context = getattr(outline.config.get_text_config(), "max_position_embeddings", None)
+    if context and max_length and max_length > context:
+        yield (
+            f"trainer.max_length={max_length}: the model's context is {context} tokens. "
+            f"Write trainer.max_length={context}."
+        )
+        return
+    longest = max((len(ids) for some in (rows.train, rows.validation) for ids in some["input_ids"]), default=0)
+    if context and longest > context:
+        yield (
+            f"trainer.max_length={shown(max_length)}: the longest row has {longest:,} tokens, and the model's context "
+            f"is {context:,}. Write trainer.max_length={context}."
+        )
+
+
+def _modules(adapter: Adapter, outline: PreTrainedModel) -> Iterator[str]:
+    """The modules that an adapter names, each found in the model's shapes."""
+    if not adapter.enabled:
+        return
+    names = {name for name, _ in outline.named_modules()}
+    linear = sorted({n.rpartition(".")[2] for n, m in outline.named_modules() if isinstance(m, torch.nn.Linear)})
+    targets = [] if isinstance(adapter.target_modules, str) else adapter.target_modules
+    for key, wanted in (("target_modules", targets), ("modules_to_save", adapter.modules_to_save or [])):
+        for module in wanted:
+            if not any(name == module or name.endswith(f".{module}") for name in names):
+                there = f"Linear layers here: {', '.join(linear)}"
+                yield f"adapter.{key}: this model has no module {module}.{did_you_mean(module, linear)} {there}."
+    last = outline.config.get_text_config().num_hidden_layers - 1
+    if max(adapter.layers_to_transform or [0]) > last:
+        yield f"adapter.layers_to_transform={shown(adapter.layers_to_transform)}: the model has layers 0 to {last}."
+
+
+def _amount(trainer: dict[str, Any], machine: Device, rows: Rows) -> Iterator[str]:
+    batch, grown = trainer.get("per_device_train_batch_size", 8), trainer.get("gradient_accumulation_steps", 1)
+    effective = batch * grown * machine.processes
+    if effective > len(rows.train):
+        yield (
+            f"trainer.per_device_train_batch_size={batch} x trainer.gradient_accumulation_steps={grown} x "
+            f"{machine.processes} processes: one step takes {effective} rows, and there are {len(rows.train)} to train "
+            "on. Write a smaller one."
+        )
+        return
+    steps = trainer.get("max_steps", -1)
+    if steps <= 0:
+        steps = round(trainer.get("num_train_epochs", 3) * -(-len(rows.train) // effective))
+    warmup = trainer.get("warmup_steps", 0)
+    if warmup >= 1 and warmup >= steps:
+        yield (
+            f"trainer.warmup_steps={shown(warmup)}: training has {steps} steps, so that the learning rate would never "
+            "be reached. Write a share, such as trainer.warmup_steps=0.05."
+        )

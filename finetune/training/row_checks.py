@@ -1,0 +1,216 @@
+"""Does every row teach what it should? What is found here stops a run before the model is loaded."""
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
+
+from finetune.config.choices import ControlTokens
+from finetune.config.schema import Data, UserError
+from finetune.data.splits import Example, Splits
+from finetune.errors import complain
+from finetune.training import tokenize as tokens
+from finetune.training.chat_template import prompt_tokens
+from finetune.training.tokenize import IGNORE, Rows
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example with its tokens and labels, not cut."""
+
+    example: Example
+    tokens: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """What rows are judged against: the tokenizer, the tokens that end an answer, and how rows were prepared."""
+
+    tokenizer: PreTrainedTokenizerBase
+    ends: list[int]
+    settings: SFTConfig
+
+    def decode(self, tokens: list[int]) -> str:
+        """The tokens as text, special ones included, quoted and cut to a readable length."""
+        text = repr(str(self.tokenizer.decode(tokens)))
+        return text if len(text) <= 80 else f"{text[:38]} ... {text[-38:]}"
+
+
+def check(data: Data, splits: Splits, rows: Rows, reader: Reader) -> None:
+    """Raise one UserError that names every fault: how many rows have it, one of them, and what to do."""
+    problems = []
+    for name, examples in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
+        whole = rows.whole[name]
+        table = [Row(*row) for row in zip(examples, whole["input_ids"], whole["labels"], strict=True)]
+        problems += [*_faults(name, table, reader), *_cut(name, table, data.max_cut_share, reader.settings)]
+    complain(problems)
+
+
+def notes(splits: Splits, rows: Rows, reader: Reader) -> Iterator[str]:
+    """What the chat template makes the model write before its answer, to judge by the first training row."""
+    example, learnt = splits.train[0], rows.whole["train"][0]["input_ids"]
+    asked = len(prompt_tokens(example.prompt, reader.tokenizer)) if example.prompt else 0
+    answer = str(reader.tokenizer.decode(learnt[asked:], skip_special_tokens=True))
+    before = answer.partition(example.completion.strip())[0]
+    if example.prompt and before.strip() and before != answer:
+        yield (
+            f"the chat template has the model write {before!r} before each answer, which is scored with it. If a "
+            "variable of the template turns that off, set it: model.chat_template_kwargs.enable_thinking=false, say"
+        )
+
+
+def require_template(tokenizer: PreTrainedTokenizerBase, splits: Splits, plain_prompt: bool) -> None:
+    """Raise UserError for prompts and a tokenizer that has no chat template to put them in."""
+    if splits.train[0].prompt and not tokenizer.chat_template and not plain_prompt:
+        raise UserError(
+            "This model's tokenizer has no chat template, so nothing says how a prompt and its answer are told apart. "
+            "Give it one with trainer.chat_template_path=FILE.jinja, or write model.plain_prompt=true to put the "
+            "messages one a line."
+        )
+
+
+def guard(splits: Splits, tokenizer: PreTrainedTokenizerBase, policy: ControlTokens) -> Splits:
+    """The splits with the tokenizer's control tokens inside their texts refused, escaped or left, and counted.
+
+    Escaped, a token keeps its letters and gets a zero-width space behind the first, so that it is read as text.
+    Raises UserError where they are refused.
+    """
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    control = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, control)))
+    found = [example for example in (*splits.train, *splits.validation, *splits.test) if _holds(example, pattern)]
+    counts = splits.counts | {"with control tokens": len(found)}
+    if not found or policy is ControlTokens.allow:
+        return replace(splits, counts=counts)
+    if policy is ControlTokens.error:
+        token = _holds(found[0], pattern)
+        raise UserError(
+            f"{found[0].place}: the text holds {token}, which this model reads as a control token; so do "
+            f"{len(found)} rows in all. Take it out, or write data.control_tokens=escape to have it read as text "
+            "(allow: as the control token)."
+        )
+    return replace(
+        splits,
+        counts=counts,
+        train=[_escape(example, pattern) for example in splits.train],
+        validation=[_escape(example, pattern) for example in splits.validation],
+        test=[_escape(example, pattern) for example in splits.test],
+    )
+
+
+def _holds(example: Example, pattern: re.Pattern[str]) -> str | None:
+    texts = (*(message["content"] for message in example.prompt), example.completion)
+    return next((match.group() for text in texts if (match := pattern.search(text))), None)
+
+
+def _escape(example: Example, pattern: re.Pattern[str]) -> Example:
+    def escape(text: str) -> str:
+        return pattern.sub(lambda match: f"{match.group()[0]}\u200b{match.group()[1:]}", text)
+
+    prompt = [message | {"content": escape(message["content"])} for message in example.prompt]
+    return replace(example, prompt=prompt, completion=escape(example.completion))
+
+
+# -- one row ----------------------------------------------------------------------------------------------------------
+
+
+def _without_loss(row: Row, reader: Reader) -> str | None:
+    return None if any(label != IGNORE for label in row.labels) else f"its tokens: {reader.decode(row.tokens)}"
+
+
+def _without_end(row: Row, reader: Reader) -> str | None:
+    """Behind the answer there is only whitespace after the end token, and the end token itself carries loss."""
+    last = len(row.tokens) - 1
+    while last > 0 and row.tokens[last] not in reader.ends and _blank(row.tokens[last], reader):
+        last -= 1
+    if row.tokens[last] in reader.ends and row.labels[last] != IGNORE:
+        return None
+    found = "no end token" if row.tokens[last] not in reader.ends else "an end token without loss"
+    return f"it ends with {reader.decode(row.tokens[-6:])}, {found}"
+
+
+def _blank(token: int, reader: Reader) -> bool:
+    return not str(reader.tokenizer.decode([token])).strip()
+
+
+def _other_prompt(row: Row, reader: Reader) -> str | None:
+    if not row.example.prompt:
+        return None
+    asked = prompt_tokens(row.example.prompt, reader.tokenizer)
+    if row.tokens[: len(asked)] != asked:
+        same = next(
+            (i for i, pair in enumerate(zip(asked, row.tokens, strict=False)) if pair[0] != pair[1]), len(asked)
+        )
+        return (
+            f"after {same} equal tokens generation reads {reader.decode(asked[same : same + 8])} "
+            f"where training reads {reader.decode(row.tokens[same : same + 8])}"
+        )
+    return None
+
+
+def _learns_prompt(row: Row, reader: Reader) -> str | None:
+    """With `completion_only_loss`, on by default, loss begins where the answer does."""
+    if not row.example.prompt or reader.settings.completion_only_loss is False or reader.settings.assistant_only_loss:
+        return None
+    first = next(i for i, label in enumerate(row.labels) if label != IGNORE)
+    asked = len(prompt_tokens(row.example.prompt, reader.tokenizer))
+    return None if first >= asked else f"loss begins {asked - first} tokens before the answer"
+
+
+Fault = tuple[str, str, Callable[[Row, Reader], str | None]]
+TEMPLATE = "Give a chat template that does with trainer.chat_template_path=FILE.jinja"
+# What is wrong, what to do, and whether a row has it: a detail, or None. A row's first fault hides the later ones.
+FAULTS: tuple[Fault, ...] = (
+    (
+        "no token carries loss",
+        "Leave out trainer.assistant_only_loss and trainer.completion_only_loss, or repair the chat template",
+        _without_loss,
+    ),
+    (
+        "the model would never learn to stop: the answer does not end with an end token that carries loss",
+        f"{TEMPLATE}, or name the token that ends an answer in trainer.eos_token",
+        _without_end,
+    ),
+    (
+        "the prompt in training is not the prompt that generation reads",
+        f"{TEMPLATE}: with add_generation_prompt it must yield the beginning of the whole conversation",
+        _other_prompt,
+    ),
+    ("the prompt carries loss", "Leave out trainer.completion_only_loss, or repair the chat template", _learns_prompt),
+)
+
+
+def _faults(split: str, rows: list[Row], reader: Reader) -> Iterator[str]:
+    found: dict[int, list[tuple[Row, str]]] = {}
+    for row in rows:
+        details = ((number, find(row, reader)) for number, (_, _, find) in enumerate(FAULTS))
+        first = next(((number, detail) for number, detail in details if detail is not None), None)
+        if first:
+            found.setdefault(first[0], []).append((row, first[1]))
+    for number, cases in sorted(found.items()):
+        what, remedy, _ = FAULTS[number]
+        row, detail = cases[0]
+        yield f"{row.example.place}: {what} ({detail}); {_share(len(cases), len(rows), split)}. {remedy}."
+
+
+def _cut(split: str, rows: list[Row], allowed: float, settings: SFTConfig) -> Iterator[str]:
+    """Answers that lose their end at `max_length`, where they are more than the share `allowed`."""
+    limit = tokens.cut_at(settings)
+    if split == "test" or not limit:
+        return
+    cut = [row for row in rows if len(row.tokens) > limit]
+    if len(cut) > allowed * len(rows):
+        longest = max(cut, key=lambda row: len(row.tokens))
+        yield (
+            f"{longest.example.place}: its answer is cut off at trainer.max_length={limit}, it has "
+            f"{len(longest.tokens)} tokens; {_share(len(cut), len(rows), split)}, more than data.max_cut_share="
+            f"{allowed:g}. Write trainer.max_length={len(longest.tokens)}, shorten the rows, or raise "
+            "data.max_cut_share."
+        )
+
+
+def _share(count: int, of: int, split: str) -> str:
+    return f"so with {count:,} of {of:,} {split} rows ({count / of:.1%})"

@@ -1,0 +1,181 @@
+"""What exactly are the tokens of each row, and which of them carry loss?
+
+TRL's own preparation, called before the model is loaded: what is checked and shown is what is trained on.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig, SFTTrainer
+from trl.chat_template_utils import has_generation_markers
+
+from finetune.config.schema import UserError
+from finetune.data.splits import Example, Splits
+from finetune.training.chat_template import training_row, training_template
+
+IGNORE = -100
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a split holds before truncation and packing.
+
+    truncated: the rows that are cut at `max_length`; dropped: those of them that lose all their loss tokens there, and
+    so teach nothing (TRL leaves them out).
+    """
+
+    rows: int
+    tokens: int
+    loss_tokens: int
+    truncated: int
+    dropped: int
+    longest_answer: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The tokens of the splits `train`, `validation` and `test`, as columns `input_ids` and `labels`.
+
+    whole: one row for each example, in their order, not cut. train and validation: the rows that the trainer reads,
+    cut at `max_length` or packed.
+    """
+
+    whole: dict[str, Dataset]
+    train: Dataset
+    validation: Dataset
+    sizes: dict[str, Size]
+
+
+def apply_settings(settings: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer the end token and the chat template that the settings name.
+
+    A missing padding token becomes the end token (padding never carries loss). Raises UserError for a token that it
+    does not have, for no end token at all, and for a template that is no Jinja.
+    """
+    if settings.eos_token:
+        if settings.eos_token not in tokenizer.get_vocab():
+            raise UserError(
+                f"trainer.eos_token={settings.eos_token}: the tokenizer has no such token. Its special tokens: "
+                f"{', '.join(map(str, tokenizer.all_special_tokens))}."
+            )
+        tokenizer.eos_token = settings.eos_token
+    if tokenizer.eos_token is None:
+        raise UserError(
+            f"model.path={tokenizer.name_or_path}: its tokenizer has no end token, so a model could not learn to stop. "
+            "Name the one that its chat template ends answers with, trainer.eos_token=TOKEN, or choose another model."
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if settings.chat_template_path:
+        tokenizer.chat_template = Path(settings.chat_template_path).read_text(encoding="utf-8")
+        try:
+            tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
+        except TemplateSyntaxError as error:
+            raise UserError(
+                f"trainer.chat_template_path={settings.chat_template_path}: the chat template cannot be read: {error}"
+            ) from error
+        except TemplateError:  # it may want other messages: the rows will tell
+            pass
+
+
+def tokenize(splits: Splits, tokenizer: PreTrainedTokenizerBase, settings: SFTConfig) -> Rows:
+    """The tokens of all examples, prepared as `settings` say."""
+    examples = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    whole = {name: tokenize_examples(some, tokenizer, settings, name) for name, some in examples.items()}
+    packs = settings.packing if settings.eval_packing is None else settings.eval_packing
+    shape = _Preparation(tokenizer, settings, whole=False)
+    return Rows(
+        whole,
+        shape.run(whole["train"], settings.packing, "train"),
+        shape.run(whole["validation"], packs, "validation"),
+        {name: _size(rows, cut_at(settings)) for name, rows in whole.items()},
+    )
+
+
+class _Preparation(SFTTrainer):
+    """As much of SFTTrainer as its preparation of rows needs, which is no model."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: SFTConfig, whole: bool) -> None:
+        self._tokenizer = tokenizer
+        self._settings = copy.copy(settings)
+        if whole:
+            self._settings.max_length = None
+        self.completion_only_loss = settings.completion_only_loss is not False
+        marked = not settings.assistant_only_loss or has_generation_markers(tokenizer.chat_template)
+        try:
+            self.chat_template = None if marked else training_template(tokenizer)
+        except ValueError as error:
+            raise UserError(
+                "trainer.assistant_only_loss=true: this model's chat template does not mark the assistant's words with "
+                "{% generation %}, and TRL knows no such form of it. Leave the setting out (only the last answer then "
+                "carries loss), or give a template that does with trainer.chat_template_path=FILE.jinja."
+            ) from error
+
+    def run(self, rows: Dataset, packing: bool, name: str) -> Dataset:
+        prepared: Dataset = self._prepare_dataset(rows, self._tokenizer, self._settings, packing, None, name)
+        return prepared
+
+
+def tokenize_examples(examples: list[Example], tokenizer: Any, settings: SFTConfig, name: str) -> Dataset:
+    """One row of `input_ids` and `labels` for each example, not cut; raises UserError for a row that is refused."""
+    rows = [training_row(example, tokenizer, settings.assistant_only_loss) for example in examples]
+    shape = _Preparation(tokenizer, settings, whole=True)
+    try:
+        tokens = shape.run(Dataset.from_list(rows), False, name)
+    except (TemplateError, RuntimeError):
+        _name_refused(examples, rows, shape)
+        raise
+    return tokens.select_columns(["input_ids", "labels"])
+
+
+def _name_refused(examples: list[Example], rows: list[dict[str, Any]], shape: _Preparation) -> None:
+    """Raise UserError for a row that the chat template, or TRL, refuses; it is found by halving."""
+    while True:
+        half = max(1, len(rows) // 2)
+        try:
+            shape.run(Dataset.from_list(rows[:half]), False, "refused")
+        except (TemplateError, RuntimeError) as error:
+            if half == 1:
+                raise UserError(f"{examples[0].place}: {_refusal(error)}") from error
+            examples, rows = examples[:half], rows[:half]
+        else:
+            if half == len(rows):
+                return
+            examples, rows = examples[half:], rows[half:]
+
+
+def _refusal(error: Exception) -> str:
+    if isinstance(error, TemplateError):
+        return (
+            f"the chat template refuses this row: {error}. Change the row (and data.system), or give another template "
+            "with trainer.chat_template_path=FILE.jinja."
+        )
+    return (
+        "no token of this row carries loss (trainer.assistant_only_loss): the chat template marks no answer of the "
+        "assistant's with {% generation %}. Leave out trainer.assistant_only_loss, or repair the template."
+    )
+
+
+def _size(tokenized: Dataset, max_length: int | None) -> Size:
+    lengths = [len(row) for row in tokenized["input_ids"]]
+    answers = [sum(label != IGNORE for label in row[1:]) for row in tokenized["labels"]]
+    truncated = sum(length > max_length for length in lengths) if max_length else 0
+    dropped = len(lengths) - len(kept(tokenized, max_length))
+    return Size(len(lengths), sum(lengths), sum(answers), truncated, dropped, max(answers, default=0))
+
+
+def cut_at(settings: SFTConfig) -> int | None:
+    """The length beyond which tokens of a row are lost, if there is one: `bfd_split` and `wrapped` packing keep all."""
+    keeps_all = settings.packing and settings.packing_strategy != "bfd"
+    return None if keeps_all else settings.max_length
+
+
+def kept(tokenized: Dataset, max_length: int | None) -> list[int]:
+    """The indices of the rows that have a loss token left when they are cut at `max_length`."""
+    labels = tokenized["labels"]
+    return [i for i, row in enumerate(labels) if any(label != IGNORE for label in row[:max_length])]

@@ -1,0 +1,172 @@
+"""How is it trained? TRL's SFTTrainer with the library's own settings, and a loss that computes nothing for nothing."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTConfig, SFTTrainer
+
+from finetune.machine import device
+from finetune.training import flat_batch as batch
+from finetune.training.prepare import Prepared
+from finetune.training.sft_config import checkpointing_name
+
+# Every so many steps, freed memory is given back; at each step, it would cost time to get it again.
+TIDY_STEPS = 8
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer on flat batches (see batch.py) where the model and the settings allow, with its own token counts."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | PeftModel,
+        prepared: Prepared,
+        callbacks: list[TrainerCallback],
+    ) -> None:
+        self.tokens: Any = 0
+        self.loss_tokens: Any = 0
+        self.flat, self.layout = _layout(model, prepared.settings)
+        args = copy.copy(prepared.settings)
+        args.assistant_only_loss = False  # the rows carry their labels already
+        precise = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=prepared.rows.train,
+            eval_dataset=prepared.rows.validation,
+            processing_class=prepared.tokenizer,
+            data_collator=batch.SharedPrefixCollator() if self.flat else None,
+            callbacks=callbacks,
+        )
+        self.remove_callback(PrinterCallback)  # progress.Watch shows the same on one line
+        _restore(model, precise)
+
+    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
+        return dataset  # prepare.py has prepared it
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step % TIDY_STEPS == 0:
+            device.release_freed_memory()
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        if model.training:
+            labels = inputs["shift_labels"] if self.flat else inputs["labels"][:, 1:]
+            self.tokens += inputs["real_tokens"] if self.flat else _real_tokens(inputs)
+            self.loss_tokens += (labels != batch.IGNORE).sum()
+        if not self.flat:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        nll, count = batch.negative_log_likelihood(model, inputs)
+        if num_items_in_batch is None:
+            return nll / count
+        # the count is of all processes, whose gradients are averaged
+        processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return nll * processes / num_items_in_batch
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Validate, and leave the random state as it was: a data loader draws from it, and dropout comes next."""
+        device.release_freed_memory()
+        with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
+            losses = super().evaluate(*args, **kwargs)
+        device.release_freed_memory()
+        return losses
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.log({})  # a run that continues counts on from here
+        super()._save_checkpoint(model, trial)
+
+    def create_model_card(self, *_: Any, **__: Any) -> None:
+        """Nothing: TRL's would be an empty form in the folder of checkpoints."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        counts = torch.tensor([int(self.tokens), int(self.loss_tokens)], device=self.args.device)
+        total = self.accelerator.reduce(counts, reduction="sum").tolist()
+        super().log(logs | {"tokens": total[0], "loss_tokens": total[1]}, start_time)
+
+
+@contextmanager
+def mixed_precision(args: TrainingArguments) -> Iterator[None]:
+    """Products in the type of training, as Accelerate has them."""
+    dtype = torch.bfloat16 if args.bf16 else torch.float16
+    with torch.autocast(args.device.type, dtype, enabled=bool(args.bf16 or args.fp16)):
+        yield
+
+
+def recompute_activations(trainer: Trainer) -> None:
+    """Where the settings ask for it, what transformers does when training begins: keep no activations inside layers."""
+    name = checkpointing_name()
+    if getattr(trainer.args, name):
+        getattr(trainer.model, f"{name}_enable")(**{f"{name}_kwargs": getattr(trainer.args, f"{name}_kwargs")})
+
+
+def train(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train, from `checkpoint` on where there is one; after the last step's, nothing is left but to load it."""
+    device.release_freed_memory()
+    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
+    if state is None or state.global_step < state.max_steps:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    else:
+        _load_trained(trainer, str(checkpoint), state)  # Trainer would begin the next epoch, and take a step of it
+    device.release_freed_memory()
+
+
+def _load_trained(trainer: Trainer, checkpoint: str, state: TrainerState) -> None:
+    trainer.state = state
+    trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
+    trainer._load_from_checkpoint(checkpoint)
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+        trainer._load_best_model()
+    trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
+
+
+def save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write what was trained: `adapter/` in PEFT's format, or `model/` where all weights were trained."""
+    target = folder / ("adapter" if isinstance(model, PeftModel) else "model")
+    model.save_pretrained(str(target))
+    tokenizer.save_pretrained(str(target))
+
+
+def _layout(model: PreTrainedModel | PeftModel, args: SFTConfig) -> tuple[bool, str]:
+    """Whether training runs on flat batches, and in words how a batch is laid out and why."""
+    if args.packing or args.padding_free:
+        return False, "rows are laid end to end by TRL (trainer.packing or trainer.padding_free)"
+    if args.neftune_noise_alpha or args.pad_to_multiple_of:
+        return False, "padded batches: trainer.neftune_noise_alpha and trainer.pad_to_multiple_of are defined on these"
+    if args.loss_type != "nll" or args.label_smoothing_factor:
+        return False, f"padded batches: TRL computes this loss ({args.loss_type}) itself"
+    if not batch.shares_prefixes(model.config):
+        text = model.config.get_text_config()
+        return False, f"padded batches: {text.model_type} with {text._attn_implementation} has no flat form here"
+    return True, "flat batches: no padding, and what all rows of a batch begin with is computed once"
+
+
+def _real_tokens(inputs: dict[str, Any]) -> torch.Tensor | int:
+    return inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
+
+
+def _restore(model: torch.nn.Module, precise: dict[str, torch.Tensor]) -> None:
+    """Undo SFTTrainer's cast of the trained weights to bfloat16 under QLoRA: AdamW loses small updates in it."""
+    for name, parameter in model.named_parameters():
+        if name in precise:
+            parameter.data = precise[name].to(parameter.device)
