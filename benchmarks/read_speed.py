@@ -68,15 +68,15 @@ def in_own_process(side: str, file: Path) -> float:
 def check(file: Path) -> float:
     """Seconds to read every row strictly and check its columns."""
     sys.path.insert(0, str(ROOT))
-    from finetune.config import choices, schema
-    from finetune.data import columns as recipe
-    from finetune.data import rows
+    from finetune.config.schema import Data, Source
+    from finetune.data.columns import check_row, find_columns, find_recipe
+    from finetune.data.rows import read_rows
 
-    data = schema.Data(source=choices.Source.local, path=str(file), recipe="prompt_completion")
+    data = Data(source=Source.local, path=str(file), recipe="prompt_completion")
     started = time.perf_counter()
-    columns = recipe.find_columns(data, recipe.find_recipe(data))
-    for _, row in rows.read_rows(file):
-        recipe.check_row(row, columns, data)
+    columns = find_columns(data, find_recipe(data))
+    for _, row in read_rows(file):
+        check_row(row, columns, data)
     return time.perf_counter() - started
 
 

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from finetune.data import embedded as fetch
+from finetune.data.embedded import cache_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("prepare", "load", "train", "evaluate", "judge")
@@ -77,7 +77,7 @@ def measure(side: str, options: argparse.Namespace) -> Measured:
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder, "cache")
         cache.mkdir()
-        for item in fetch.cache_folder().iterdir():
+        for item in cache_folder().iterdir():
             if item.name != "base_answers":
                 (cache / item.name).symlink_to(item)
         environment = os.environ | {"FINETUNE_CACHE": str(cache)}
@@ -130,26 +130,20 @@ def show_load() -> None:
     code = """
 import time
 started = time.perf_counter()
-from finetune.machine import libraries
-libraries.hush_all()
-libraries.import_trainer()
-from finetune.machine import device
-from finetune.evaluation import answers as evaluate
-from finetune.evaluation import verdict as judge
-from finetune.model import base as model
-from finetune.planning import plan
-from finetune.training import prepare
+from finetune.machine.libraries import import_trainer, silence_all
+silence_all()
+import_trainer()
+from finetune.cli.compose import compose_config
+from finetune.machine.device import choose_device
+from finetune.model.base import load_base
 from finetune.reporting import report
-from finetune.evaluation import forgetting as retention
-from finetune.reporting import wandb as tracking
-from finetune.training import trainer as train
-from finetune.cli.main import compose
+from finetune.training import trainer
 print(f"imports {time.perf_counter() - started:.1f} s", end="")
 for quantization in ("none", "nf4"):
-    config = compose([f"quantization={quantization}"])
-    machine = device.choose(config.model, config.quantization, config.adapter)
+    config = compose_config([f"quantization={quantization}"])
+    machine = choose_device(config.model, config.quantization, config.adapter)
     started = time.perf_counter()
-    model.load_base(config.model, config.quantization, machine)
+    load_base(config.model, config.quantization, machine)
     print(f", load with quantization={quantization} {time.perf_counter() - started:.1f} s", end="")
 print()
 """
@@ -162,43 +156,44 @@ def show_overhead() -> None:
     import optuna
     from omegaconf import OmegaConf
 
-    from finetune.runs import sweep_record as trials
-    from finetune.runs.sweep_record import Outcome, State
-    from finetune.search import space, storage, study
-    from finetune.search.study import Plan, Search
+    from finetune.runs.outcome import Outcome, RunState
+    from finetune.runs.sweep_record import TrialRecord, open_sweep_record
+    from finetune.search.space import read_space
+    from finetune.search.storage import read_ahead
+    from finetune.search.study import SearchStudy, StudySettings, load_trial, open_study
 
     tried = 20
     preset = OmegaConf.load(ROOT / "conf" / "sweep" / "lora_basics.yaml").hydra.sweeper
-    searched = space.read(OmegaConf.to_container(preset.params), [], OmegaConf.to_container(preset.conditions))
-    plan = Plan("tpe", "median", STUDIED + tried, 0, ("score",), True)
+    searched = read_space(OmegaConf.to_container(preset.params), [], OmegaConf.to_container(preset.conditions))
+    plan = StudySettings("tpe", "median", STUDIED + tried, 0, ("score",), True)
     with tempfile.TemporaryDirectory() as folder:
-        opened = study.open_study(f"{folder}/study.journal", "s", plan)
+        opened = open_study(f"{folder}/study.journal", "s", plan)
         random = optuna.samplers.RandomSampler(seed=0)
         opened.sampler, model = random, opened.sampler
-        search = Search(opened, searched, plan, shared=False)
-        record = trials.open_record(folder, "s", [])
+        search = SearchStudy(opened, searched, plan, shared=False)
+        record = open_sweep_record(folder, "s", [])
         for number in range(STUDIED):
             asked = opened.ask()
             searched.suggest(asked)
             for step in range(5):
                 asked.report(step, step)
             opened.tell(asked, asked.params["trainer.learning_rate"])
-            record.trials[number] = trials.Trial(number, ["a=1"], folder, State.complete, "", 1.0, 0.5)
+            record.trials[number] = TrialRecord(number, ["a=1"], folder, RunState.complete, "", 1.0, 0.5)
         record.write(*record.trials.values())
         opened.sampler = model
         started = time.perf_counter()
         for number, overrides in search:
-            record.begin(number, overrides, Path(folder), State.running)
-            storage.read_ahead(f"{folder}/study.journal")
+            record.begin(number, overrides, Path(folder), RunState.running)
+            read_ahead(f"{folder}/study.journal")
             if not (pid := os.fork()):  # as a trial is forked from a process that has read the study
-                trial = study.load_trial(f"{folder}/study.journal", "s", number, "median")
+                trial = load_trial(f"{folder}/study.journal", "s", number, "median")
                 for step in range(5):
                     trial.report(1e6, step)
                     trial.should_prune()
                 os._exit(0)
             assert os.waitpid(pid, 0)[1] == 0
-            search.tell(number, Outcome(State.complete), [0.5])
-            record.end(number, Outcome(State.complete, score=0.5))
+            search.tell(number, Outcome(RunState.complete), [0.5])
+            record.end(number, Outcome(RunState.complete, score=0.5))
         seconds = (time.perf_counter() - started) / tried
     what = "drawing, recording, asking the pruner five times, telling"
     print(f"\nThe search's own time for a trial after {STUDIED} ({what}): {seconds:.3f} s (target 0.2)")

@@ -65,12 +65,12 @@ def in_own_process(side: str, options: argparse.Namespace) -> dict[str, float]:
 
 def show(rounds: list[dict[str, dict[str, float]]]) -> None:
     """Print medians by side, then the ratios with their targets."""
-    from finetune.cli.main import compose
-    from finetune.machine import device
-    from finetune.planning import throughput as pace
+    from finetune.cli.compose import compose_config
+    from finetune.machine.device import choose_device
+    from finetune.planning.throughput import matmul_rate
 
-    config = compose([])
-    rate = pace.matrix_rate(device.choose(config.model, config.quantization, config.adapter))
+    config = compose_config([])
+    rate = matmul_rate(choose_device(config.model, config.quantization, config.adapter))
     for side in SIDES:
         speed, memory = (statistics.median(r[side][key] for r in rounds) for key in FIGURES)
         used = speed * PARAMETERS * (6 if side.startswith("TRL") else 4) / rate
@@ -189,15 +189,15 @@ def load(quantization: str) -> tuple[Any, Any, Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, logging
 
-    from finetune.cli.main import compose
-    from finetune.data import embedded as fetch
-    from finetune.data import splits as data
-    from finetune.machine import device
-    from finetune.model import base as model
+    from finetune.cli.compose import compose_config
+    from finetune.data.embedded import embedded_model
+    from finetune.data.splits import load_splits
+    from finetune.machine.device import choose_device
+    from finetune.model.tokenizer import load_tokenizer
 
     logging.set_verbosity_error()
-    config = compose([f"quantization={quantization}"])
-    machine = device.choose(config.model, config.quantization, config.adapter)
+    config = compose_config([f"quantization={quantization}"])
+    machine = choose_device(config.model, config.quantization, config.adapter)
     four_bit = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
@@ -205,12 +205,12 @@ def load(quantization: str) -> tuple[Any, Any, Any, Any]:
         bnb_4bit_use_double_quant=True,
     )
     base = AutoModelForCausalLM.from_pretrained(
-        fetch.model(config.model.path),
+        embedded_model(config.model.path),
         dtype=machine.weight_dtype,
         quantization_config=four_bit if quantization == "nf4" else None,
         device_map={"": torch.cuda.current_device()} if machine.kind == "cuda" else None,
     )
-    return machine, model.load_tokenizer(config.model), base, data.load(config.data).train
+    return machine, load_tokenizer(config.model), base, load_splits(config.data).train
 
 
 def lora() -> Any:

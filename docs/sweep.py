@@ -12,20 +12,20 @@ from playwright.sync_api import sync_playwright
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
 
-from finetune.comparison import page as compare_page
 from finetune.comparison.compare import Comparison
+from finetune.comparison.page import settings_figures
 from finetune.comparison.table import settings_of, to_best
-from finetune.reporting.console import with_interval
-from finetune.sweeps import sweep_result
-from finetune.sweeps.sweep_result import SweepResult
+from finetune.reporting.console import format_interval
+from finetune.sweeps.report import history_figure
+from finetune.sweeps.sweep_result import SweepResult, read_sweep
 
 BEST = 5  # runs of the ranking
 
 
 def draw(result: SweepResult) -> go.Figure:
     """Score by trial beside the settings' importance, settings and score below, and the best of the ranking."""
-    history, ranked = compare_page.history(result), result.comparisons[0]
-    others = compare_page.settings_figures(ranked)
+    history, ranked = history_figure(result), result.comparisons[0]
+    others = settings_figures(ranked)
     places = {(1, 1): history, (1, 2): others["importance"], (2, 1): others["parallel_coordinates"]}
     figure = make_subplots(
         3,
@@ -55,7 +55,7 @@ def _table(ranked: Comparison) -> go.Table:
         (
             ranked.groups[i],
             run.name,
-            with_interval(run.tuned(ranked.metric)),
+            format_interval(run.tuned(ranked.metric)),
             *to_best(ranked.to_best[i]),
             settings_of(ranked.settings[i]),
         )
@@ -68,7 +68,7 @@ def _table(ranked: Comparison) -> go.Table:
 
 def main() -> None:
     """Draw the sweep that the command line names."""
-    figure = draw(sweep_result.read(Path(sys.argv[1])))
+    figure = draw(read_sweep(Path(sys.argv[1])))
     with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
         page = Path(place) / "page.html"
         figure.write_html(page)

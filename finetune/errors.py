@@ -4,10 +4,12 @@ import difflib
 import json
 import re
 from collections.abc import Iterable
-from enum import Enum
 from typing import Any
 
-from finetune.config.schema import UserError
+
+class UserError(Exception):
+    """A mistake of the user's, printed as one paragraph without a stack; the program ends with exit code 2."""
+
 
 SECRET = re.compile(r"(^|[._])(token|(api|access)?key|passw(or)?d|passphrase|secret|credentials?)$", re.IGNORECASE)
 NO_SECRET = re.compile(r"(^|[._])(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.IGNORECASE)
@@ -29,7 +31,7 @@ def _inside(value: Any) -> Any:
     return [_inside(item) for item in value] if isinstance(value, list) else value
 
 
-def complain(problems: list[str]) -> None:
+def raise_problems(problems: list[str]) -> None:
     """Raise one UserError with all `problems`, if there are any."""
     if len(problems) == 1:
         raise UserError(problems[0])
@@ -43,22 +45,7 @@ def did_you_mean(word: str, options: Iterable[str], prefix: str = "") -> str:
     return f" Did you mean {prefix}{close[0]}?" if close else ""
 
 
-def shown(value: Any) -> str:
-    """A value as it is written on the command line."""
-    if isinstance(value, Enum):
-        return str(value.value)
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{','.join(map(shown, value))}]"
-    if isinstance(value, dict):
-        return f"{{{','.join(f'{key}:{shown(item)}' for key, item in value.items())}}}"
-    return str(value)
-
-
-def describe(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """A value in words that a user knows, cut to a readable length: `the number 12`, `the text "abc"`."""
     shown = json.dumps(value, ensure_ascii=False, default=str)
     shown = shown if len(shown) <= 60 else shown[:57] + "..."

@@ -1,4 +1,4 @@
-"""`hydra/sweeper=optuna`: how does Hydra hand a search to finetune/sweeps/run_search.py?"""
+"""`hydra/sweeper=optuna`: how does Hydra hand a search to finetune/search.py?"""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -54,7 +54,7 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
 
     def sweep(self, arguments: list[str]) -> None:
         """Search."""
-        from finetune.sweeps import run_search as search
+        from finetune.sweeps.run_search import run_search
 
         settings = {
             key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
@@ -62,16 +62,16 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
         }
         settings["options"] = dict(self.config.hydra.runtime.choices)
         try:
-            search.search(self.compose, self.run, settings, arguments)
+            run_search(self.compose, self.run, settings, arguments)
         finally:
             if hasattr(self.launcher, "close"):
                 self.launcher.close()
 
     def compose(self, overrides: list[str]) -> Any:
         """The checked configuration of a trial."""
-        from finetune.cli import main as command
+        from finetune.cli.compose import compose_trial
 
-        return command.compose_trial(self.context, self.config, overrides)
+        return compose_trial(self.context, self.config, overrides)
 
     def run(
         self,
@@ -87,8 +87,8 @@ class OptunaSweeper(Sweeper):  # type: ignore[misc]
         if isinstance(self.launcher, ProcessLauncher):
             self.launcher.stream(jobs, on_end, total, name, examples)
             return
-        from finetune.runs import sweep_record as trials
-        from finetune.sweeps import other_launchers as elsewhere
+        from finetune.runs.sweep_record import open_sweep_record
+        from finetune.sweeps.other_launchers import run_in_turn
 
-        record = trials.open_record(self.config.output_dir, name, sys.argv[1:])
-        elsewhere.run_in_turn(self.launcher.launch, jobs, on_end, self.compose, record)
+        record = open_sweep_record(self.config.output_dir, name, sys.argv[1:])
+        run_in_turn(self.launcher.launch, jobs, on_end, self.compose, record)

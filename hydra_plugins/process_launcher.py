@@ -1,4 +1,4 @@
-"""`hydra/launcher=process`, the default: how does Hydra hand the trials of a sweep to finetune/sweeps/pool.py?"""
+"""`hydra/launcher=process`, the default: how does Hydra hand the trials of a sweep to finetune/pool.py?"""
 
 import os
 import sys
@@ -36,7 +36,7 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run a batch of trials; what each came to is its return value."""
-        from finetune.config.choices import Stage
+        from finetune.config.schema import Stage
 
         setup_globals()
         alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
@@ -50,9 +50,9 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
             folder = self.stream(jobs, outcomes.__setitem__, len(job_overrides), examples=examples, common=common)
         finally:
             self.close()
-        from finetune.sweeps import best as answer
+        from finetune.sweeps.best import report_best_of_grid
 
-        answer.give_of_grid(folder, self.compose, examples[0].tracking)
+        report_best_of_grid(folder, self.compose, examples[0].tracking)
         numbers = range(initial_job_idx, initial_job_idx + len(job_overrides))
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=outcomes.get(number)) for number in numbers]
 
@@ -71,17 +71,18 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         cost; the overrides of `common`, which all have, are not shown. The sweep's folder is returned. After the last
         call, `close`.
         """
-        from finetune.runs import sweep_record as trials
-        from finetune.sweeps.fork_client import Server
-        from finetune.sweeps.pool import Pool
-        from finetune.sweeps.slots import Share
+        from finetune.runs.sweep_record import open_sweep_record
+        from finetune.sweeps.fork_client import ForkServerClient
+        from finetune.sweeps.pool import LauncherSettings, TrialPool
 
         setup_globals()
         assert self.config is not None
-        self.server = self.server or Server(Path(self.task_function.__code__.co_filename))
-        record = trials.open_record(self.config.output_dir, name or self.config.sweep.name, sys.argv[1:])
+        self.server = self.server or ForkServerClient(Path(self.task_function.__code__.co_filename))
+        record = open_sweep_record(self.config.output_dir, name or self.config.sweep.name, sys.argv[1:])
         record.common = common
-        Pool(self.server, self.compose, record, Share(self.n_jobs, self.devices), on_end).run(jobs, total, examples)
+        TrialPool(self.server, self.compose, record, LauncherSettings(self.n_jobs, self.devices), on_end).run(
+            jobs, total, examples
+        )
         return record.folder
 
     def close(self) -> None:
@@ -91,7 +92,7 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
 
     def compose(self, overrides: list[str]) -> Any:
         """The checked configuration of a trial."""
-        from finetune.cli import main as command
+        from finetune.cli.compose import compose_trial
 
         assert self.hydra_context is not None
-        return command.compose_trial(self.hydra_context, self.config, overrides)
+        return compose_trial(self.hydra_context, self.config, overrides)

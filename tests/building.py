@@ -1,25 +1,26 @@
 """What `python run.py OVERRIDES` builds before its first step."""
 
-from finetune.cli.main import compose
-from finetune.data import splits as data
-from finetune.machine import device
-from finetune.model import base as model
-from finetune.runs import folder as checkpoint
-from finetune.training import prepare
-from finetune.training import trainer as train
+from finetune.cli.compose import compose_config
+from finetune.data.splits import load_splits
+from finetune.machine.device import choose_device
+from finetune.model.adapter import add_adapter
+from finetune.model.base import load_base
+from finetune.runs.folder import run_folder
+from finetune.training.prepare import prepare_run
+from finetune.training.trainer import Trainer
 
 
 def prepared(overrides):
     """The rows as they are trained on, checked."""
-    config = compose(overrides)
-    machine = device.choose(config.model, config.quantization, config.adapter)
-    return prepare.prepare(config, data.load(config.data), machine, checkpoint.folder(config))
+    config = compose_config(overrides)
+    machine = choose_device(config.model, config.quantization, config.adapter)
+    return prepare_run(config, load_splits(config.data), machine, run_folder(config))
 
 
 def trainer(overrides):
     """The trainer, with the model and the adapter loaded."""
-    config = compose(overrides)
-    machine = device.choose(config.model, config.quantization, config.adapter)
-    rows = prepare.prepare(config, data.load(config.data), machine, checkpoint.folder(config))
-    base = model.load_base(config.model, config.quantization, machine)
-    return train.Trainer(model.add_adapter(base, config.adapter, config.seed), rows, [])
+    config = compose_config(overrides)
+    machine = choose_device(config.model, config.quantization, config.adapter)
+    rows = prepare_run(config, load_splits(config.data), machine, run_folder(config))
+    base = load_base(config.model, config.quantization, machine)
+    return Trainer(add_adapter(base, config.adapter, config.seed), rows, [])

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_its_own(tmp_path_factory):
     """Tests see the embedded model and data, but not what earlier runs of the same base model answered."""
-    from finetune.data import embedded as fetch
+    from finetune.data.embedded import embedded_data, embedded_model
 
-    embedded = [fetch.model("smollm2_135m"), fetch.data("usaddress").parent]
+    embedded = [embedded_model("smollm2_135m"), embedded_data("usaddress").parent]
     folder = tmp_path_factory.mktemp("cache")
     for path in embedded:
         (folder / path.name).symlink_to(path)
@@ -30,10 +30,10 @@ def tiny_model(tmp_path_factory):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    from finetune.data import embedded as fetch
+    from finetune.data.embedded import embedded_model
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    tokenizer = AutoTokenizer.from_pretrained(fetch.model("smollm2_135m"))
+    tokenizer = AutoTokenizer.from_pretrained(embedded_model("smollm2_135m"))
     shape = tiny.SHAPE | {"vocab_size": len(tokenizer), "max_position_embeddings": 1024, "tie_word_embeddings": True}
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape, attention_bias=True)).save_pretrained(

@@ -2,39 +2,35 @@
 
 import json
 
-from finetune.cli.main import compose
+from finetune.cli.compose import compose_config
+from finetune.config.settings import to_plain
 from finetune.data.splits import Example
-from finetune.evaluation import verdict as judge
 from finetune.evaluation.answer_cache import Reply
-from finetune.evaluation.answers import Arm, Draw, Prompts
+from finetune.evaluation.answers import Arm
 from finetune.evaluation.generate import Answer
-from finetune.runs import folder as checkpoint
+from finetune.evaluation.prompts import Prompts, PromptSet
+from finetune.evaluation.verdict import describe_evaluation, list_predictions
+from finetune.runs.files import write_text
+from finetune.runs.folder import SELECTION
 
 EXAMPLES = [{"place": "a.jsonl:9", "spans": [("context", "Say <b>9</b>"), ("loss", "9<|im_end|>")]}]
 
 
 def leave_run(
-    folder,
-    *overrides,
-    tuned,
-    base=None,
-    metrics=("exact_match",),
-    system="Answer.",
-    likelihoods=None,
-    split="test",
+    folder, *overrides, tuned, base=None, metrics=("exact_match",), system="Answer.", likelihoods=None, split="test"
 ):
     """Leave the run in the folder; `tuned` and `base` are answers to prompts whose references are 0, 1, 2 and so on.
 
     On the `split` validation it is a search's trial.
     """
-    config = compose([*overrides, "data.metrics=[" + ",".join(metrics) + "]"])
+    config = compose_config([*overrides, "data.metrics=[" + ",".join(metrics) + "]"])
     examples = [
         Example(
             [{"role": "system", "content": system}, {"role": "user", "content": f"Say {i}"}], str(i), f"a.jsonl:{i}"
         )
         for i in range(len(tuned))
     ]
-    prompts = Prompts(Draw(examples, None, []), [], list(metrics), config.eval, 16, config.data.seed, split)
+    prompts = Prompts(PromptSet(examples, None, []), [], list(metrics), config.eval, 16, config.data.seed, split)
     likelihoods = likelihoods or [None] * len(tuned)
 
     def arm(texts):
@@ -52,7 +48,7 @@ def leave_run(
         "name": folder.name,
         "status": "complete",
         "seed": config.seed,
-        "config": checkpoint.plain(config),
+        "config": to_plain(config),
         "data": {
             "fingerprint": "f" * 64,
             "counts": {"train": 9},
@@ -72,14 +68,14 @@ def leave_run(
             "peak_memory_bytes": 2**30,
             "resumed_from_step": 0,
         },
-        "evaluation": judge.describe(prompts, arms, None),
+        "evaluation": describe_evaluation(prompts, arms, None),
         "seconds": {"train": 8.0, "evaluate": 2.0},
         "versions": {"python": "3.11"},
     }
     answered = "predictions" if split == "test" else "validation_predictions"
-    for name, rows in ((answered, judge.predictions(prompts, arms)), ("history", history)):
-        checkpoint.write(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    checkpoint.write(folder / ("result.json" if split == "test" else checkpoint.SELECTION), json.dumps(result))
+    for name, rows in ((answered, list_predictions(prompts, arms)), ("history", history)):
+        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(folder / ("result.json" if split == "test" else SELECTION), json.dumps(result))
     return folder
 
 

@@ -7,7 +7,7 @@ import building
 import pytest
 from transformers import AutoTokenizer
 
-from finetune.config.schema import UserError
+from finetune.errors import UserError
 
 TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
 ASK = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -2,7 +2,8 @@ import pytest
 import tiny
 import torch
 
-from finetune.training import flat_batch as batch
+from finetune.model.shared_prefix_attention import ATTENTION, FAMILIES
+from finetune.training.flat_batch import SharedPrefixCollator, negative_log_likelihood
 
 PREFIX = [5, 6, 7, 8, 9, 10, 11, 12]
 ROWS = [
@@ -25,7 +26,7 @@ def padded_loss(model, rows):
 
 
 def flat_loss(model, rows):
-    nll, count = batch.negative_log_likelihood(model, batch.SharedPrefixCollator()(rows))
+    nll, count = negative_log_likelihood(model, SharedPrefixCollator()(rows))
     return nll / count
 
 
@@ -34,7 +35,7 @@ def loss_and_gradients(model, loss):
     return loss.item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("family", sorted(batch.FAMILIES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1], UNLIKE], ids=["shared prefix", "one row", "no shared prefix"])
 def test_a_flat_batch_has_the_loss_and_gradients_of_the_padded_one(family, rows):
     flat, padded = tiny.model(family), tiny.model(family, attention="eager")
@@ -47,7 +48,7 @@ def test_a_flat_batch_has_the_loss_and_gradients_of_the_padded_one(family, rows)
 
 
 def test_a_flat_batch_holds_the_shared_prefix_once_and_no_padding():
-    flat = batch.SharedPrefixCollator()(ROWS)
+    flat = SharedPrefixCollator()(ROWS)
     assert flat["prefix_length"] == len(PREFIX)
     assert flat["input_ids"].numel() == len(PREFIX) + sum(len(row["input_ids"]) - len(PREFIX) for row in ROWS)
     assert flat["real_tokens"] == sum(len(row["input_ids"]) for row in ROWS)
@@ -55,15 +56,15 @@ def test_a_flat_batch_holds_the_shared_prefix_once_and_no_padding():
 
 def test_the_prefix_ends_before_the_first_token_that_predicts_a_label():
     same = [{"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}] * 2
-    assert batch.SharedPrefixCollator()(same)["prefix_length"] == 1
+    assert SharedPrefixCollator()(same)["prefix_length"] == 1
 
 
-@pytest.mark.parametrize("family", sorted(batch.FAMILIES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_other_batches_go_through_transformers_own_attention(family):
     ids = torch.randint(5, 60, (2, 12), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
-    ours, eager = (tiny.model(family, attention=name).eval() for name in (batch.ATTENTION, "eager"))
+    ours, eager = (tiny.model(family, attention=name).eval() for name in (ATTENTION, "eager"))
     with torch.no_grad():
         expected, actual = (m(input_ids=ids, attention_mask=mask).logits[mask.bool()] for m in (eager, ours))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)

@@ -9,8 +9,8 @@ import trl
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer
 
-from finetune.config.schema import UserError
-from finetune.training import chat_template as chat
+from finetune.errors import UserError
+from finetune.training.chat_template import prompt_tokens, set_template_variables
 
 THINKS = """{%- macro turn(role, text) %}{{- '<|im_start|>' + role + '\\n' + text + '<|im_end|>\\n' }}{%- endmacro %}
 {%- for m in messages %}
@@ -65,7 +65,7 @@ def run(tmp_path, model):
 def learnt(prepared):
     """The text that carries loss in the first training row, behind the prompt that generation would read."""
     row, example = prepared.rows.whole["train"][0], prepared.splits.train[0]
-    asked = chat.prompt_tokens(example.prompt, prepared.tokenizer)
+    asked = prompt_tokens(example.prompt, prepared.tokenizer)
     assert row["input_ids"][: len(asked)] == asked
     text = prepared.tokenizer.decode([label for label in row["labels"] if label != -100])
     return text, example.completion, prepared.tokenizer.decode(asked)
@@ -107,7 +107,7 @@ def test_a_switch_leaves_trls_form_of_a_known_template_in_use(run):
 def test_a_variable_gets_its_value(tiny_model, value):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = "{% if flag %}{{ flag }}|{{ flag is string }}{% endif %}"
-    chat.set_variables(tokenizer, {"flag": value})
+    set_template_variables(tokenizer, {"flag": value})
     assert (
         tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False)
         == f"{value}|{isinstance(value, str)}"

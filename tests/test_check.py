@@ -7,12 +7,12 @@ from typing import Any, get_type_hints
 import pytest
 from omegaconf import OmegaConf
 
-from finetune.cli import main as command
-from finetune.cli import overrides
-from finetune.cli import validate as check
-from finetune.config.choices import Source
-from finetune.config.schema import Adapter, Config, Data, Eval, Model, Quantization, UserError
+from finetune.cli.main import check_sweep
+from finetune.cli.overrides import check_overrides
+from finetune.cli.validate import _adapter, read_config, validate_config
+from finetune.config.schema import Adapter, Config, Data, Eval, Model, Quantization, Source
 from finetune.config.sft_fields import sft_fields
+from finetune.errors import UserError, raise_problems
 
 NF4 = Quantization(load_in_4bit=True)
 EMBEDDED = Data(name="d", source=Source.embedded, path="usaddress", recipe="usaddress", metrics=["field_f1"])
@@ -34,13 +34,13 @@ def changed(**changes: Any) -> Config:
 
 def complaint(config: Config) -> str:
     with pytest.raises(UserError) as caught:
-        check.validate(config)
+        validate_config(config)
     return str(caught.value)
 
 
 def refusal(*arguments: str) -> str:
     with pytest.raises(UserError) as caught:
-        overrides.check_overrides(list(arguments))
+        check_overrides(list(arguments))
     return str(caught.value)
 
 
@@ -59,12 +59,12 @@ def test_a_switch_is_true_or_false_and_nothing_else(setting: str, value: str) ->
     told = refusal(f"{setting}={value}")
     assert told.startswith(f"{setting}={value}: expected true or false")
     assert refusal("-m", f"{setting}=true,{value}").startswith(f"{setting}={value}: expected true or false")
-    overrides.check_overrides([f"{setting}=true"])
-    overrides.check_overrides([f"{setting}=False"])
+    check_overrides([f"{setting}=true"])
+    check_overrides([f"{setting}=False"])
 
 
 def test_a_sound_configuration_passes() -> None:
-    check.validate(changed())
+    validate_config(changed())
 
 
 RULES = [
@@ -103,10 +103,7 @@ RULES = [
         "data.path is not set, and data=d needs it. Write data.path=FILE",
     ),
     ({"data__source": Source.local, "data__path": "absent.jsonl"}, "data.path=absent.jsonl: there is no such file"),
-    (
-        {"data__source": Source.embedded, "data__path": "my.csv"},
-        "data=d brings its own. For yours add data=local",
-    ),
+    ({"data__source": Source.embedded, "data__path": "my.csv"}, "data=d brings its own. For yours add data=local"),
     ({"data__source": Source.hub, "data__path": "a/b/c"}, "data.path=a/b/c: this is no name on the hub"),
     ({"model__source": Source.local, "model__path": ""}, "Write model.path=FOLDER"),
     ({"model__source": Source.local, "model__path": "absent"}, "model.path=absent: no config.json is there"),
@@ -191,7 +188,7 @@ def test_adapter_settings_are_refused_where_there_is_no_adapter(name: str) -> No
     adapter = Adapter(enabled=False, **{name: ["other"]})
     config = dataclasses.replace(changed(), adapter=adapter, quantization=Quantization())
     with pytest.raises(UserError, match=rf"adapter\.{name}=\[other\]: it has no effect here"):
-        check.complain(list(check._adapter(config.adapter, config.quantization)))
+        raise_problems(list(_adapter(config.adapter, config.quantization)))
 
 
 @pytest.mark.parametrize("quantization", [Quantization(), Quantization(load_in_8bit=True)])
@@ -215,13 +212,13 @@ def test_a_misspelt_file_is_suggested(tmp_path: Path) -> None:
 
 
 def test_sampling_settings_are_fine_when_answers_are_sampled() -> None:
-    check.validate(dataclasses.replace(changed(), eval=Eval(temperature=0.7, top_p=0.9, top_k=40)))
+    validate_config(dataclasses.replace(changed(), eval=Eval(temperature=0.7, top_p=0.9, top_k=40)))
 
 
 def test_a_setting_that_no_file_gives_is_told() -> None:
     config = OmegaConf.structured(Config(data=dataclasses.replace(EMBEDDED, recipe="???"), model=MODEL))
     with pytest.raises(UserError, match=r"data\.recipe is not set"):
-        check.read(config)
+        read_config(config)
 
 
 COMMAND_LINES = [
@@ -284,11 +281,11 @@ def test_a_wrong_setting_is_told_with_the_right_one(argument: str, promised: str
     ],
 )
 def test_what_is_right_passes(argument: str) -> None:
-    overrides.check_overrides([argument])
+    check_overrides([argument])
 
 
 def test_each_value_of_a_sweep_is_checked() -> None:
-    overrides.check_overrides(["-m", "adapter.r=4,8", "adapter=lora,dora"])
+    check_overrides(["-m", "adapter.r=4,8", "adapter=lora,dora"])
     message = refusal("-m", "adapter.r=4,eight", "trainer.learning_rate=1e-4,fast", "adapter=lora,dorra")
     for value in ("adapter.r=eight", "trainer.learning_rate=fast", "adapter=dorra"):
         assert f"\n  {value}: " in message
@@ -299,7 +296,7 @@ def test_each_value_of_a_sweep_is_checked() -> None:
 )
 def test_no_run_of_a_sweep_starts_before_the_last_is_known_to_be_valid(arguments: list[str]) -> None:
     with pytest.raises(UserError):
-        command.check_sweep(arguments)
+        check_sweep(arguments)
 
 
 def test_every_number_out_of_its_limits_is_told_at_once() -> None:
@@ -316,24 +313,24 @@ def test_every_number_out_of_its_limits_is_told_at_once() -> None:
 def test_an_interval_needs_a_search() -> None:
     told = "trainer.learning_rate=interval(0,1): an interval is for a search. Add hydra/sweeper=optuna"
     assert refusal("-m", "trainer.learning_rate=interval(0,1)").startswith(told)
-    overrides.check_overrides(["-m", "hydra/sweeper=optuna", "trainer.learning_rate=interval(0,1)"])
+    check_overrides(["-m", "hydra/sweeper=optuna", "trainer.learning_rate=interval(0,1)"])
 
 
 def test_a_valid_sweep_passes() -> None:
-    command.check_sweep(["-m", "adapter.r=4,8", "quantization=nf4,none"])
-    command.check_sweep(["sweep=lora_rank", "seed=1,2"])
-    command.check_sweep(["adapter.r=4"])
+    check_sweep(["-m", "adapter.r=4,8", "quantization=nf4,none"])
+    check_sweep(["sweep=lora_rank", "seed=1,2"])
+    check_sweep(["adapter.r=4"])
 
 
 def test_a_sweep_preset_needs_no_flag() -> None:
-    overrides.check_overrides(["sweep=lora_rank", "seed=1,2"])
+    check_overrides(["sweep=lora_rank", "seed=1,2"])
 
 
 def test_options_of_a_folder_of_ones_own_are_known(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.yaml").write_text("name: mine")
-    overrides.check_overrides(["--config-dir", str(tmp_path), "data=mine"])
-    overrides.check_overrides([f"hydra.searchpath=[file://{tmp_path}]", "data=mine"])
+    check_overrides(["--config-dir", str(tmp_path), "data=mine"])
+    check_overrides([f"hydra.searchpath=[file://{tmp_path}]", "data=mine"])
     assert "There are hub, local, usaddress" in refusal("data=mine")
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from leaving import answers, leave_run
 
-from finetune.comparison import compare, importance
-from finetune.comparison import pairwise as ranking
-from finetune.config import settings
-from finetune.config.schema import UserError
-from finetune.evaluation import metrics
-from finetune.reporting import run_page
+from finetune.comparison.compare import compare_runs
+from finetune.comparison.pairwise import compact_letters, compare_pairs, correct_holm, setting_importance
+from finetune.config.settings import changed_settings
+from finetune.errors import UserError
+from finetune.evaluation.metrics import HIGHER_IS_BETTER
+from finetune.reporting.run_page import write_run_page
+from finetune.runs.read import find_runs
 
 ROOT = Path(__file__).parent.parent
 
@@ -34,7 +35,7 @@ def compared(*arguments):
 
 
 def test_two_seeds_are_in_one_group_and_the_worse_setting_is_below(three):
-    [comparison] = compare.compare(compare.find([str(three)])[0])
+    [comparison] = compare_runs(find_runs([str(three)])[0])
     assert [run.name for run in comparison.runs] == ["first", "second", "worse"]
     assert comparison.groups == ["a", "a", "b"]
     assert comparison.to_best[2].mean == pytest.approx(-0.5) and comparison.to_best[2].high < 0
@@ -54,16 +55,16 @@ def test_the_program_shows_ranking_correction_settings_cost_verdicts_and_disagre
 def test_the_groups_letters_are_those_of_a_published_example():
     # Piepho 2004, section 2: treatments 1 and 5, 1 and 7, 1 and 8, 2 and 4, 2 and 5, 3 and 5 differ, of eight.
     apart = {(1, 7), (1, 8), (2, 4), (2, 5), (3, 5)}
-    found = ranking.letters(8, lambda i, j: (i + 1, j + 1) in apart)
+    found = compact_letters(8, lambda i, j: (i + 1, j + 1) in apart)
     for i in range(8):
         for j in range(i + 1, 8):
             assert bool(set(found[i]) & set(found[j])) == ((i + 1, j + 1) not in apart)
 
 
 def test_the_correction_is_holms():
-    assert ranking.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert ranking.holm([0.5, 0.9]) == [1.0, 1.0]
-    assert ranking.holm([]) == []
+    assert correct_holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert correct_holm([0.5, 0.9]) == [1.0, 1.0]
+    assert correct_holm([]) == []
 
 
 def test_many_equal_runs_are_rarely_told_apart():
@@ -74,14 +75,14 @@ def test_many_equal_runs_are_rarely_told_apart():
             [{"reference": "", "tuned": {"scores": {"exact_match": float(x)}}} for x in draw.random(50) < 0.5]
             for _ in range(6)
         ]
-        p = [found.p for found in ranking.compare_all(runs, "exact_match", 0).values()]
-        wrong += min(ranking.holm(p)) <= 0.05
+        p = [found.p for found in compare_pairs(runs, "exact_match", 0).values()]
+        wrong += min(correct_holm(p)) <= 0.05
     assert wrong <= 4  # 1 is expected; uncorrected it would be about 8
 
 
 def test_runs_on_other_prompts_are_listed_apart_and_never_paired(three):
     leave_run(three / "elsewhere", tuned=answers(range(60), 60), system="Other.")
-    found = compare.compare(compare.find([str(three)])[0])
+    found = compare_runs(find_runs([str(three)])[0])
     assert [[run.name for run in one.runs] for one in found] == [["first", "second", "worse"], ["elsewhere"]]
     done = compared(three)
     assert "2 different sets of prompts" in done.stdout and "elsewhere" in done.stdout
@@ -96,7 +97,7 @@ def test_unfinished_runs_are_named_counted_and_left_out(three):
 
 
 def test_runs_are_found_by_folder_folder_of_runs_and_glob_once_each(three):
-    runs, _ = compare.find([str(three / "first"), str(three), str(three / "w*")])
+    runs, _ = find_runs([str(three / "first"), str(three), str(three / "w*")])
     assert [run.name for run in runs] == ["first", "second", "worse"]
 
 
@@ -117,15 +118,15 @@ def test_a_mistake_is_told_without_a_stack(arguments, message):
 
 
 def test_a_metric_that_a_run_was_not_scored_by_is_named(three):
-    runs, _ = compare.find([str(three)])
+    runs, _ = find_runs([str(three)])
     with pytest.raises(UserError, match=r"--metric chrf: .* was not scored by it, but by exact_match"):
-        compare.compare(runs, "chrf")
+        compare_runs(runs, "chrf")
 
 
 def test_a_broken_run_is_named(three):
     (three / "first" / "predictions.jsonl").write_text("{")
     with pytest.raises(UserError, match=r"first: a file of the run cannot be read"):
-        compare.find([str(three)])
+        find_runs([str(three)])
 
 
 @pytest.mark.parametrize("metric", ["macro_f1", "perplexity"])
@@ -133,27 +134,27 @@ def test_a_metric_of_the_whole_set_is_compared_too(tmp_path, metric):
     likelihoods = {"good": [(1.0 + i % 3, 4) for i in range(40)], "bad": [(6.0 + i % 4, 4) for i in range(40)]}
     for name, right in (("good", range(38)), ("bad", range(5))):
         leave_run(tmp_path / name, tuned=answers(right, 40), metrics=[metric], likelihoods=likelihoods[name])
-    [comparison] = compare.compare(compare.find([str(tmp_path)])[0])
+    [comparison] = compare_runs(find_runs([str(tmp_path)])[0])
     assert [run.name for run in comparison.runs] == ["good", "bad"] and comparison.groups == ["a", "b"]
-    better = 1 if metrics.HIGHER_IS_BETTER[metric] else -1
+    better = 1 if HIGHER_IS_BETTER[metric] else -1
     assert better * comparison.to_best[1].mean < 0
 
 
 def test_perplexities_of_other_tokens_are_never_paired(tmp_path):
     for name, tokens in (("one_tokenizer", 4), ("another", 5)):
         leave_run(tmp_path / name, tuned=answers([], 9), metrics=["perplexity"], likelihoods=[(2.0, tokens)] * 9)
-    comparisons = compare.compare(compare.find([str(tmp_path)])[0])
+    comparisons = compare_runs(find_runs([str(tmp_path)])[0])
     assert sorted(run.name for found in comparisons for run in found.runs) == ["another", "one_tokenizer"]
     assert len(comparisons) == 2
 
 
 def test_only_what_differs_from_the_defaults_is_changed(tmp_path):
-    from finetune.cli.main import compose
-    from finetune.runs import folder as checkpoint
+    from finetune.cli.compose import compose_config
+    from finetune.config.settings import to_plain
 
-    config = checkpoint.plain(compose(["adapter.r=4", "trainer.weight_decay=0.1", "tracking=none", "name=x"]))
-    assert settings.changed(config) == {"adapter.r": (4, 16), "trainer.weight_decay": (0.1, None)}
-    assert settings.changed(checkpoint.plain(compose([]))) == {}
+    config = to_plain(compose_config(["adapter.r=4", "trainer.weight_decay=0.1", "tracking=none", "name=x"]))
+    assert changed_settings(config) == {"adapter.r": (4, 16), "trainer.weight_decay": (0.1, None)}
+    assert changed_settings(to_plain(compose_config([]))) == {}
 
 
 def drawn(browser, file):
@@ -183,7 +184,7 @@ def test_a_runs_page_shows_the_verdict_first_and_hostile_answers_as_text(browser
     folder = leave_run(
         tmp_path / "run<b>", "adapter.r=4", tuned=[hostile, *answers(range(40), 40)[1:]], base=["0"] * 40
     )
-    run_page.write(folder)
+    write_run_page(folder)
     result = json.loads((folder / "result.json").read_text())
     browser.set_viewport_size({"width": 390, "height": 800})
     assert drawn(browser, folder / "report.html") == []
@@ -198,6 +199,6 @@ def test_a_runs_page_shows_the_verdict_first_and_hostile_answers_as_text(browser
 
 def test_a_setting_that_decides_the_score_is_found_important():
     rates, ranks = [1e-5, 1e-4, 1e-3, 1e-5, 1e-4, 1e-3, 1e-5, 1e-3], [4, 8, 4, 8, 4, 8, 8, 4]
-    found, why_not = importance.measure({"trainer.learning_rate": rates, "adapter.r": ranks}, [r * 500 for r in rates])
+    found, why_not = setting_importance({"trainer.learning_rate": rates, "adapter.r": ranks}, [r * 500 for r in rates])
     assert why_not == "" and next(iter(found)) == "trainer.learning_rate" and found["trainer.learning_rate"] > 0.8
-    assert "from 5 runs on" in importance.measure({"seed": [1, 2]}, [0.1, 0.2])[1]
+    assert "from 5 runs on" in setting_importance({"seed": [1, 2]}, [0.1, 0.2])[1]

@@ -8,12 +8,13 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
-from finetune.cli import main as command
-from finetune.cli import overrides
-from finetune.cli import validate as check
-from finetune.config import schema
-from finetune.config.schema import Config, UserError
-from finetune.search import space
+from finetune.cli.main import run_job, start_program
+from finetune.cli.overrides import check_overrides
+from finetune.cli.validate import read_config, validate_config
+from finetune.config.schema import Config, register_schema
+from finetune.config.spelling import spell_quoted
+from finetune.errors import UserError
+from finetune.search.space import point_overrides, read_space
 
 ROOT = Path(__file__).parent.parent
 CONF = ROOT / "conf"
@@ -22,11 +23,11 @@ OPTIONS = [(file.parent.name, file.stem) for file in sorted(CONF.glob("*/*.yaml"
 
 
 def composed(*arguments: str) -> Config:
-    overrides.check_overrides(list(arguments))
+    check_overrides(list(arguments))
     if "schema.yaml" not in ConfigStore.instance().repo:
-        schema.register()
+        register_schema()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return check.read(compose("config", list(arguments)))
+        return read_config(compose("config", list(arguments)))
 
 
 def run(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -51,7 +52,7 @@ def what_it_needs(group: str, option: str, tmp_path: Path) -> list[str]:
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
 def test_every_option_of_every_group_composes_and_is_valid(group: str, option: str, tmp_path: Path) -> None:
     config = composed(f"{group}={option}", *what_it_needs(group, option, tmp_path))
-    check.validate(config)
+    validate_config(config)
     if group in ("data", "model"):
         assert getattr(config, group).name == option
 
@@ -64,7 +65,7 @@ def test_experiments_and_sweeps_say_what_they_are_for() -> None:
 
 @pytest.mark.parametrize("text", ["336023e8", "true", "it's", "a\\", "a\\'b", "a=b,c"])
 def test_a_quoted_text_is_composed_as_it_was(text: str) -> None:
-    assert composed(f"name={overrides.quoted(text)}").name == text
+    assert composed(f"name={spell_quoted(text)}").name == text
 
 
 def test_an_experiment_gives_way_to_the_command_line() -> None:
@@ -75,8 +76,8 @@ def test_an_experiment_gives_way_to_the_command_line() -> None:
 def test_every_cell_of_every_sweep_is_valid() -> None:
     for file in CONF.glob("sweep/*.yaml"):
         sweeper = OmegaConf.load(file).hydra.sweeper
-        for point in space.read(sweeper.params, [], sweeper.get("conditions") or {}).corners():
-            check.validate(composed(*space.overrides(point)))
+        for point in read_space(sweeper.params, [], sweeper.get("conditions") or {}).corners():
+            validate_config(composed(*point_overrides(point)))
 
 
 def test_hub_models_are_pinned_to_a_commit() -> None:
@@ -191,7 +192,7 @@ def test_the_exit_code_tells_whose_fault_it_was(
     monkeypatch.setattr(sys, "argv", ["run.py"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     with pytest.raises(SystemExit) as ended:
-        command.start(main)
+        start_program(main)
     assert ended.value.code == code
 
 
@@ -199,5 +200,5 @@ def test_a_failure_keeps_its_stack(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     composed_config = OmegaConf.structured(composed())
     with pytest.raises(RuntimeError) as failure:
-        command.run_job(lambda config: OmegaConf.create({"a": "${b}"}).a, composed_config)
+        run_job(lambda config: OmegaConf.create({"a": "${b}"}).a, composed_config)
     assert failure.value.__cause__ is not None

@@ -13,21 +13,25 @@ from bitsandbytes.nn import Linear4bit
 from scipy import stats
 
 import run
-from finetune.cli.main import compose
-from finetune.config.schema import UserError
-from finetune.data import embedded as fetch
-from finetune.data import splits as data
-from finetune.evaluation import answer_cache as base_answers
-from finetune.evaluation import answers as evaluate
-from finetune.evaluation import generate
-from finetune.evaluation import verdict as judge
+from finetune.cli.compose import compose_config
+from finetune.data.embedded import cache_folder
+from finetune.data.splits import Example
+from finetune.errors import UserError
+from finetune.evaluation import answers
+from finetune.evaluation.answer_cache import AnswerCache, Reply
+from finetune.evaluation.answers import _answer_base, _unpacked, answer_prompts
+from finetune.evaluation.generate import cache_bytes
+from finetune.evaluation.prompts import PromptSet, choose_prompts
+from finetune.evaluation.verdict import _plain
 from finetune.machine import device
-from finetune.model import base as model
+from finetune.machine.device import choose_device
+from finetune.model.adapter import add_adapter
+from finetune.model.base import load_base, weights_digest
 
 
 def finished(*overrides):
     """The result and the predictions of a run, made in this process."""
-    config = compose([*overrides])
+    config = compose_config([*overrides])
     run.run(config)
     folder = run.checkpoint.folder(config)
     lines = (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
@@ -36,10 +40,10 @@ def finished(*overrides):
 
 def chosen(overrides):
     prepared = building.prepared(overrides)
-    return prepared, evaluate.choose_prompts(compose(overrides), prepared)
+    return prepared, choose_prompts(compose_config(overrides), prepared)
 
 
-# Independent of evaluation/metrics.py.
+# Independent of metrics.py.
 BY_HAND = {
     "exact_match": lambda answer, reference: float(answer.strip() == reference.strip()),
     "chrf": lambda answer, reference: sacrebleu.sentence_chrf(answer, [reference]).score / 100,
@@ -139,7 +143,7 @@ def cache(tmp_path, monkeypatch):
     """An empty cache but for the embedded model and data."""
     folder = tmp_path / "cache"
     folder.mkdir()
-    for path in fetch.cache_folder().iterdir():
+    for path in cache_folder().iterdir():
         if path.name != "base_answers":
             (folder / path.name).symlink_to(path)
     monkeypatch.setenv("FINETUNE_CACHE", str(folder))
@@ -182,14 +186,14 @@ def keys(overrides, monkeypatch):
 
     def recall(memory, depends_on, compute, wait):
         asked.append(memory.key(depends_on))
-        return [base_answers.Reply(None, None)] * 4, False
+        return [Reply(None, None)] * 4, False
 
-    monkeypatch.setattr(base_answers.Memory, "recall", recall)
-    monkeypatch.setattr(evaluate, "_reply", lambda *_: [])
-    config = compose(overrides)
+    monkeypatch.setattr(AnswerCache, "recall", recall)
+    monkeypatch.setattr(answers, "_reply", lambda *_: [])
+    config = compose_config(overrides)
     prepared, prompts = chosen(overrides)
-    base = model.load_base(config.model, config.quantization, run_device(config))
-    evaluate.answer(base, prepared.tokenizer, prompts, {}, lambda *_: None, lambda *_: None)
+    base = load_base(config.model, config.quantization, run_device(config))
+    answer_prompts(base, prepared.tokenizer, prompts, {}, lambda *_: None, lambda *_: None)
     return set(asked)
 
 
@@ -221,46 +225,46 @@ def test_another_draw_of_examples_is_computed_and_the_known_ones_are_not(tiny_ru
 
 
 def test_weights_that_changed_by_one_number_have_another_digest(tiny_run):
-    config = compose(tiny_run)
+    config = compose_config(tiny_run)
     machine = run_device(config)
-    base = model.load_base(config.model, config.quantization, machine)
-    plain = model.digest(base)
-    assert model.digest(model.add_adapter(base, config.adapter, seed=1)) == plain
+    base = load_base(config.model, config.quantization, machine)
+    plain = weights_digest(base)
+    assert weights_digest(add_adapter(base, config.adapter, seed=1)) == plain
     base.model.embed_tokens.weight.data[5, 5] += 1
-    assert model.digest(base) != plain
+    assert weights_digest(base) != plain
 
 
 @pytest.mark.parametrize("fits", [True, False])
 @pytest.mark.parametrize("quantization", ["nf4", "none"])
 def test_weights_are_dequantised_once_where_that_fits_below_the_peak(tiny_run, monkeypatch, quantization, fits):
     asked = [*tiny_run, f"quantization={quantization}"]
-    config = compose(asked)
+    config = compose_config(asked)
     _, prompts = chosen(asked)
-    base = model.load_base(config.model, config.quantization, run_device(config))
+    base = load_base(config.model, config.quantization, run_device(config))
     weights = [layer.weight.quant_state.shape.numel() for layer in base.modules() if isinstance(layer, Linear4bit)]
     sizes = []
     monkeypatch.setattr(device, "fits_below_peak", lambda size: sizes.append(size) or fits)
-    with evaluate._unpacked(base, prompts):
+    with _unpacked(base, prompts):
         changed = [layer for layer in base.modules() if "forward" in vars(layer)]
     assert len(changed) == (len(weights) if fits else 0)
     assert bool(sizes) == (quantization == "nf4")
     tokens = max(map(len, prompts.few_shot[0].tokenized["input_ids"])) + prompts.max_new_tokens
-    cache = len(prompts.examples) * generate.cache_bytes(base, tokens)
+    cache = len(prompts.examples) * cache_bytes(base, tokens)
     assert all(4 * sum(weights) + cache < size < 4 * sum(weights) + 3 * cache for size in sizes)
 
 
 def run_device(config):
-    return device.choose(config.model, config.quantization, config.adapter)
+    return choose_device(config.model, config.quantization, config.adapter)
 
 
 def test_of_two_that_ask_the_same_at_once_one_computes_and_the_other_waits(cache):
-    memory = base_answers.Memory({"weights": "w"})
+    memory = AnswerCache({"weights": "w"})
     computed, found = [], []
 
     def compute():
         computed.append(1)
         threading.Event().wait(0.3)
-        return [base_answers.Reply(None, (1.5, 3))]
+        return [Reply(None, (1.5, 3))]
 
     asking = [threading.Thread(target=lambda: found.append(memory.recall({"a": 1}, compute, True))) for _ in range(4)]
     for thread in asking:
@@ -268,33 +272,33 @@ def test_of_two_that_ask_the_same_at_once_one_computes_and_the_other_waits(cache
     for thread in asking:
         thread.join()
     assert len(computed) == 1
-    assert [replies for replies, _ in found] == [[base_answers.Reply(None, (1.5, 3))]] * 4
+    assert [replies for replies, _ in found] == [[Reply(None, (1.5, 3))]] * 4
     assert sorted(known for _, known in found) == [False, True, True, True]
 
 
 def test_what_another_run_is_answering_is_left_to_it_and_taken_from_it_later(cache, monkeypatch):
-    memory = base_answers.Memory({"weights": "w"})
-    draws = [evaluate.Draw([data.Example([], letter, "")], None, []) for letter in "abc"]
+    memory = AnswerCache({"weights": "w"})
+    draws = [PromptSet([Example([], letter, "")], None, []) for letter in "abc"]
     begun, done, order = threading.Event(), threading.Event(), []
 
     def reply(model, tokenizer, prompts, draw, advance):
         order.append(draw.examples[0].completion)
-        return [base_answers.Reply(None, (float(ord(order[-1])), 1))]
+        return [Reply(None, (float(ord(order[-1])), 1))]
 
     def slowly():
         begun.set()
         done.wait(10)
-        return [base_answers.Reply(None, (7.0, 1))]
+        return [Reply(None, (7.0, 1))]
 
-    monkeypatch.setattr(base_answers.Memory, "of", lambda base: memory)
-    monkeypatch.setattr(evaluate, "_depends_on", lambda tokenizer, prompts, draw: {"a": draw.examples[0].completion})
-    monkeypatch.setattr(evaluate, "_reply", reply)
+    monkeypatch.setattr(AnswerCache, "of", lambda base: memory)
+    monkeypatch.setattr(answers, "_depends_on", lambda tokenizer, prompts, draw: {"a": draw.examples[0].completion})
+    monkeypatch.setattr(answers, "_reply", reply)
     other = threading.Thread(target=memory.recall, args=({"a": "a"}, slowly, True))
     other.start()
     begun.wait(10)
     threading.Timer(0.3, done.set).start()
     base = {"zero_shot": draws[:1], "few_shot": draws[1:]}
-    arms = evaluate._answer_base(None, None, None, base, lambda *_: None, lambda *_: None)
+    arms = _answer_base(None, None, None, base, lambda *_: None, lambda *_: None)
     other.join()
     assert order == ["b", "c"]
     assert {name: arm.reused for name, arm in arms.items()} == {"few_shot": False, "zero_shot": True}
@@ -305,4 +309,4 @@ def test_what_another_run_is_answering_is_left_to_it_and_taken_from_it_later(cac
 def test_an_end_that_nobody_knows_is_null_in_json():
     from finetune.evaluation.statistics import Interval
 
-    assert judge._plain(Interval(2.0, float("-inf"), float("inf"))) == {"mean": 2.0, "low": None, "high": None}
+    assert _plain(Interval(2.0, float("-inf"), float("inf"))) == {"mean": 2.0, "low": None, "high": None}

@@ -7,10 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune.config import schema
-from finetune.config.choices import BadRows, Source
-from finetune.config.schema import UserError
-from finetune.data import splits as data
+from finetune.config.schema import BadRows, Data, Source
+from finetune.data.splits import load_splits
+from finetune.errors import UserError
 
 GOOD = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(9)]
 CHATS = [
@@ -181,7 +180,7 @@ def load(tmp_path, monkeypatch):
 
     def load(content, path="rows.jsonl", recipe="prompt_completion", **settings):
         Path(path).write_bytes(content if isinstance(content, bytes) else content.encode())
-        return data.load(schema.Data(name="mine", source=Source.local, path=path, recipe=recipe, **settings))
+        return load_splits(Data(name="mine", source=Source.local, path=path, recipe=recipe, **settings))
 
     return load
 

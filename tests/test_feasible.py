@@ -6,10 +6,10 @@ import building
 import pytest
 import torch
 
-from finetune.cli.main import compose
-from finetune.config.schema import UserError
-from finetune.machine import device
-from finetune.training import fit_checks as feasible
+from finetune.cli.compose import compose_config
+from finetune.errors import UserError
+from finetune.machine.device import Device
+from finetune.training.fit_checks import _precision, bias_notes
 
 
 @pytest.fixture
@@ -74,14 +74,14 @@ def test_all_of_it_is_told_at_once(rows, tiny_model):
 
 def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    old = device.Device("cuda", "old GPU", torch.float16, torch.float16, "", 1, True)
-    assert list(feasible._precision({"bf16": True}, old)) == [
+    old = Device("cuda", "old GPU", torch.float16, torch.float16, "", 1, True)
+    assert list(_precision({"bf16": True}, old)) == [
         "trainer.bf16=true: this GPU has no native bfloat16. Leave it out for the machine's best."
     ]
-    assert list(feasible._precision({"bf16": False}, old)) == []
+    assert list(_precision({"bf16": False}, old)) == []
 
 
 def test_training_biases_of_a_quantised_base_is_said():
-    [note] = feasible.notes(compose(["adapter.bias=all"]))
+    [note] = bias_notes(compose_config(["adapter.bias=all"]))
     assert note.startswith("adapter.bias=all: biases of the base are trained too (biases are not quantised)")
-    assert list(feasible.notes(compose([]))) == []
+    assert list(bias_notes(compose_config([]))) == []

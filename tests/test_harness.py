@@ -10,13 +10,17 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run
-from finetune.cli.main import compose
+from finetune.cli.compose import compose_config
 from finetune.config import harness_tasks
-from finetune.config.schema import Eval, UserError
-from finetune.evaluation import lm_harness as harness
-from finetune.machine import device, libraries
-from finetune.model import base as model
-from finetune.reporting import wandb_summary as summary
+from finetune.config.harness_tasks import tasks_need_hub
+from finetune.config.schema import Eval
+from finetune.errors import UserError
+from finetune.evaluation.lm_harness import load_harness_tasks, score_harness_tasks
+from finetune.machine.device import choose_device
+from finetune.machine.libraries import silence_libraries
+from finetune.model.adapter import add_adapter
+from finetune.model.base import load_base
+from finetune.reporting.wandb_summary import _harness
 
 DOCUMENTS = [{"question": f"What follows {n}?", "choices": [str(n - 1), str(n + 1), "a cow"]} for n in range(8)]
 COMMON = "dataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
@@ -72,7 +76,7 @@ def by_hand(scored, tokenizer):
 @pytest.mark.slow
 def test_local_tasks_are_scored_on_the_base_and_on_the_tuned_model(tiny_run, tasks, tiny_model, capsys):
     learning = ["trainer.learning_rate=5e-2", "trainer.max_steps=6", "eval.shots=0"]
-    config = compose([*tiny_run, *learning, f"eval.harness_tasks=[{tasks}]"])
+    config = compose_config([*tiny_run, *learning, f"eval.harness_tasks=[{tasks}]"])
     run.run(config)
     folder = run.checkpoint.folder(config)
     found = json.loads((folder / "result.json").read_text())["evaluation"]["harness"]
@@ -95,7 +99,7 @@ def test_local_tasks_are_scored_on_the_base_and_on_the_tuned_model(tiny_run, tas
     assert "lm-evaluation-harness: tuned model scored in" in shown.out
     assert "what_follows" in shown.out and f"{tuned[1]:.3f} ±" in shown.out
     assert f"{tuned[1]:.3f} ±" in (folder / "report.html").read_text()
-    told = summary._harness(found)
+    told = _harness(found)
     assert told["harness/reading/byte_perplexity/tuned"] == found["reading"]["byte_perplexity"]["tuned"]
 
 
@@ -106,7 +110,7 @@ def test_the_limit_is_the_number_of_documents(tiny_model, tasks):
     values = []
     for limit in (2, None):
         settings = Eval(harness_tasks=[str(tasks / "text.yaml")], harness_limit=limit)
-        found = harness.answer(plain, tokenizer, harness.choose_tasks(settings), settings, {}, lambda _: None)
+        found = score_harness_tasks(plain, tokenizer, load_harness_tasks(settings), settings, {}, lambda _: None)
         values.append(found["reading"]["byte_perplexity"]["base"])
         assert found["reading"]["byte_perplexity"]["tuned"] == values[-1]
     assert values[0] != values[1]
@@ -114,7 +118,7 @@ def test_the_limit_is_the_number_of_documents(tiny_model, tasks):
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")  # PEFT's, about merging
 def test_the_harness_leaves_trained_embeddings_in_their_place(tiny_model, tasks):
-    config = compose(
+    config = compose_config(
         [
             "model=local",
             f"model.path={tiny_model}",
@@ -123,8 +127,8 @@ def test_the_harness_leaves_trained_embeddings_in_their_place(tiny_model, tasks)
             "adapter.modules_to_save=[lm_head]",
         ]
     )
-    machine = device.choose(config.model, config.quantization, config.adapter)
-    tuned = model.add_adapter(model.load_base(config.model, config.quantization, machine), config.adapter, config.seed)
+    machine = choose_device(config.model, config.quantization, config.adapter)
+    tuned = add_adapter(load_base(config.model, config.quantization, machine), config.adapter, config.seed)
     with torch.no_grad():
         for parameter in tuned.parameters():
             if parameter.requires_grad:
@@ -133,14 +137,14 @@ def test_the_harness_leaves_trained_embeddings_in_their_place(tiny_model, tasks)
         before = tuned.eval()(input_ids=ids).logits
         settings = Eval(harness_tasks=[str(tasks / "text.yaml")])
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-        harness.answer(tuned, tokenizer, harness.choose_tasks(settings), settings, {}, lambda _: None)
+        score_harness_tasks(tuned, tokenizer, load_harness_tasks(settings), settings, {}, lambda _: None)
         assert torch.equal(tuned(input_ids=ids).logits, before)
 
 
 def test_without_the_extra_the_command_to_install_it_is_told(monkeypatch, tiny_run):
     monkeypatch.setattr(harness_tasks, "find_spec", lambda name: None)
     with pytest.raises(UserError) as error:
-        compose([*tiny_run, "eval.harness_tasks=[mmlu]"])
+        compose_config([*tiny_run, "eval.harness_tasks=[mmlu]"])
     assert str(error.value) == (
         "eval.harness_tasks=[mmlu]: EleutherAI's lm-evaluation-harness is not installed. Install it with: "
         "pip install -c constraints.txt -e '.[harness]'"
@@ -153,29 +157,29 @@ def test_what_is_wrong_with_tasks_is_told_before_training(tiny_run, tasks):
         (f"[{tasks}/text.yaml,{tasks}/text.yaml]", "is named more than once"),
     ):
         with pytest.raises(UserError, match=told):
-            compose([*tiny_run, f"eval.harness_tasks={wrong}"])
+            compose_config([*tiny_run, f"eval.harness_tasks={wrong}"])
     with pytest.raises(UserError, match=r"eval\.harness_limit=3: it has no effect here"):
-        compose([*tiny_run, "eval.harness_limit=3"])
+        compose_config([*tiny_run, "eval.harness_limit=3"])
     (tasks / "documents.jsonl").unlink()
     with pytest.raises(UserError, match=r"text.yaml could not be loaded: .*documents.jsonl.*Check the task's file"):
-        harness.choose_tasks(Eval(harness_tasks=[str(tasks / "text.yaml")]))
+        load_harness_tasks(Eval(harness_tasks=[str(tasks / "text.yaml")]))
 
 
 @pytest.mark.slow
 def test_a_name_that_the_harness_does_not_know_is_told_with_the_nearest():
     with pytest.raises(UserError, match=r"the harness knows no task hellaswog\. Did you mean hellaswag\?"):
-        harness.choose_tasks(Eval(harness_tasks=["hellaswog"]))
+        load_harness_tasks(Eval(harness_tasks=["hellaswog"]))
 
 
 def test_the_hub_is_needed_for_names_and_for_files_that_read_from_it(tasks, tmp_path):
-    assert harness_tasks.needs_hub(["mmlu"])
-    assert not harness_tasks.needs_hub([]) and not harness_tasks.needs_hub([str(tasks)])
+    assert tasks_need_hub(["mmlu"])
+    assert not tasks_need_hub([]) and not tasks_need_hub([str(tasks)])
     (tmp_path / "other.yaml").write_text("task: other\ndataset_path: EleutherAI/x\n")
-    assert harness_tasks.needs_hub([str(tasks), str(tmp_path / "other.yaml")])
+    assert tasks_need_hub([str(tasks), str(tmp_path / "other.yaml")])
 
 
 def test_libraries_are_offline_unless_a_task_needs_the_hub(monkeypatch, tiny_run, tasks):
     for given, offline in ((f"[{tasks}]", "1"), ("[mmlu]", None)):
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        libraries.hush(compose([*tiny_run, f"eval.harness_tasks={given}"]))
+        silence_libraries(compose_config([*tiny_run, f"eval.harness_tasks={given}"]))
         assert os.environ.get("HF_HUB_OFFLINE") == offline

@@ -15,13 +15,12 @@ from pathlib import Path
 import pytest
 from leaving import answers, leave_run
 
-from finetune.cli import main as command
-from finetune.cli.main import compose
-from finetune.runs import folder as checkpoint
-from finetune.runs import sweep_record as trials
-from finetune.runs.folder import BusyError
-from finetune.runs.sweep_record import State
-from finetune.sweeps import other_launchers as jobs
+from finetune.cli.compose import compose_config
+from finetune.cli.main import start_program
+from finetune.runs import sweep_record
+from finetune.runs.folder import BusyError, hold_run
+from finetune.runs.outcome import RunState
+from finetune.sweeps.other_launchers import run_submitted_trial
 
 ROOT = Path(__file__).parent.parent
 # The smallest cluster: one node, whose two processors may be more than the machine has; a job of the partition `urgent`
@@ -108,34 +107,34 @@ DAEMONS = {
 
 
 def test_a_trial_in_its_launchers_process_is_recorded_unless_its_process_is_to_end(tmp_path):
-    config = compose(["tracking=none", f"output_dir={tmp_path / 'outputs'}", "sweep.name=grid"])
+    config = compose_config(["tracking=none", f"output_dir={tmp_path / 'outputs'}", "sweep.name=grid"])
 
     def fail(config):
         raise ValueError("something broke")
 
-    outcome = jobs.run(fail, config, 0, ["seed=1"])
+    outcome = run_submitted_trial(fail, config, 0, ["seed=1"])
     [line] = record(tmp_path, "grid")
-    assert outcome.state is State.failed and line["state"] == "failed" and "something broke" in line["reason"]
+    assert outcome.state is RunState.failed and line["state"] == "failed" and "something broke" in line["reason"]
     with pytest.raises(SystemExit):  # so does submitit, once it has queued the job again
-        jobs.run(lambda config: sys.exit(-1), config, 0, ["seed=1"])
+        run_submitted_trial(lambda config: sys.exit(-1), config, 0, ["seed=1"])
     assert record(tmp_path, "grid")[0]["state"] == "running"
 
 
 def test_a_name_that_reads_as_a_number_is_the_same_for_the_sweep_and_its_trials(monkeypatch, tmp_path):
-    monkeypatch.setattr(trials, "name_of", lambda command: "336023e8")
-    monkeypatch.setattr(trials, "ended", {})
+    monkeypatch.setattr(sweep_record, "name_of", lambda command: "336023e8")
+    monkeypatch.setattr(sweep_record, "ended", {})
     asked = ["-m", "hydra/launcher=basic", "seed=1,2", "tracking=none", f"output_dir={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["run.py", *asked])
     begun = []
     with pytest.raises(SystemExit):  # for no trial ran
-        command.start(lambda: begun.extend(sys.argv[1:]))
-    assert compose(begun[-1:]).sweep.name == "336023e8"
+        start_program(lambda: begun.extend(sys.argv[1:]))
+    assert compose_config(begun[-1:]).sweep.name == "336023e8"
     assert (tmp_path / "sweeps/336023e8/sweep.json").exists()
 
 
 def test_a_run_that_another_process_has_completed_meanwhile_is_not_done_again(tmp_path):
     leave_run(tmp_path / "run", tuned=answers({0, 1}, 3))
-    with pytest.raises(BusyError, match="has completed this run"), checkpoint.hold(compose([]), tmp_path / "run", True):
+    with pytest.raises(BusyError, match="has completed this run"), hold_run(compose_config([]), tmp_path / "run", True):
         pass
 
 

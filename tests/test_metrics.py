@@ -6,25 +6,39 @@ import sys
 
 import pytest
 
-from finetune.evaluation import metrics
+from finetune.evaluation.metrics import (
+    HIGHER_IS_BETTER,
+    METRICS,
+    PER_PROMPT,
+    accuracy,
+    chrf,
+    contains,
+    exact_match,
+    field_f1,
+    macro_f1,
+    perplexity,
+    rouge_l,
+    score_answers,
+    valid_json,
+)
 
 
-@pytest.mark.parametrize("name", metrics.PER_PROMPT)
+@pytest.mark.parametrize("name", PER_PROMPT)
 @pytest.mark.parametrize("text", ['{"street": "Élysée", "number": 5}', "{}", '{"a": {"b": [1, null]}}'])
 def test_an_answer_equal_to_its_reference_scores_one(name, text):
-    assert metrics.PER_PROMPT[name](text, text) == 1
-    assert metrics.PER_PROMPT[name](f" {text}\n", text) == 1
+    assert PER_PROMPT[name](text, text) == 1
+    assert PER_PROMPT[name](f" {text}\n", text) == 1
 
 
 @pytest.mark.parametrize("name", ["exact_match", "accuracy", "chrf", "rouge_l"])
 @pytest.mark.parametrize("text", ["", "!", "x", "東京都", "Привет, мир"])
 def test_equal_texts_of_any_script_score_one(name, text):
-    assert metrics.PER_PROMPT[name](text, text) == 1
+    assert PER_PROMPT[name](text, text) == 1
 
 
-@pytest.mark.parametrize("name", metrics.PER_PROMPT)
+@pytest.mark.parametrize("name", PER_PROMPT)
 def test_an_empty_answer_scores_zero(name):
-    assert metrics.PER_PROMPT[name]("", '{"a": "b"}') == 0
+    assert PER_PROMPT[name]("", '{"a": "b"}') == 0
 
 
 @pytest.mark.parametrize(
@@ -46,8 +60,8 @@ def test_an_empty_answer_scores_zero(name):
     ],
 )
 def test_what_is_not_exactly_one_json_object_is_invalid_and_has_no_fields(answer):
-    assert metrics.valid_json(answer, "") == 0
-    assert metrics.field_f1(answer, '{"a": 1}') == 0
+    assert valid_json(answer, "") == 0
+    assert field_f1(answer, '{"a": 1}') == 0
 
 
 @pytest.mark.parametrize(
@@ -67,27 +81,27 @@ def test_what_is_not_exactly_one_json_object_is_invalid_and_has_no_fields(answer
     ],
 )
 def test_field_f1_counts_pairs_of_key_and_value(answer, reference, expected):
-    assert metrics.field_f1(answer, reference) == pytest.approx(expected)
+    assert field_f1(answer, reference) == pytest.approx(expected)
 
 
 def test_field_f1_refuses_a_reference_that_is_no_object():
     with pytest.raises(ValueError, match="this one is not: 'Main Street'"):
-        metrics.field_f1('{"a": 1}', "Main Street")
+        field_f1('{"a": 1}', "Main Street")
 
 
 def test_exact_match_sees_case_and_inner_whitespace():
-    assert metrics.exact_match("  yes\n", "yes") == 1
-    assert metrics.exact_match("Yes", "yes") == metrics.exact_match("y es", "yes") == 0
+    assert exact_match("  yes\n", "yes") == 1
+    assert exact_match("Yes", "yes") == exact_match("y es", "yes") == 0
 
 
 def test_accuracy_ignores_case_surrounding_whitespace_and_a_final_period():
-    assert metrics.accuracy(" Sarcastic. \n", "sarcastic") == metrics.accuracy("STRASSE", "straße") == 1
-    assert metrics.accuracy("not sarcastic", "sarcastic") == metrics.accuracy("yes..", "yes") == 0
+    assert accuracy(" Sarcastic. \n", "sarcastic") == accuracy("STRASSE", "straße") == 1
+    assert accuracy("not sarcastic", "sarcastic") == accuracy("yes..", "yes") == 0
 
 
 def test_macro_f1_gives_every_label_of_the_references_the_same_weight():
     # yes: precision 2/3, recall 1, F1 0.8; no: no answer, F1 0. "maybe" is no label of the references.
-    assert metrics.macro_f1(["yes", "YES.", "yes", "maybe"], ["yes", "yes", "no", "no"]) == pytest.approx(0.4)
+    assert macro_f1(["yes", "YES.", "yes", "maybe"], ["yes", "yes", "no", "no"]) == pytest.approx(0.4)
 
 
 def test_macro_f1_is_scikit_learns():
@@ -97,29 +111,29 @@ def test_macro_f1_is_scikit_learns():
     for _ in range(20):
         given, known = (draw.choices(labels, k=9) for labels in ("abcx", "abcd"))
         expected = f1_score(known, given, labels=sorted(set(known)), average="macro", zero_division=0)
-        assert metrics.macro_f1(given, known) == pytest.approx(expected)
+        assert macro_f1(given, known) == pytest.approx(expected)
 
 
 def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence_of_words():
     # "the cat ... mat": 3 of 4 and 3 of 6 words in common.
-    assert metrics.rouge_l("The cat, big mat", "the cat sat on a mat") == pytest.approx(0.6)
-    assert metrics.rouge_l("добрый день", "добрый вечер") == pytest.approx(0.5)
+    assert rouge_l("The cat, big mat", "the cat sat on a mat") == pytest.approx(0.6)
+    assert rouge_l("добрый день", "добрый вечер") == pytest.approx(0.5)
 
 
 def test_chrf_is_sacrebleus_divided_by_a_hundred():
     # References "ab": unigram precision 1/2 and recall 1/2, bigram 0: F2 of the means over n = 1, 2.
-    assert metrics.chrf("ac", "ab") == pytest.approx(0.25)
-    assert 0 < metrics.chrf("a dog barks", "a cat barks") < 1
-    assert metrics.chrf("xyz", "abc") == 0
+    assert chrf("ac", "ab") == pytest.approx(0.25)
+    assert 0 < chrf("a dog barks", "a cat barks") < 1
+    assert chrf("xyz", "abc") == 0
 
 
 def test_perplexity_is_the_exponential_of_the_mean_per_token():
-    assert metrics.perplexity(3 * math.log(7), 3) == pytest.approx(7)
+    assert perplexity(3 * math.log(7), 3) == pytest.approx(7)
 
 
 def test_score_gives_each_answers_scores():
     names = ["accuracy", "macro_f1", "exact_match"]
-    assert metrics.score(names, ["Yes", "no", "no"], ["yes", "no", "yes"]) == [
+    assert score_answers(names, ["Yes", "no", "no"], ["yes", "no", "yes"]) == [
         {"accuracy": 1, "exact_match": 0},
         {"accuracy": 1, "exact_match": 1},
         {"accuracy": 0, "exact_match": 0},
@@ -128,12 +142,12 @@ def test_score_gives_each_answers_scores():
 
 def test_score_refuses_answers_and_references_of_different_number():
     with pytest.raises(ValueError, match="argument 2 is longer"):
-        metrics.score(["exact_match"], ["a"], ["a", "b"])
+        score_answers(["exact_match"], ["a"], ["a", "b"])
 
 
 def test_only_of_perplexity_less_is_better():
-    assert set(metrics.HIGHER_IS_BETTER) == set(metrics.NAMES)
-    assert [name for name, higher in metrics.HIGHER_IS_BETTER.items() if not higher] == ["perplexity"]
+    assert set(HIGHER_IS_BETTER) == set(METRICS)
+    assert [name for name, higher in HIGHER_IS_BETTER.items() if not higher] == ["perplexity"]
 
 
 def test_the_names_are_known_without_importing_a_scoring_library():
@@ -143,7 +157,7 @@ def test_the_names_are_known_without_importing_a_scoring_library():
 
 
 def test_contains_looks_for_whole_words():
-    assert metrics.contains("It is paris, France.", "Paris") == 1
-    assert metrics.contains("parisian", "Paris") == 0
-    assert metrics.contains("There are 7.", "seven|7") == metrics.contains("Seven!", "seven|7") == 1
-    assert metrics.contains("(c++)", "C++") == 1
+    assert contains("It is paris, France.", "Paris") == 1
+    assert contains("parisian", "Paris") == 0
+    assert contains("There are 7.", "seven|7") == contains("Seven!", "seven|7") == 1
+    assert contains("(c++)", "C++") == 1

@@ -7,27 +7,29 @@ import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import PeftModel
 
-from finetune.cli.main import compose
-from finetune.config.schema import UserError
-from finetune.evaluation import generate
-from finetune.machine import device
-from finetune.model import base as model
-from finetune.training import flat_batch as batch
+from finetune.cli.compose import compose_config
+from finetune.errors import UserError
+from finetune.evaluation.generate import dequantised
+from finetune.machine.device import choose_device
+from finetune.model.adapter import add_adapter, as_base_model, count_parameters, trained_base_weights
+from finetune.model.base import load_base, model_provenance
+from finetune.model.shared_prefix_attention import FAMILIES, shares_prefixes
+from finetune.training.flat_batch import SharedPrefixCollator, negative_log_likelihood
 
 ROWS = [{"input_ids": list(range(5, 25)), "labels": [-100] * 8 + list(range(13, 25))}] * 2
 
 
 def load(tiny_model, *overrides):
     """The tiny model as `python run.py` would train it with these overrides, in float32."""
-    config = compose(["model=local", f"model.path={tiny_model}", "model.dtype=float32", *overrides])
-    machine = device.choose(config.model, config.quantization, config.adapter)
-    return model.add_adapter(model.load_base(config.model, config.quantization, machine), config.adapter, config.seed)
+    config = compose_config(["model=local", f"model.path={tiny_model}", "model.dtype=float32", *overrides])
+    machine = choose_device(config.model, config.quantization, config.adapter)
+    return add_adapter(load_base(config.model, config.quantization, machine), config.adapter, config.seed)
 
 
 def gradients(trained):
     trained.train()
     trained.zero_grad()
-    nll, count = batch.negative_log_likelihood(trained, batch.SharedPrefixCollator()(ROWS))
+    nll, count = negative_log_likelihood(trained, SharedPrefixCollator()(ROWS))
     (nll / count).backward()
     return {name: p.grad.clone() for name, p in trained.named_parameters() if p.grad is not None}
 
@@ -52,7 +54,7 @@ def test_weights_that_are_dequantised_once_give_the_same_logits(tiny_model, quan
     ids = torch.arange(5, 35)[None]
     with torch.no_grad():
         before = trained(input_ids=ids).logits
-        with generate.unpacked(trained):
+        with dequantised(trained):
             layers = [module for module in trained.modules() if isinstance(module, Linear4bit)]
             assert ["forward" in vars(layer) for layer in layers] == [True] * 2 * 7
             within = trained(input_ids=ids).logits
@@ -106,14 +108,14 @@ def test_the_bias_setting_decides_which_biases_train(tiny_model):
 def test_full_trains_every_weight_and_has_no_adapter(tiny_model):
     trained = load(tiny_model, "quantization=none", "adapter=full")
     assert not isinstance(trained, PeftModel)
-    total, trained_count = model.count_parameters(trained)
+    total, trained_count = count_parameters(trained)
     assert total == trained_count
 
 
 @pytest.mark.parametrize("overrides", [["adapter.bias=all"], ["adapter.modules_to_save=[norm]"], ["adapter=full"]])
 def test_the_untouched_model_answers_as_it_did_before_training(tiny_model, overrides):
     trained = load(tiny_model, "quantization=none", *overrides)
-    originals = model.trained_base_weights(trained)
+    originals = trained_base_weights(trained)
     ids = torch.tensor([[5, 6, 7, 8]])
     trained.eval()
     with torch.no_grad():
@@ -122,7 +124,7 @@ def test_the_untouched_model_answers_as_it_did_before_training(tiny_model, overr
             if parameter.requires_grad and "original_module" not in name:
                 parameter.add_(0.05)
         tuned = trained(input_ids=ids).logits
-        with model.untouched(trained, originals):
+        with as_base_model(trained, originals):
             torch.testing.assert_close(trained(input_ids=ids).logits, before, rtol=0, atol=0)
         torch.testing.assert_close(trained(input_ids=ids).logits, tuned, rtol=0, atol=0)
     assert not torch.allclose(tuned, before)
@@ -134,7 +136,7 @@ def test_a_target_module_that_is_not_there_names_those_that_are(tiny_model):
 
 
 def test_four_bit_parameters_are_counted_as_the_numbers_that_they_hold(tiny_model):
-    counts = [model.count_parameters(load(tiny_model, f"quantization={name}"))[0] for name in ("nf4", "int8", "none")]
+    counts = [count_parameters(load(tiny_model, f"quantization={name}"))[0] for name in ("nf4", "int8", "none")]
     assert counts[0] == counts[1] == counts[2]
 
 
@@ -144,14 +146,14 @@ def test_the_adapters_scale_follows_r_alpha_and_rslora(tiny_model, setting, expe
     assert layer.scaling["default"] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("family", sorted(batch.FAMILIES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_that_shares_prefixes_says_so(family):
-    assert batch.shares_prefixes(tiny.model(family).config)
-    assert not batch.shares_prefixes(tiny.model(family, attention="eager").config)
+    assert shares_prefixes(tiny.model(family).config)
+    assert not shares_prefixes(tiny.model(family, attention="eager").config)
 
 
 def test_a_local_models_files_are_told_with_their_checksums(tiny_model):
-    found = model.provenance(compose(["model=local", f"model.path={tiny_model}"]).model, None)
+    found = model_provenance(compose_config(["model=local", f"model.path={tiny_model}"]).model, None)
     [file] = tiny_model.glob("*.safetensors")
     content = file.read_bytes()
     assert found["files"] == {file.name: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}

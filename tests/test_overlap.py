@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from finetune.cli.main import compose
-from finetune.config.choices import Overlap
-from finetune.config.schema import UserError
-from finetune.data import overlap
-from finetune.data import splits as data
-from finetune.data.splits import Example, Splits
+from finetune.cli.compose import compose_config
+from finetune.config.schema import OverlapPolicy
+from finetune.data.overlap import check_overlap
+from finetune.data.splits import Example, Splits, load_splits
+from finetune.errors import UserError
 
 WORDS = [f"word{number}" for number in range(400)]
 
@@ -40,8 +39,8 @@ def test_a_group_of_the_test_rows_that_is_trained_on_is_an_error_or_dropped():
     given.train[7] = replace(given.train[7], group="Ann")
     given.test[2] = replace(given.test[2], group="Ann")
     with pytest.raises(UserError, match=r"test:2: this test group is trained on: 1 test rows .* by group: .*train:7"):
-        overlap.audit(given, Overlap.error)
-    dropped = overlap.audit(given, Overlap.drop)
+        check_overlap(given, OverlapPolicy.error)
+    dropped = check_overlap(given, OverlapPolicy.drop)
     assert [one.place for one in given.train if one not in dropped.train] == ["train:7"] and not dropped.shared
 
 
@@ -59,12 +58,12 @@ DRESSED = {
 def test_a_test_prompt_that_is_trained_on_is_an_error_or_dropped_or_allowed(dress):
     given = splits([*texts(5, 3), DRESSED[dress]])
     with pytest.raises(UserError) as error:
-        overlap.audit(given, Overlap.error)
+        check_overlap(given, OverlapPolicy.error)
     assert str(error.value).startswith("test:5: this test prompt is trained on: 1 test rows stand in train ")
     assert "test:5 (as train:7)" in str(error.value) and "data.overlap=drop" in str(error.value)
-    allowed = overlap.audit(given, Overlap.allow)
+    allowed = check_overlap(given, OverlapPolicy.allow)
     assert allowed.train == given.train and "test:5 (as train:7)" in allowed.shared[0]
-    dropped = overlap.audit(given, Overlap.drop)
+    dropped = check_overlap(given, OverlapPolicy.drop)
     assert [one.place for one in given.train if one not in dropped.train] == ["train:7"]
     assert dropped.counts == {"train": 59, "validation": 5, "test": 6, "overlapping": 1}
     assert not dropped.shared
@@ -73,7 +72,7 @@ def test_a_test_prompt_that_is_trained_on_is_an_error_or_dropped_or_allowed(dres
 def test_a_prompt_with_two_words_changed_is_reported_and_no_error():
     words = TRAINED.split()
     words[2], words[8] = "other", "another"
-    found = overlap.audit(splits([*texts(5, 3), " ".join(words)]), Overlap.error)
+    found = check_overlap(splits([*texts(5, 3), " ".join(words)]), OverlapPolicy.error)
     assert found.shared == [
         f"1 test rows stand in train nearly, by {by}: test:5 (as train:7)" for by in ("prompt", "prompt and answer")
     ]
@@ -84,11 +83,11 @@ def test_an_instruction_that_all_prompts_share_makes_none_of_them_alike():
     given = splits(
         [f"{instruction} {text}" for text in texts(20, 3, 4)], [f"{instruction} {text}" for text in texts(60, 4, 4)]
     )
-    assert overlap.audit(given, Overlap.error).shared == []
+    assert check_overlap(given, OverlapPolicy.error).shared == []
 
 
 def test_rows_of_no_words_are_compared_as_they_are():
-    found = overlap.audit(splits(["!!!", "?"], ["??", "!!! ", *texts(9, 1)]), Overlap.allow)
+    found = check_overlap(splits(["!!!", "?"], ["??", "!!! ", *texts(9, 1)]), OverlapPolicy.allow)
     assert [one for one in found.shared if "by prompt:" in one] == [
         "1 test rows stand in train but for case, punctuation and whitespace, by prompt: test:0 (as train:1)"
     ]
@@ -96,31 +95,31 @@ def test_rows_of_no_words_are_compared_as_they_are():
 
 def test_validation_prompts_that_are_in_test_are_dropped_from_validation():
     given = splits([texts(5, 2)[3]])
-    assert "1 test rows stand in validation word for word" in overlap.audit(given, Overlap.error).shared[0]
-    dropped = overlap.audit(given, Overlap.drop)
+    assert "1 test rows stand in validation word for word" in check_overlap(given, OverlapPolicy.error).shared[0]
+    dropped = check_overlap(given, OverlapPolicy.drop)
     assert [one.place for one in dropped.validation] == [f"validation:{i}" for i in (0, 1, 2, 4)]
 
 
 def test_dropping_every_row_is_an_error():
     with pytest.raises(UserError, match=r"data\.overlap=drop leaves no train rows"):
-        overlap.audit(splits(texts(60, 1)), Overlap.drop)
+        check_overlap(splits(texts(60, 1)), OverlapPolicy.drop)
 
 
 def test_plain_text_is_compared_too():
     rows = [Example([], text, f"train:{i}") for i, text in enumerate(texts(20, 1))]
     given = Splits(rows, [Example([], "one", "v:1")], [Example([], rows[3].completion.upper(), "test:1")], {}, "")
     with pytest.raises(UserError, match=r"test:1 \(as train:3\)"):
-        overlap.audit(given, Overlap.error)
+        check_overlap(given, OverlapPolicy.error)
 
 
 def test_rows_that_are_split_here_never_share_a_prompt(tmp_path):
     rows = "".join(f'{{"prompt": "Question {i % 40}{"?" * (i % 3)}", "completion": "{i}"}}\n' for i in range(120))
     (tmp_path / "rows.jsonl").write_text(rows)
-    config = compose(["data=local", f"data.path={tmp_path / 'rows.jsonl'}"])
-    found = overlap.audit(data.load(config.data), Overlap.error)
+    config = compose_config(["data=local", f"data.path={tmp_path / 'rows.jsonl'}"])
+    found = check_overlap(load_splits(config.data), OverlapPolicy.error)
     assert not any("by prompt:" in one for one in found.shared)
 
 
 def test_the_embedded_addresses_are_split_without_overlap():
-    found = overlap.audit(data.load(compose([]).data), Overlap.error)
+    found = check_overlap(load_splits(compose_config([]).data), OverlapPolicy.error)
     assert all("nearly" in one for one in found.shared)

@@ -7,26 +7,29 @@ import tiny
 from torch.autograd.graph import saved_tensors_hooks
 
 import run
-from finetune.cli.main import compose
-from finetune.config.schema import UserError
-from finetune.data import splits as data
-from finetune.machine import device
-from finetune.model import base as model
-from finetune.planning import memory, plan
-from finetune.planning import meta_model as hollow
-from finetune.planning import remedies as remedy
-from finetune.runs import folder as checkpoint
-from finetune.training import prepare
-from finetune.training import trainer as train
+from finetune.cli.compose import compose_config
+from finetune.data.splits import load_splits
+from finetune.errors import UserError
+from finetune.machine.device import choose_device
+from finetune.model.adapter import add_adapter
+from finetune.model.base import load_base
+from finetune.planning import meta_model, plan
+from finetune.planning.memory import estimate_memory, training_bytes, weight_bytes
+from finetune.planning.meta_model import build_meta_model
+from finetune.planning.plan import make_plan
+from finetune.planning.remedies import find_remedies
+from finetune.runs.folder import run_folder
+from finetune.training.prepare import prepare_run
+from finetune.training.trainer import Trainer, recompute_activations
 
 MIB = 2**20
 PACKED = ["trainer.packing=true", "trainer.max_length=512", "trainer.per_device_train_batch_size=1"]
 
 
 def prepared_run(*overrides):
-    config = compose(list(overrides))
-    machine = device.choose(config.model, config.quantization, config.adapter)
-    return config, prepare.prepare(config, data.load(config.data), machine, checkpoint.folder(config)), machine
+    config = compose_config(list(overrides))
+    machine = choose_device(config.model, config.quantization, config.adapter)
+    return config, prepare_run(config, load_splits(config.data), machine, run_folder(config)), machine
 
 
 @pytest.mark.parametrize(
@@ -46,10 +49,10 @@ def prepared_run(*overrides):
 )
 def test_steps_epochs_and_tokens_are_those_of_the_run(tiny_run, settings):
     settings = [*tiny_run, *settings, "trainer.eval_strategy=no", "trainer.save_strategy=no"]
-    _, work, _ = memory.estimate(*prepared_run(*settings))
-    config = compose(settings)
+    _, work, _ = estimate_memory(*prepared_run(*settings))
+    config = compose_config(settings)
     run.run(config)
-    training = json.loads((checkpoint.folder(config) / "result.json").read_text())["training"]
+    training = json.loads((run_folder(config) / "result.json").read_text())["training"]
     assert work.steps == training["steps"]
     assert work.epochs == pytest.approx(training["epochs"], abs=0.01)
     assert work.tokens == training["tokens"]
@@ -77,14 +80,14 @@ def saved_bytes(trainer, inputs):
 def test_a_hollow_model_keeps_as_many_bytes_as_the_real_one(tiny_run, quantization, recomputed):
     settings = [f"quantization={quantization}", f"trainer.activation_checkpointing={recomputed}"]
     config, prepared, machine = prepared_run(*tiny_run, *settings)
-    trainer, work, _ = memory.estimate(config, prepared, machine)
+    trainer, work, _ = estimate_memory(config, prepared, machine)
     predicted, _ = saved_bytes(trainer, work.largest[0])
-    base = model.load_base(config.model, config.quantization, machine)
-    real = train.Trainer(model.add_adapter(base, config.adapter, config.seed), prepared, [])
-    train.recompute_activations(real)
+    base = load_base(config.model, config.quantization, machine)
+    real = Trainer(add_adapter(base, config.adapter, config.seed), prepared, [])
+    recompute_activations(real)
     measured, _ = saved_bytes(real, work.largest[0])
     assert predicted == measured
-    alive = sum(memory.training_bytes(trainer, work.largest[0]).values())
+    alive = sum(training_bytes(trainer, work.largest[0]).values())
     assert alive >= predicted
 
 
@@ -92,9 +95,9 @@ def test_a_hollow_model_keeps_as_many_bytes_as_the_real_one(tiny_run, quantizati
 def test_weights_are_counted_as_they_are_stored(tiny_run):
     for quantization in ("nf4", "int8", "none"):
         config, prepared, machine = prepared_run(*tiny_run, f"quantization={quantization}")
-        base = model.load_base(config.model, config.quantization, machine)
-        hollowed = hollow.model_of(prepared.outline, config, machine)
-        assert memory.weight_bytes(hollowed, config.quantization)["weights"] == pytest.approx(
+        base = load_base(config.model, config.quantization, machine)
+        hollowed = build_meta_model(prepared.outline, config, machine)
+        assert weight_bytes(hollowed, config.quantization)["weights"] == pytest.approx(
             base.get_memory_footprint(return_buffers=False), rel=0.02
         )
 
@@ -103,10 +106,10 @@ def without_weights(folder, **shape):
     """A folder with a llama's configuration and a tokenizer, and no weights."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from finetune.data import embedded as fetch
+    from finetune.data.embedded import embedded_model
 
     AutoConfig.for_model("llama", **shape).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(fetch.model("smollm2_135m")).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(embedded_model("smollm2_135m")).save_pretrained(folder)
     return ["model=local", f"model.path={folder}"]
 
 
@@ -114,19 +117,19 @@ def without_weights(folder, **shape):
 def test_a_deep_model_is_gone_through_at_two_depths_only(tiny_run, tmp_path, monkeypatch):
     shape = tiny.SHAPE | {"vocab_size": 49152, "num_hidden_layers": 9, "max_position_embeddings": 512}
     settings = [*tiny_run, *without_weights(tmp_path, **shape), "trainer.max_length=512"]
-    trainer, work, _ = memory.estimate(*prepared_run(*settings))
-    extrapolated = memory.training_bytes(trainer, work.largest[0])
-    monkeypatch.setattr(hollow, "DEPTHS", ())
-    assert extrapolated == memory.training_bytes(trainer, work.largest[0])
+    trainer, work, _ = estimate_memory(*prepared_run(*settings))
+    extrapolated = training_bytes(trainer, work.largest[0])
+    monkeypatch.setattr(meta_model, "DEPTHS", ())
+    assert extrapolated == training_bytes(trainer, work.largest[0])
 
 
 @pytest.mark.slow
 def test_two_depths_whose_worst_moments_differ_are_not_compared(monkeypatch):
     settings = ["quantization=none", "adapter=full", "eval.max_prompts=4", "tracking=none"]
-    trainer, work, _ = memory.estimate(*prepared_run(*settings))
-    extrapolated = memory.training_bytes(trainer, work.largest[0])
-    monkeypatch.setattr(hollow, "DEPTHS", ())
-    whole = memory.training_bytes(trainer, work.largest[0])
+    trainer, work, _ = estimate_memory(*prepared_run(*settings))
+    extrapolated = training_bytes(trainer, work.largest[0])
+    monkeypatch.setattr(meta_model, "DEPTHS", ())
+    whole = training_bytes(trainer, work.largest[0])
     assert sum(extrapolated.values()) == pytest.approx(sum(whole.values()), rel=0.01)
 
 
@@ -136,7 +139,7 @@ def test_an_8b_model_is_planned_without_its_weights(tmp_path):
     shape |= {"num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 8192}
     place = [*without_weights(tmp_path, **shape), "quantization=nf4", "tracking=none"]
     config, prepared, machine = prepared_run(*place, "plan.memory_gib=200", "plan.tflops=100")
-    made = plan.make(config, prepared, machine, 0.0)
+    made = make_plan(config, prepared, machine, 0.0)
     embeddings = 2 * 128256 * 4096
     packed = prepared.outline.num_parameters() - embeddings
     expected = 0.516 * packed + machine.weight_dtype.itemsize * embeddings
@@ -163,18 +166,18 @@ def long_prompts(tiny_run, tmp_path):
 @pytest.mark.slow
 def test_a_run_that_will_not_fit_is_refused_and_the_first_remedy_makes_it_fit(long_prompts):
     for _ in range(2):  # the process itself grows on the first
-        estimate = memory.estimate(*prepared_run(*long_prompts))[2]
+        estimate = estimate_memory(*prepared_run(*long_prompts))[2]
     small = f"plan.memory_gib={(estimate.peak - 60 * MIB) / 2**30}"
     config, prepared, machine = prepared_run(*long_prompts, small)
-    need = memory.estimate(config, prepared, machine)[2]
-    remedies = list(remedy.find(config, prepared, machine, need))
+    need = estimate_memory(config, prepared, machine)[2]
+    remedies = list(find_remedies(config, prepared, machine, need))
     costs = [one.settings.partition("=")[0] for one in remedies]
     assert costs[:2] == ["trainer.activation_checkpointing", "trainer.per_device_train_batch_size"]
     with pytest.raises(UserError, match=f"will not fit.*cheapest first: {remedies[0].settings} "):
         run.run(config)
-    assert not (checkpoint.folder(config) / "adapter").exists()
-    run.run(compose([*long_prompts, small, *remedies[0].settings.split()]))
-    assert (checkpoint.folder(config) / "result.json").exists()
+    assert not (run_folder(config) / "adapter").exists()
+    run.run(compose_config([*long_prompts, small, *remedies[0].settings.split()]))
+    assert (run_folder(config) / "result.json").exists()
 
 
 @pytest.mark.slow
@@ -183,14 +186,14 @@ def test_the_refusal_ends_the_program_with_code_2_before_the_model_loads_unless_
     assert refused.returncode == 2
     assert refused.stderr.startswith("Error: This run will not fit") and "Traceback" not in refused.stderr
     assert "attention:" not in refused.stdout
-    run.run(compose([*tiny_run, "plan.memory_gib=0.1"]))
+    run.run(compose_config([*tiny_run, "plan.memory_gib=0.1"]))
 
 
 @pytest.mark.slow
 def test_the_trials_of_a_sweep_are_added_up(tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plan, "shown", [])
     for rank in (4, 8):
-        run.run(compose(["stage=plan", "plan.tflops=1", f"adapter.r={rank}", *tiny_run]))
+        run.run(compose_config(["stage=plan", "plan.tflops=1", f"adapter.r={rank}", *tiny_run]))
     told = capsys.readouterr().out
     assert told.count("fits: ") == 2 and told.count("2 trials so far: ") == 1
     plans = [json.loads(path.read_text()) for path in (tmp_path / "outputs").glob("*/plan.json")]
@@ -200,7 +203,7 @@ def test_the_trials_of_a_sweep_are_added_up(tiny_run, tmp_path, capsys, monkeypa
 @pytest.mark.slow
 def test_the_pace_is_measured_where_none_is_stated(tiny_run):
     config, prepared, machine = prepared_run(*tiny_run)
-    made = plan.make(config, prepared, machine, 0.0)
+    made = make_plan(config, prepared, machine, 0.0)
     assert made.seconds.keys() == {"prepare", "load", "train", "evaluate"}
     assert all(seconds > 0 for seconds in made.seconds.values())
     assert "measured" in made.measured

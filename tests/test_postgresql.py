@@ -14,7 +14,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from finetune.search import storage
+from finetune.search.storage import open_storage
 
 ROOT = Path(__file__).parent.parent
 COMPLETE, FAIL = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
@@ -91,7 +91,7 @@ def worker(database, tiny_run, tmp_path):
 
 def trials(database, folder):
     """The trials of the study."""
-    opened = storage.open_storage(database)
+    opened = open_storage(database)
     found = optuna.load_study(storage=opened, study_name=folder.name).trials
     opened.engine.dispose()
     return found

@@ -9,9 +9,10 @@ import building
 import pytest
 import torch
 
-from finetune.reporting import preview
-from finetune.reporting.console import Screen
-from finetune.training import flat_batch as batch
+from finetune.reporting.console import RunConsole
+from finetune.reporting.preview import SHOWN_ON_PAGE, show_preview
+from finetune.training.flat_batch import IGNORE_INDEX
+from finetune.training.row_preview import _pieces, example_spans, packing_share, padding_share, preview_rows
 
 PACKED = ["trainer.packing=true", "trainer.max_length=512", "trainer.per_device_train_batch_size=1"]
 LAYOUTS = {
@@ -36,11 +37,11 @@ def rows_of(inputs):
         inside[inputs["flat_tokens"]] = True
         for row, real in zip(inputs["row_tokens"], inside.view_as(inputs["row_tokens"]), strict=True):
             places = [*range(inputs["prefix_length"]), *row[real].tolist()]
-            yield tokens[places].tolist(), (labels[places] != batch.IGNORE).tolist()[:-1]
+            yield tokens[places].tolist(), (labels[places] != IGNORE_INDEX).tolist()[:-1]
         return
     kept = inputs["attention_mask"].bool() if "attention_mask" in inputs else inputs["input_ids"] >= 0
     for tokens, labels, inside in zip(inputs["input_ids"], inputs["labels"], kept, strict=True):
-        yield tokens[inside].tolist(), (labels[inside] != batch.IGNORE).tolist()[1:]
+        yield tokens[inside].tolist(), (labels[inside] != IGNORE_INDEX).tolist()[1:]
 
 
 def rows_of_trainer(overrides):
@@ -52,8 +53,8 @@ def rows_of_trainer(overrides):
 def shown(overrides, folder):
     """Write the page of a run; return its path and the rows that it shows."""
     prepared = building.prepared(overrides)
-    preview.show(prepared, Screen(folder, speaks=False))
-    return folder / "preview.html", preview.look(prepared, preview.SHOWN_ON_PAGE)
+    show_preview(prepared, RunConsole(folder, speaks=False))
+    return folder / "preview.html", preview_rows(prepared, SHOWN_ON_PAGE)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def shown(overrides, folder):
 )
 def test_the_preview_shows_what_the_trainers_data_loader_yields(tiny_run, layout):
     overrides = [*tiny_run, *LAYOUTS[layout]]
-    seen = preview.look(building.prepared(overrides), 100)
+    seen = preview_rows(building.prepared(overrides), 100)
     expected = rows_of_trainer(overrides)
     assert len(expected) > 1
     assert sorted((row.pieces, row.loss[1:]) for row in seen) == sorted(expected)
@@ -117,7 +118,7 @@ def test_the_share_of_padding_is_that_of_batches_padded_to_their_longest_row(tin
     def padded(batch, *settings):
         size = f"trainer.per_device_train_batch_size={batch}"
         prepared = building.prepared([*tiny_run, size, *settings])
-        return preview.padding(prepared.rows, prepared.settings), prepared.rows
+        return padding_share(prepared.rows, prepared.settings), prepared.rows
 
     everything, rows = padded(32)
     lengths = list(map(len, rows.whole["train"]["input_ids"]))
@@ -130,14 +131,14 @@ def test_the_share_of_padding_is_that_of_batches_padded_to_their_longest_row(tin
 def test_the_room_left_by_packing_is_that_of_the_packs_that_are_trained_on(tiny_run):
     plain = building.prepared([*tiny_run, "trainer.max_length=512"])
     packed = building.prepared([*tiny_run, *LAYOUTS["packed"]])
-    packs, room = preview.packing(plain.rows, plain.settings)
-    assert (packs, room) == preview.packing(packed.rows, packed.settings)
+    packs, room = packing_share(plain.rows, plain.settings)
+    assert (packs, room) == packing_share(packed.rows, packed.settings)
     assert packs == len(packed.rows.train) and 0 < room < 1
 
 
 def test_a_token_keeps_the_space_before_it_where_decoders_leave_out_the_first_ones():
     words = SimpleNamespace(decode=lambda ids, **_: " ".join(["to", "be", "or", "not"][id] for id in ids))
-    assert preview._pieces(words, [0, 1, 2, 3]) == ["to", " be", " or", " not"]
+    assert _pieces(words, [0, 1, 2, 3]) == ["to", " be", " or", " not"]
 
 
 def test_preview_is_shown_without_the_models_weights(tiny_run, tiny_model, program, tmp_path):
@@ -153,7 +154,7 @@ def test_preview_is_shown_without_the_models_weights(tiny_run, tiny_model, progr
 
 def test_a_runs_page_shows_its_first_rows_with_what_carries_loss(tiny_run):
     prepared = building.prepared(tiny_run)
-    for example, row in zip(preview.examples(prepared), preview.look(prepared, 3), strict=True):
+    for example, row in zip(example_spans(prepared), preview_rows(prepared, 3), strict=True):
         assert [kind for kind, _ in example["spans"]] == ["context", "loss"]
         assert "".join(text for _, text in example["spans"]) == "".join(row.pieces)
         assert example["spans"][1][1] == "".join(

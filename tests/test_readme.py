@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.__main__ import parser
-from finetune.cli.main import compose
-from finetune.config.schema import UserError
+from finetune.cli.commands import build_parser
+from finetune.cli.compose import compose_config
+from finetune.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,13 +34,13 @@ def test_each_run_is_valid(command, mine):
     keys = [argument.partition("=")[0] for argument in arguments]
     values = [argument.partition("=")[2].split(",") for argument in arguments]
     for cell in product(*values):
-        compose([f"{key}={value}" for key, value in zip(keys, cell, strict=True)])
+        compose_config([f"{key}={value}" for key, value in zip(keys, cell, strict=True)])
 
 
 @pytest.mark.parametrize("command", sorted(set(COMMANDS) - set(RUNS)))
 def test_each_other_command_is_one_of_make_or_understood(command):
     if command.startswith("python -m finetune "):
-        assert parser().parse_args(command.split()[3:]).call
+        assert build_parser().parse_args(command.split()[3:]).call
         return
     program, target = command.split()
     assert program == "make"
@@ -50,12 +50,12 @@ def test_each_other_command_is_one_of_make_or_understood(command):
 def test_the_shown_mistake_is_told_in_these_words():
     [shown] = re.findall(r"\$ python run.py (\S+)\nError: (.*?)\n```", README, re.DOTALL)
     with pytest.raises(UserError) as error:
-        compose([shown[0]])
+        compose_config([shown[0]])
     assert str(error.value) == " ".join(shown[1].split())
 
 
 def test_the_shown_data_set_and_model_are_whole_files(mine, tmp_path):
-    from finetune.data import splits as data
+    from finetune.data.splits import load_splits
 
     files = [yaml.safe_load(text) for kind, text in BLOCKS if kind == "yaml"]
     assert [file["name"] for file in files] == ["tickets", "mine"]
@@ -63,12 +63,12 @@ def test_the_shown_data_set_and_model_are_whole_files(mine, tmp_path):
         columns = file.pop("columns", {})
         settings = [f"{group}={file['source']}", *(f"{group}.columns.{key}={value}" for key, value in columns.items())]
         settings += [f"{group}.{key}={_written(value)}" for key, value in file.items()]
-        config = compose(settings)
+        config = compose_config(settings)
         assert getattr(config, group).path == file["path"]
     rows = "".join(f"question {i},team {i % 3}\n" for i in range(20))
     (tmp_path / "tickets.csv").write_text("question,team\n" + rows)
     columns = ["data.columns.prompt=question", "data.columns.completion=team"]
-    assert len(data.load(compose(["data=local", "data.path=tickets.csv", *columns]).data).train) == 16
+    assert len(load_splits(compose_config(["data=local", "data.path=tickets.csv", *columns]).data).train) == 16
 
 
 def test_it_stays_short():

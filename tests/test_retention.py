@@ -7,16 +7,16 @@ import building
 import pytest
 import yaml
 
-from finetune.cli.main import compose
-from finetune.evaluation import forgetting as retention
+from finetune.cli.compose import compose_config
 from finetune.evaluation.answer_cache import Reply
 from finetune.evaluation.answers import Arm
+from finetune.evaluation.forgetting import FILE, answer_general_prompts, choose_general_prompts, describe_forgetting
 from finetune.evaluation.generate import Answer
 
 
 def asked(tiny_run, *overrides):
     overrides = [*tiny_run, "eval.retention=true", *overrides]
-    return retention.choose_prompts(compose(overrides), building.prepared(overrides))
+    return choose_general_prompts(compose_config(overrides), building.prepared(overrides))
 
 
 def arms(prompts, nll, right):
@@ -49,7 +49,7 @@ def arms(prompts, nll, right):
 )
 def test_forgetting_is_told_where_it_is_beyond_doubt(tiny_run, nll, right, opinion):
     prompts = asked(tiny_run)
-    found = retention.describe(prompts, {name: arms(p, nll, right) for name, p in prompts.items()})
+    found = describe_forgetting(prompts, {name: arms(p, nll, right) for name, p in prompts.items()})
     assert found["forgot"] is (opinion == "It forgot")
     assert found["sentence"].startswith(f"{opinion}: ")
     assert "questions answered went from 0.62 to" in found["sentence"]
@@ -57,7 +57,7 @@ def test_forgetting_is_told_where_it_is_beyond_doubt(tiny_run, nll, right, opini
 
 
 def test_general_prompts_carry_neither_the_tasks_system_prompt_nor_its_rows(tiny_run):
-    content = yaml.safe_load(retention.FILE.read_text())
+    content = yaml.safe_load(FILE.read_text())
     prompts = asked(tiny_run, "data.system=Task.")
     assert [len(prompts[name].examples) for name in ("passages", "questions")] == [
         len(content["passages"]),
@@ -75,7 +75,7 @@ def test_the_perplexity_of_the_passages_is_transformers_own(tiny_run, tiny_model
     prepared = building.prepared(tiny_run)
     prompts = asked(tiny_run)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
-    found = retention.describe(prompts, retention.answer(base, prepared.tokenizer, prompts, {}))
+    found = describe_forgetting(prompts, answer_general_prompts(base, prepared.tokenizer, prompts, {}))
     losses, counts = [], []
     for example in prompts["passages"].examples:
         ids = prepared.tokenizer(example.completion + prepared.tokenizer.eos_token, return_tensors="pt")["input_ids"]

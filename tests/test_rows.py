@@ -4,8 +4,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from finetune.config.schema import UserError
-from finetune.data.rows import read_hub, read_rows
+from finetune.data.rows import read_hub_rows, read_rows
+from finetune.errors import UserError
 
 
 def write(path, text):
@@ -36,10 +36,7 @@ def test_a_json_row_comes_with_its_number(tmp_path):
 
 def test_a_csv_row_comes_with_the_line_where_it_starts(tmp_path):
     path = write(tmp_path / "mine.csv", 'a,b\r\n1,"two\r\nlines"\r\n2,x\r\n')
-    assert list(read_rows(path)) == [
-        (2, {"a": "1", "b": "two\r\nlines"}),
-        (4, {"a": "2", "b": "x"}),
-    ]
+    assert list(read_rows(path)) == [(2, {"a": "1", "b": "two\r\nlines"}), (4, {"a": "2", "b": "x"})]
 
 
 def test_a_csv_field_may_be_as_long_as_a_document(tmp_path):
@@ -116,26 +113,26 @@ def test_a_folder_is_not_a_file(tmp_path):
 
 def test_a_hub_row_comes_with_its_split_and_number(tmp_path):
     write(tmp_path / "train.jsonl", '{"a": 1}\n{"a": 2}\n')
-    found = list(read_hub(str(tmp_path), None, None, "train"))
+    found = list(read_hub_rows(str(tmp_path), None, None, "train"))
     assert found == [(1, {"a": 1}), (2, {"a": 2})]
 
 
 def test_a_hub_split_that_does_not_exist_is_an_error(tmp_path):
     write(tmp_path / "train.jsonl", '{"a": 1}\n')
     with pytest.raises(UserError, match=r"split dev.*data\.revision"):
-        list(read_hub(str(tmp_path), None, None, "dev"))
+        list(read_hub_rows(str(tmp_path), None, None, "dev"))
 
 
 def test_a_hub_file_that_is_malformed_is_an_error(tmp_path):
     write(tmp_path / "train.jsonl", '{"a": 1}\nbroken\n')
     with pytest.raises(UserError, match=r"could not be loaded"):
-        list(read_hub(str(tmp_path), None, None, "train"))
+        list(read_hub_rows(str(tmp_path), None, None, "train"))
 
 
 def test_a_hub_row_that_is_not_utf8_is_left_out_alone(tmp_path):
     column = pa.array([b"a", b"\xe9", *[b"c"] * 3000], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"a": column}), tmp_path / "train.parquet")
     bad = []
-    found = list(read_hub(str(tmp_path), None, None, "train", bad.append))
+    found = list(read_hub_rows(str(tmp_path), None, None, "train", bad.append))
     assert [number for number, _ in found] == [1, *range(3, 3003)]
     assert [message.startswith(f"{tmp_path}[train]:2: the row cannot be read") for message in bad] == [True]

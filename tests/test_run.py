@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 import run
-from finetune.cli.main import compose
-from finetune.config.schema import UserError
+from finetune.cli.compose import compose_config
+from finetune.errors import UserError
 
 CONVERSATION = [("user", "Say {0}"), ("assistant", "{0}!"), ("user", "Again"), ("assistant", "{0}, {0}!")]
 
@@ -43,7 +43,7 @@ def rows(recipe, count=20):
 
 def in_this_process(*overrides):
     """What `python run.py OVERRIDES` leaves: its result, its predictions and its folder."""
-    config = compose(list(overrides))
+    config = compose_config(list(overrides))
     run.run(config)
     folder = run.checkpoint.folder(config)
     lines = (folder / "predictions.jsonl").read_text().splitlines()
@@ -157,7 +157,7 @@ def test_bad_rows_that_are_left_out_are_shown_and_kept(tiny_run, tmp_path):
 
 
 def test_csv_json_and_parquet_give_the_same_examples_as_jsonl(tmp_path):
-    from finetune.data import splits as data
+    from finetune.data.splits import load_splits
 
     table = rows("prompt_completion")
     (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
@@ -165,9 +165,10 @@ def test_csv_json_and_parquet_give_the_same_examples_as_jsonl(tmp_path):
     (tmp_path / "mine.csv").write_text("prompt,completion\n" + "".join(",".join(row.values()) + "\n" for row in table))
     pyarrow.parquet.write_table(pa.Table.from_pylist(table), tmp_path / "mine.parquet")
     configs = [
-        compose(["data=local", f"data.path={tmp_path}/mine.{kind}"]) for kind in ("jsonl", "json", "csv", "parquet")
+        compose_config(["data=local", f"data.path={tmp_path}/mine.{kind}"])
+        for kind in ("jsonl", "json", "csv", "parquet")
     ]
-    fingerprints = {data.load(config.data).fingerprint for config in configs}
+    fingerprints = {load_splits(config.data).fingerprint for config in configs}
     assert len(fingerprints) == 1
 
 
@@ -273,13 +274,13 @@ def test_a_run_of_another_template_or_other_weights_is_another_run(tiny_run, tin
     shutil.copytree(tiny_model, model)
     template.write_text("{{ messages[0].content }}")
     asked = [*tiny_run, f"model.path={model}", f"trainer.chat_template_path={template}"]
-    found = [run.checkpoint.folder(compose(asked))]
+    found = [run.checkpoint.folder(compose_config(asked))]
     template.write_text("{{ messages[-1].content }}")
-    found.append(run.checkpoint.folder(compose(asked)))
+    found.append(run.checkpoint.folder(compose_config(asked)))
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (model / "model.safetensors").write_bytes(weights)
-    found += [run.checkpoint.folder(compose(asked))] * 2
+    found += [run.checkpoint.folder(compose_config(asked))] * 2
     assert len(set(found)) == 3
 
 
@@ -390,7 +391,7 @@ def test_a_name_that_another_run_has_is_refused(tiny_run, tmp_path):
 def test_a_folder_that_another_process_works_in_is_left_alone(tiny_run):
     from filelock import FileLock
 
-    folder = run.checkpoint.folder(compose([*tiny_run, "name=busy"]))
+    folder = run.checkpoint.folder(compose_config([*tiny_run, "name=busy"]))
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"), pytest.raises(UserError, match="another process is at this run"):
         in_this_process(*tiny_run, "name=busy")

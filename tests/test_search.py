@@ -11,14 +11,15 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from optuna.trial import TrialState
 
-from finetune.cli.main import compose
-from finetune.config.schema import Sweep, UserError
-from finetune.runs import folder as checkpoint
-from finetune.runs.sweep_record import Outcome, State
-from finetune.search import space, study
-from finetune.search.pruning import Prune
-from finetune.search.study import Plan, Search
-from finetune.sweeps import best as answer
+from finetune.cli.compose import compose_config
+from finetune.config.schema import Sweep
+from finetune.errors import UserError
+from finetune.runs.folder import run_folder
+from finetune.runs.outcome import Outcome, RunState
+from finetune.search.pruning import PruningCallback
+from finetune.search.space import read_space
+from finetune.search.study import SearchStudy, StudySettings, check_study, load_trial, open_study
+from finetune.sweeps.best import _front, repetitions
 from finetune.sweeps.run_search import _notes
 
 PARAMS = {
@@ -29,24 +30,24 @@ PARAMS = {
     "trainer.per_device_train_batch_size": "int(interval(1,8))",
 }
 CONDITIONS = {"adapter.lora_dropout": "adapter=lora"}
-SPACE = space.read(PARAMS, [], CONDITIONS)
+SPACE = read_space(PARAMS, [], CONDITIONS)
 DEFAULTS = {"trainer.learning_rate": 1e-3, "adapter.r": 16, "adapter": "lora", "adapter.lora_dropout": 0.0}
 
 
 def plan(**changes):
     known = {"sampler": "tpe", "pruner": "none", "n_trials": 12, "seed": 0, "objectives": ("score",)}
-    return Plan(**(known | {"higher_is_better": True} | changes))
+    return StudySettings(**(known | {"higher_is_better": True} | changes))
 
 
 def run(folder, asked=SPACE, value=lambda point: point["trainer.learning_rate"], **changes):
     """The settings that a search has tried, in its order; `value` is what a run with them comes to."""
     settings = plan(**changes)
-    search = Search(study.open_study(str(folder / "study.journal"), "s", settings), asked, settings, shared=False)
+    search = SearchStudy(open_study(str(folder / "study.journal"), "s", settings), asked, settings, shared=False)
     search.begin(DEFAULTS.get)
     tried = []
     for number, overrides in search:
         tried.append(overrides)
-        search.tell(number, Outcome(State.complete), [value(search.study.trials[number].params)])
+        search.tell(number, Outcome(RunState.complete), [value(search.study.trials[number].params)])
     return tried, search
 
 
@@ -76,7 +77,7 @@ def test_n_trials_is_the_total_of_a_study_that_goes_on(tmp_path):
 
 
 def test_a_trial_that_repeats_another_is_not_run_again(tmp_path):
-    small = space.read({"adapter.r": "4,8"}, [], {})
+    small = read_space({"adapter.r": "4,8"}, [], {})
     tried, search = run(tmp_path, small, lambda point: float(point["adapter.r"]), n_trials=10, sampler="random")
     assert sorted(tried) == [["adapter.r=4"], ["adapter.r=8"]]
     assert len(search.study.trials) == 10 and len(search.best()) == 2
@@ -84,21 +85,21 @@ def test_a_trial_that_repeats_another_is_not_run_again(tmp_path):
 
 def test_a_trial_that_repeats_a_pruned_one_is_pruned_at_once(tmp_path):
     settings = plan(n_trials=10, sampler="random")
-    small = space.read({"adapter.r": "4,8"}, [], {})
-    search = Search(study.open_study(str(tmp_path / "study.journal"), "s", settings), small, settings, shared=False)
+    small = read_space({"adapter.r": "4,8"}, [], {})
+    search = SearchStudy(open_study(str(tmp_path / "study.journal"), "s", settings), small, settings, shared=False)
     for number, overrides in search:
         if overrides == ["adapter.r=4"]:
-            study.load_trial(str(tmp_path / "study.journal"), "s", number, "none").report(0.5, 2)
-            search.tell(number, Outcome(State.pruned), None)
+            load_trial(str(tmp_path / "study.journal"), "s", number, "none").report(0.5, 2)
+            search.tell(number, Outcome(RunState.pruned), None)
         else:
-            search.tell(number, Outcome(State.complete), [1.0])
+            search.tell(number, Outcome(RunState.complete), [1.0])
     pruned = search.study.get_trials(states=[TrialState.PRUNED])
     assert len(search.study.trials) == 10 and len(pruned) > 1
     assert all(trial.intermediate_values == {2: 0.5} for trial in pruned)
 
 
 def test_a_grid_tries_every_combination_once(tmp_path):
-    small = space.read({"adapter.r": "4,8", "adapter": "lora,rslora", "seed": "range(1,3)"}, [], {})
+    small = read_space({"adapter.r": "4,8", "adapter": "lora,rslora", "seed": "range(1,3)"}, [], {})
     tried, _ = run(tmp_path, small, lambda point: 0.0, n_trials=8, sampler="grid")
     assert len(set(map(tuple, tried))) == len(tried) == 8
 
@@ -111,11 +112,11 @@ def test_other_samplers_search_too(tmp_path, sampler):
 
 def test_a_trial_that_a_killed_search_left_is_run_again_with_its_number(tmp_path):
     settings = plan()
-    opened = study.open_study(str(tmp_path / "study.journal"), "s", settings)
-    killed = Search(opened, SPACE, settings, shared=False)
+    opened = open_study(str(tmp_path / "study.journal"), "s", settings)
+    killed = SearchStudy(opened, SPACE, settings, shared=False)
     killed.begin(DEFAULTS.get)
     left = next(killed)
-    again = Search(study.open_study(str(tmp_path / "study.journal"), "s", settings), SPACE, settings, shared=False)
+    again = SearchStudy(open_study(str(tmp_path / "study.journal"), "s", settings), SPACE, settings, shared=False)
     assert next(again) == left
 
 
@@ -123,22 +124,22 @@ def test_several_objectives_have_their_directions(tmp_path):
     both = plan(objectives=("score", "memory"), sampler="nsga2")
     assert both.directions() == ["maximize", "minimize"]
     assert plan(objectives=("score",), higher_is_better=False).directions() == ["minimize"]
-    study.check(both)
+    check_study(both)
 
 
 def test_of_several_objectives_those_are_told_that_none_beats_in_all(tmp_path):
     settings = plan(objectives=("score", "memory"), sampler="nsga2", n_trials=3)
-    opened = study.open_study(str(tmp_path / "study.journal"), "s", settings)
-    search = Search(opened, SPACE, settings, shared=False)
+    opened = open_study(str(tmp_path / "study.journal"), "s", settings)
+    search = SearchStudy(opened, SPACE, settings, shared=False)
     for (number, _), values in zip(search, [[0.5, 2e9], [0.6, 3e9], [0.4, 2.5e9]], strict=False):
-        search.tell(number, Outcome(State.complete), values)
+        search.tell(number, Outcome(RunState.complete), values)
     assert [trial.number for trial in search.front()] == [0, 1]
-    assert answer._front(search) == "Not beaten in score and memory at once: trial 0 (0.5, 2e+09); trial 1 (0.6, 3e+09)"
+    assert _front(search) == "Not beaten in score and memory at once: trial 0 (0.5, 2e+09); trial 1 (0.6, 3e+09)"
 
 
 def test_the_command_lines_range_replaces_the_presets():
     given = OverridesParser.create().parse_overrides(["adapter.r=choice(2,64)"])
-    found = {one.key: one for one in space.read(PARAMS, given, CONDITIONS).dimensions}
+    found = {one.key: one for one in read_space(PARAMS, given, CONDITIONS).dimensions}
     assert found["adapter.r"].choices == ("2", "64")
     rate, batch = found["trainer.learning_rate"], found["trainer.per_device_train_batch_size"]
     assert (rate.low, rate.high, rate.log, rate.whole) == (1e-5, 1e-2, True, False)
@@ -156,7 +157,7 @@ def test_the_command_lines_range_replaces_the_presets():
 )
 def test_a_space_that_cannot_be_searched_is_refused(params, conditions, message):
     with pytest.raises(UserError) as told:
-        space.read(params, [], conditions)
+        read_space(params, [], conditions)
     assert message in str(told.value)
 
 
@@ -172,15 +173,15 @@ def test_a_space_that_cannot_be_searched_is_refused(params, conditions, message)
 )
 def test_a_plan_that_cannot_work_is_refused(changes, message):
     with pytest.raises(UserError) as told:
-        study.check(plan(**changes))
+        check_study(plan(**changes))
     assert message in str(told.value)
 
 
 def test_repetitions_are_trials_times_seeds():
-    assert answer.repetitions("3x2") == (3, 2) and answer.repetitions(None) == (0, 0)
+    assert repetitions("3x2") == (3, 2) and repetitions(None) == (0, 0)
     for wrong in ("3", "x2", "3x0", "threex2"):
         with pytest.raises(UserError, match="expected TRIALSxSEEDS"):
-            answer.repetitions(wrong)
+            repetitions(wrong)
 
 
 @pytest.mark.parametrize(("pruner", "most"), [("median", 0.6), ("asha", 0.7), ("hyperband", 0.6)])
@@ -188,21 +189,21 @@ def test_each_pruner_ends_the_worse_and_spares_the_best(tmp_path, pruner, most):
     """Losses that fall at their own rates: told at each step, the study ends the slow ones."""
     warnings.simplefilter("ignore", UserWarning)
     settings = plan(pruner=pruner, n_trials=12, sampler="random", seed=1)
-    small = space.read({"trainer.learning_rate": "interval(0.0,1.0)"}, [], {})
-    search = Search(study.open_study(str(tmp_path / "study.journal"), "s", settings), small, settings, shared=False)
+    small = read_space({"trainer.learning_rate": "interval(0.0,1.0)"}, [], {})
+    search = SearchStudy(open_study(str(tmp_path / "study.journal"), "s", settings), small, settings, shared=False)
     search.begin({}.get)
     steps = {}
     for number, _ in search:
-        trial = study.load_trial(str(tmp_path / "study.journal"), "s", number, pruner)
+        trial = load_trial(str(tmp_path / "study.journal"), "s", number, pruner)
         rate = trial.params["trainer.learning_rate"]
         for step in range(10):
             steps[number] = step + 1
             trial.report(-((1 - rate / 2) ** step), 20 * (step + 1))
             if step < 9 and trial.should_prune():
-                search.tell(number, Outcome(State.pruned), None)
+                search.tell(number, Outcome(RunState.pruned), None)
                 break
         else:
-            search.tell(number, Outcome(State.complete), [rate])
+            search.tell(number, Outcome(RunState.complete), [rate])
     rates = {trial.number: trial.params["trainer.learning_rate"] for trial in search.study.trials}
     assert steps[max(rates, key=rates.get)] == 10 and sum(steps.values()) <= most * 10 * 12
     assert search.best()[0].params["trainer.learning_rate"] == max(rates.values())
@@ -230,7 +231,7 @@ def test_a_search_selects_on_validation_rows_goes_on_and_tests_the_winner_once(p
     best = yaml.safe_load((tmp_path / "outputs/sweeps/mine/best.yaml").read_text())
     assert {"override /model": "local"} in best["defaults"] and best["trainer"]["learning_rate"] > 0
     [again] = re.findall(r"^Again: python run.py (.*)$", more.stdout, re.MULTILINE)
-    same = checkpoint.folder(compose([*shlex.split(again), f"output_dir={tmp_path / 'outputs'}"]))
+    same = run_folder(compose_config([*shlex.split(again), f"output_dir={tmp_path / 'outputs'}"]))
     assert (same / "selection.json").exists() and (same / "result.json").exists()
 
 
@@ -262,7 +263,7 @@ def test_a_search_may_weigh_the_score_against_memory(program, tiny_run, tmp_path
 
 
 def test_what_a_search_will_not_try_is_told():
-    searched = space.read({"adapter.r": "choice(4,8)", "trainer.seed": "choice(1,2,3)"}, [], {})
+    searched = read_space({"adapter.r": "choice(4,8)", "trainer.seed": "choice(1,2,3)"}, [], {})
     defaults = {"adapter.r": 16, "trainer.seed": 2}.get
     told = list(_notes(searched, plan(sampler="grid", n_trials=5), defaults))
     assert told == [
@@ -274,10 +275,10 @@ def test_what_a_search_will_not_try_is_told():
 
 def test_trials_of_other_batches_are_compared_at_the_same_share_of_their_training(tmp_path):
     settings = plan(pruner="median")
-    opened = study.open_study(str(tmp_path / "study.journal"), "s", settings)
+    opened = open_study(str(tmp_path / "study.journal"), "s", settings)
     for number, steps in enumerate((40, 80)):
         opened.ask()
-        pruned = Prune(Sweep(name="s", study=str(tmp_path / "study.journal"), trial=number, pruner="median"))
+        pruned = PruningCallback(Sweep(name="s", study=str(tmp_path / "study.journal"), trial=number, pruner="median"))
         for share in (1, 2):
             state = SimpleNamespace(global_step=share * steps // 4, max_steps=steps)
             pruned.on_evaluate(None, state, None, {"eval_loss": 1.0 / share})

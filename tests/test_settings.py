@@ -9,24 +9,30 @@ from transformers import AutoModelForCausalLM
 from trl import SFTConfig
 
 import run
-from finetune.cli.main import compose
-from finetune.config import choices, schema
-from finetune.config.schema import Config
-from finetune.data import columns as recipe
-from finetune.data import splits as data
-from finetune.evaluation import answer_cache as base_answers
-from finetune.evaluation import answers as evaluate
-from finetune.evaluation import forgetting as retention
+from finetune.cli.compose import compose_config
+from finetune.config import schema
+from finetune.config.schema import Config, Quantization, Source
+from finetune.data.columns import find_recipe
+from finetune.data.splits import Example, Splits, load_splits
+from finetune.errors import UserError
 from finetune.evaluation import generate
-from finetune.evaluation import lm_harness as harness
-from finetune.machine import device
-from finetune.model import base as model
-from finetune.planning import plan
-from finetune.reporting import wandb as tracking
-from finetune.runs import folder as checkpoint
-from finetune.training import prepare
-from finetune.training import sft_config as sft_settings
-from finetune.training import tokenize as tokens
+from finetune.evaluation.answer_cache import AnswerCache
+from finetune.evaluation.answers import answer_prompts
+from finetune.evaluation.forgetting import choose_general_prompts
+from finetune.evaluation.generate import Answer
+from finetune.evaluation.lm_harness import load_harness_tasks, score_harness_tasks
+from finetune.evaluation.prompts import choose_prompts
+from finetune.machine.device import choose_device
+from finetune.model import adapter
+from finetune.model.base import load_base
+from finetune.model.tokenizer import load_tokenizer
+from finetune.planning.plan import make_plan, require_memory
+from finetune.reporting import wandb
+from finetune.reporting.wandb import start_tracking
+from finetune.runs.folder import data_name, run_folder, run_labels
+from finetune.training.prepare import PreparedRun, prepare_run
+from finetune.training.sft_config import build_sft_config
+from finetune.training.tokenize import tokenize_splits
 
 ROOT = Path(__file__).parent.parent
 
@@ -180,7 +186,7 @@ def test_changing_it_changes_something(setting, tmp_path, monkeypatch, tiny_mode
 
 
 def composed(folder, overrides):
-    return compose([text.replace("FOLDER", str(folder)) for text in overrides])
+    return compose_config([text.replace("FOLDER", str(folder)) for text in overrides])
 
 
 def read_data(config, monkeypatch, _):
@@ -189,11 +195,11 @@ def read_data(config, monkeypatch, _):
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     try:
-        splits = data.load(config.data)
-    except (SeenError, schema.UserError) as call:
+        splits = load_splits(config.data)
+    except (SeenError, UserError) as call:
         return repr(call)
-    found = recipe.find_recipe(config.data)
-    return splits, checkpoint.data_name(config), config.data.metrics or found.METRICS
+    found = find_recipe(config.data)
+    return splits, data_name(config), config.data.metrics or found.METRICS
 
 
 def load_model(config, monkeypatch, tiny_model):
@@ -201,19 +207,17 @@ def load_model(config, monkeypatch, tiny_model):
         raise SeenError(arguments, options)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    machine = device.choose(config.model, config.quantization, config.adapter)
+    machine = choose_device(config.model, config.quantization, config.adapter)
     with pytest.raises(SeenError) as call:
-        model.load_base(config.model, config.quantization, machine)
-    return repr(call.value), checkpoint.labels(config)["group"]
+        load_base(config.model, config.quantization, machine)
+    return repr(call.value), run_labels(config)["group"]
 
 
 def add_adapter(config, _, tiny_model):
-    config.model.source, config.model.path = choices.Source.local, str(tiny_model)
-    config.quantization = schema.Quantization()
-    machine = device.choose(config.model, config.quantization, config.adapter)
-    trained = model.add_adapter(
-        model.load_base(config.model, config.quantization, machine), config.adapter, config.seed
-    )
+    config.model.source, config.model.path = Source.local, str(tiny_model)
+    config.quantization = Quantization()
+    machine = choose_device(config.model, config.quantization, config.adapter)
+    trained = adapter.add_adapter(load_base(config.model, config.quantization, machine), config.adapter, config.seed)
     layer = (
         trained.get_submodule("base_model.model.model.layers.0.self_attn.q_proj") if config.adapter.enabled else None
     )
@@ -225,15 +229,11 @@ def add_adapter(config, _, tiny_model):
 
 def check_rows(config, _, tiny_model):
     """The tokens of the rows, or what is wrong with them."""
-    config.model.source, config.model.path = choices.Source.local, str(tiny_model)
-    machine = device.choose(config.model, config.quantization, config.adapter)
+    config.model.source, config.model.path = Source.local, str(tiny_model)
+    machine = choose_device(config.model, config.quantization, config.adapter)
     try:
-        return (
-            prepare.prepare(config, data.load(config.data), machine, checkpoint.folder(config))
-            .rows.whole["train"]
-            .to_list()
-        )
-    except schema.UserError as error:
+        return prepare_run(config, load_splits(config.data), machine, run_folder(config)).rows.whole["train"].to_list()
+    except UserError as error:
         return str(error)
 
 
@@ -246,8 +246,8 @@ def staged(config, monkeypatch, _):
 
 
 def build_trainer(config, _, tiny_model):
-    machine = device.choose(config.model, config.quantization, config.adapter)
-    return sft_settings.build(config.trainer, machine, Path("same"), config.seed, 10)
+    machine = choose_device(config.model, config.quantization, config.adapter)
+    return build_sft_config(config.trainer, machine, Path("same"), config.seed, 10)
 
 
 def generation(config, monkeypatch, tiny_model):
@@ -256,55 +256,55 @@ def generation(config, monkeypatch, tiny_model):
 
     def answer_batch(model, tokenizer, prompts, config, max_new_tokens):
         calls.append((prompts, config.to_dict(), max_new_tokens))
-        return [generate.Answer("", 0, True)] * len(prompts)
+        return [Answer("", 0, True)] * len(prompts)
 
     monkeypatch.setattr(generate, "answer_batch", answer_batch)
-    monkeypatch.setattr(base_answers.Memory, "recall", lambda self, asked, compute, wait: (compute(), False))
-    config.model.source, config.model.path = choices.Source.local, str(tiny_model)
+    monkeypatch.setattr(AnswerCache, "recall", lambda self, asked, compute, wait: (compute(), False))
+    config.model.source, config.model.path = Source.local, str(tiny_model)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
-    tokenizer = model.load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model)
 
-    examples = [data.Example([{"role": "user", "content": str(i)}], "{}", "") for i in range(5)]
-    splits = data.Splits(examples, examples, examples, {}, "")
+    examples = [Example([{"role": "user", "content": str(i)}], "{}", "") for i in range(5)]
+    splits = Splits(examples, examples, examples, {}, "")
     settings = SFTConfig(use_cpu=True, bf16=False, activation_checkpointing=False)
-    rows = tokens.tokenize(splits, tokenizer, settings)
-    prepared = prepare.Prepared(splits, tokenizer, base, settings, rows)
-    prompts = evaluate.choose_prompts(config, prepared)
-    evaluate.answer(base, tokenizer, prompts, {}, lambda *_: None, lambda *_: None)
-    return calls, list(retention.choose_prompts(config, prepared))
+    rows = tokenize_splits(splits, tokenizer, settings)
+    prepared = PreparedRun(splits, tokenizer, base, settings, rows)
+    prompts = choose_prompts(config, prepared)
+    answer_prompts(base, tokenizer, prompts, {}, lambda *_: None, lambda *_: None)
+    return calls, list(choose_general_prompts(config, prepared))
 
 
 def ask_harness(config, monkeypatch, tiny_model):
     calls = []
     monkeypatch.setattr("lm_eval.simple_evaluate", lambda lm, **given: calls.append(given) or {"results": {}})
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
-    tokenizer = model.load_tokenizer(config.model)
-    harness.answer(base, tokenizer, harness.choose_tasks(config.eval), config.eval, {}, lambda _: None)
+    tokenizer = load_tokenizer(config.model)
+    score_harness_tasks(base, tokenizer, load_harness_tasks(config.eval), config.eval, {}, lambda _: None)
     return [(call["tasks"], call["limit"]) for call in calls]
 
 
 def track(config, monkeypatch, tiny_model):
     calls = []
-    monkeypatch.setattr(tracking, "_init", lambda mode, identity, say: calls.append((mode, identity)))
-    labels = checkpoint.labels(config) | {"config": {}}
-    with tracking.start(config.tracking, **labels, folder=tiny_model.parent / "tracked"):
+    monkeypatch.setattr(wandb, "_init", lambda mode, identity, say: calls.append((mode, identity)))
+    labels = run_labels(config) | {"config": {}}
+    with start_tracking(config.tracking, **labels, folder=tiny_model.parent / "tracked"):
         return calls
 
 
 def place(config, *_):
-    return checkpoint.folder(config), data.load(config.data).fingerprint
+    return run_folder(config), load_splits(config.data).fingerprint
 
 
 def planned(config, _, tiny_model):
-    config.model.source, config.model.path = choices.Source.local, str(tiny_model)
+    config.model.source, config.model.path = Source.local, str(tiny_model)
     config.plan.tflops = config.plan.tflops or 1.0
-    machine = device.choose(config.model, config.quantization, config.adapter)
-    prepared = prepare.prepare(config, data.load(config.data), machine, checkpoint.folder(config))
+    machine = choose_device(config.model, config.quantization, config.adapter)
+    prepared = prepare_run(config, load_splits(config.data), machine, run_folder(config))
     try:
-        plan.require_room(config, prepared, machine)
-    except schema.UserError:
+        require_memory(config, prepared, machine)
+    except UserError:
         return "refused"
-    made = plan.make(config, prepared, machine, 0.0)
+    made = make_plan(config, prepared, machine, 0.0)
     return made.measured, made.need.available // 2**40 if config.force else made.need.available > 900 * 2**30
 
 

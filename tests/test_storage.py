@@ -3,16 +3,18 @@
 import optuna
 import pytest
 
-from finetune.config.schema import UserError
-from finetune.runs.sweep_record import Outcome, State
-from finetune.search import space, storage, study
+from finetune.errors import UserError
+from finetune.runs.outcome import Outcome, RunState
+from finetune.search import storage, study
 from finetune.search.shared_study import SAME_AS
-from finetune.search.study import Plan, Search
+from finetune.search.space import read_space
+from finetune.search.storage import check_storage, connect_storage
+from finetune.search.study import SearchStudy, StudySettings, open_study
 
-SPACE = space.read({"adapter.r": "choice(2,4,8,16)", "trainer.learning_rate": "interval(0.0,1.0)"}, [], {})
-SMALL = space.read({"adapter.r": "choice(2,4)"}, [], {})
+SPACE = read_space({"adapter.r": "choice(2,4,8,16)", "trainer.learning_rate": "interval(0.0,1.0)"}, [], {})
+SMALL = read_space({"adapter.r": "choice(2,4)"}, [], {})
 DEFAULTS = {"adapter.r": 16, "trainer.learning_rate": 0.5}
-COMPLETE = Outcome(State.complete)
+COMPLETE = Outcome(RunState.complete)
 WAITING, RUNNING, FAIL = (optuna.trial.TrialState[name] for name in ("WAITING", "RUNNING", "FAIL"))
 
 
@@ -24,8 +26,8 @@ def worker(tmp_path, monkeypatch):
     def join(asked=SPACE, begin=True, **changes):
         monkeypatch.setattr(study, "WORKER_NAME", f"worker {len(opened)}")
         known = {"sampler": "random", "pruner": "none", "n_trials": 4, "seed": 0, "objectives": ("score",)}
-        plan = Plan(**(known | {"higher_is_better": True} | changes))
-        search = Search(study.open_study(f"sqlite:///{tmp_path}/s.db", "s", plan, 1), asked, plan, shared=True)
+        plan = StudySettings(**(known | {"higher_is_better": True} | changes))
+        search = SearchStudy(open_study(f"sqlite:///{tmp_path}/s.db", "s", plan, 1), asked, plan, shared=True)
         opened.append(search.study._storage._backend.engine)
         if begin:
             search.begin(DEFAULTS.get)
@@ -122,7 +124,7 @@ def test_a_trial_that_others_took_over_is_theirs_to_tell(worker):
 def test_a_trial_whose_folder_is_in_another_process_s_hands_waits(worker):
     search = worker()
     number, point = next(search)
-    search.tell(number, Outcome(State.busy), None)
+    search.tell(number, Outcome(RunState.busy), None)
     assert next(search) == (number, point)
 
 
@@ -143,7 +145,7 @@ def test_workers_draw_points_of_their_own(worker):
 )
 def test_a_database_that_cannot_be_meant_is_refused(place, seconds, message):
     with pytest.raises(UserError, match=message.replace("+", r"\+")) as told:
-        storage.check(place, seconds)
+        check_storage(place, seconds)
     assert "secret" not in str(told.value)
 
 
@@ -158,4 +160,4 @@ def test_a_database_that_cannot_be_meant_is_refused(place, seconds, message):
 def test_a_database_that_cannot_be_reached_is_told(place, message, monkeypatch):
     monkeypatch.setattr(storage, "TRIES", 1)
     with pytest.raises(UserError, match=message):
-        storage.reach(place, 60, print)
+        connect_storage(place, 60, print)

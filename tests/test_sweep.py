@@ -13,10 +13,11 @@ from pathlib import Path
 import optuna
 import pytest
 
-from finetune.cli import main as command
-from finetune.config.schema import UserError
-from finetune.runs.sweep_record import State
+from finetune.cli.main import check_sweep
+from finetune.errors import UserError
+from finetune.runs.outcome import RunState
 from finetune.search import study
+from finetune.search.study import StudySettings
 
 ROOT = Path(__file__).parent.parent
 FAULTY = ROOT / "tests" / "faulty.py"
@@ -92,14 +93,14 @@ def test_a_grid_that_was_killed_within_its_third_trial_resumes_that_one_from_its
 @pytest.mark.slow
 def test_however_trials_end_the_table_the_study_and_their_results_say_so_and_the_others_go_on(faulty, tmp_path):
     endings = {
-        1e-3: State.complete,
-        2e-3: State.failed,
-        3e-3: State.exited,
-        4e-3: State.killed,
-        5e-3: State.timed_out,
-        6e-3: State.out_of_memory,
-        7e-3: State.exited,
-        1e30: State.diverged,
+        1e-3: RunState.complete,
+        2e-3: RunState.failed,
+        3e-3: RunState.exited,
+        4e-3: RunState.killed,
+        5e-3: RunState.timed_out,
+        6e-3: RunState.out_of_memory,
+        7e-3: RunState.exited,
+        1e30: RunState.diverged,
     }
     rates = ",".join(map(repr, endings))
     asked = [f"trainer.learning_rate=choice({rates})", "hydra/sweeper=optuna", "hydra.sweeper.sampler=grid"]
@@ -109,10 +110,10 @@ def test_however_trials_end_the_table_the_study_and_their_results_say_so_and_the
     told = trials(tmp_path)
     assert len(told) == 9  # the last is the test of the best
     rate = {trial["number"]: learning_rate(trial) for trial in told}
-    assert {rate[trial["number"]]: State(trial["state"]) for trial in told} == endings
+    assert {rate[trial["number"]]: RunState(trial["state"]) for trial in told} == endings
     opened = open_study(tmp_path)
     attributes = {trial.params["trainer.learning_rate"]: trial.user_attrs["state"] for trial in opened.trials}
-    assert {float(key): State(value) for key, value in attributes.items()} == endings
+    assert {float(key): RunState(value) for key, value in attributes.items()} == endings
     assert sum(trial.state is optuna.trial.TrialState.FAIL for trial in opened.trials) == 7
     for trial in told:
         state = endings[rate[trial["number"]]]
@@ -120,13 +121,13 @@ def test_however_trials_end_the_table_the_study_and_their_results_say_so_and_the
             line for line in done.stdout.splitlines() if f"trial {trial['number']} " in line
         )
         assert result(trial)["status"] == state.value
-        assert state is State.complete or result(trial)["reason"] == trial["reason"] != ""
+        assert state is RunState.complete or result(trial)["reason"] == trial["reason"] != ""
     assert "ValueError: something broke" in done.stdout  # with its stack
     again = faulty(*asked)
     assert again.returncode == 1
     repeated = trials(tmp_path)[len(told) - 1 : -1]
     expected = {state for state in endings.values() if state.value in ("failed", "exited", "killed", "timed_out")}
-    assert {State(trial["state"]) for trial in repeated} == expected and len(repeated) == 5
+    assert {RunState(trial["state"]) for trial in repeated} == expected and len(repeated) == 5
     assert len(open_study(tmp_path).trials) == 8 + 5
 
 
@@ -137,7 +138,7 @@ def learning_rate(trial):
 
 def open_study(folder):
     place = folder / "outputs/sweeps/grid/study.journal"
-    plan = study.Plan("grid", "none", 8, 0, ("score",), True)
+    plan = StudySettings("grid", "none", 8, 0, ("score",), True)
     return study.open_study(str(place), "grid", plan)
 
 
@@ -147,10 +148,7 @@ def test_a_grid_repeats_what_failed_but_not_what_would_fail_again_unless_it_is_t
     for more, known in (
         ([], [False, False, False]),
         ([], [False, True, True]),
-        (
-            ["sweep.repeat_failures=true"],
-            [False, False, True],
-        ),
+        (["sweep.repeat_failures=true"], [False, False, True]),
     ):
         done = faulty(*asked, *more)
         assert done.returncode == 1, done.stderr + done.stdout
@@ -226,7 +224,7 @@ def test_ctrl_c_ends_a_sweep_and_its_trials_while_it_is(tiny_run, tmp_path, mome
 )
 def test_what_a_sweep_would_not_heed_is_refused(given, told):
     with pytest.raises(UserError, match=re.escape(told)):
-        command.check_sweep(["-m", "adapter.r=4,8", *given])
+        check_sweep(["-m", "adapter.r=4,8", *given])
 
 
 @pytest.mark.slow

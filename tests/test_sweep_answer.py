@@ -13,17 +13,18 @@ from test_compare import drawn
 from test_tracking import read, read_records, values
 
 import run
-from finetune.cli.main import compose
-from finetune.comparison import compare
+from finetune.cli.compose import compose_config
+from finetune.comparison.compare import compare_runs
 from finetune.config.schema import Tracking
-from finetune.runs import folder as checkpoint
-from finetune.runs import sweep_record as trials
-from finetune.runs.sweep_record import Outcome, State
-from finetune.search import space, study
-from finetune.search.study import Plan, Search
-from finetune.sweeps import best as answer
-from finetune.sweeps import report as sweep_report
-from finetune.sweeps import sweep_result
+from finetune.runs.folder import run_folder
+from finetune.runs.outcome import Outcome, Pruned, RunState
+from finetune.runs.read import find_runs, run_folders
+from finetune.runs.sweep_record import CONFIRMATION, open_sweep_record, read_trials
+from finetune.search.space import read_space
+from finetune.search.study import SearchStudy, StudySettings, open_study
+from finetune.sweeps.best import SearchContext, report_best, report_best_of_grid
+from finetune.sweeps.report import show_ranking, write_sweep_report
+from finetune.sweeps.sweep_result import read_sweep
 
 ROOT = Path(__file__).parent.parent
 # Trial -> rank, learning rate, and how many of 60 prompts it answers rightly.
@@ -34,18 +35,18 @@ PRUNED = "validation loss 2.000 at step 20: others do better"
 @pytest.fixture
 def searched(tmp_path):
     """The folder of a search that has five complete trials, a pruned one, one that failed, and one that runs."""
-    record = trials.open_record(str(tmp_path), "mine", ["sweep=lora_basics"])
+    record = open_sweep_record(str(tmp_path), "mine", ["sweep=lora_basics"])
     known = ["data.metrics=[exact_match]", "sweep.name=mine", "sweep.on_validation=true"]
     for number in range(8):
         rank, rate, right = COMPLETE.get(number, (2, 1e-5, 0))
         point = [f"adapter.r={rank}", f"trainer.learning_rate={rate}"]
         folder = tmp_path / f"run{number}"
-        record.begin(number, [*known, *point, f"sweep.trial={number}"], folder, State.running)
+        record.begin(number, [*known, *point, f"sweep.trial={number}"], folder, RunState.running)
         if number in COMPLETE:
             leave_run(folder, *point, tuned=answers(range(right), 60), split="validation")
-            record.end(number, Outcome(State.complete, "", folder, 10.0, right / 60, "exact_match"))
-    record.end(2, Outcome(State.pruned, PRUNED, tmp_path / "run2", 5.0))
-    record.end(4, Outcome(State.failed, "Traceback\n  ...\nValueError: something broke", tmp_path / "run4", 2.0))
+            record.end(number, Outcome(RunState.complete, "", folder, 10.0, right / 60, "exact_match"))
+    record.end(2, Outcome(RunState.pruned, PRUNED, tmp_path / "run2", 5.0))
+    record.end(4, Outcome(RunState.failed, "Traceback\n  ...\nValueError: something broke", tmp_path / "run4", 2.0))
     (tmp_path / "run2").mkdir()
     (tmp_path / "run2/history.jsonl").write_text('{"step": 20, "eval_loss": 2.0, "tokens": 5, "train_seconds": 1.0}\n')
     return record.folder
@@ -53,11 +54,11 @@ def searched(tmp_path):
 
 def confirmed(folder):
     """The winner's answers to the test prompts, as a search asks for at its end."""
-    record = trials.open_record(str(folder.parent.parent), "mine", [])
+    record = open_sweep_record(str(folder.parent.parent), "mine", [])
     winner = folder.parent.parent / "run0"
-    record.begin(trials.CONFIRMATION, ["adapter.r=16"], winner, State.running)
+    record.begin(CONFIRMATION, ["adapter.r=16"], winner, RunState.running)
     leave_run(winner, "adapter.r=16", tuned=answers(range(50), 70), system="Test.")
-    record.end(trials.CONFIRMATION, Outcome(State.complete, "", winner, 20.0, 50 / 70, "exact_match"))
+    record.end(CONFIRMATION, Outcome(RunState.complete, "", winner, 20.0, 50 / 70, "exact_match"))
 
 
 def compared(*arguments, **options):
@@ -69,7 +70,7 @@ def compared(*arguments, **options):
 
 
 def test_a_searchs_trials_are_ranked_on_validation_prompts_and_in_groups(searched):
-    [found] = sweep_result.read(searched).comparisons
+    [found] = read_sweep(searched).comparisons
     assert found.split == "validation" and [run.trial for run in found.runs] == [0, 6, 1, 5, 3]
     assert found.groups == ["a", "a", "a", "b", "b"]
     assert found.settings[1] == {"adapter.r": 16, "trainer.learning_rate": 3e-4}
@@ -92,40 +93,40 @@ def test_the_program_tells_ranking_what_mattered_and_what_became_of_the_others(s
 
 def test_a_winner_that_has_answered_the_test_prompts_is_named_and_its_trial_stays_among_the_others(searched):
     confirmed(searched)
-    result = sweep_result.read(searched)
+    result = read_sweep(searched)
     assert [run.trial for run in result.comparisons[0].runs] == [0, 6, 1, 5, 3] and len(result.comparisons) == 1
     assert result.verdict.startswith("On the test prompts, trial 0: Tuning beats zero-shot prompting by 0.71")
 
 
 def test_a_sweep_is_compared_before_its_first_trial_is_complete(tmp_path):
-    record = trials.open_record(str(tmp_path), "new", [])
-    record.begin(0, ["adapter.r=8"], tmp_path / "first", State.running)
-    record.begin(1, ["adapter.r=4"], None, State.waiting)
+    record = open_sweep_record(str(tmp_path), "new", [])
+    record.begin(0, ["adapter.r=8"], tmp_path / "first", RunState.running)
+    record.begin(1, ["adapter.r=4"], None, RunState.waiting)
     told = compared(record.folder)
     assert "2 trials: 1 waiting, 1 running" in told and "adapter.r=8" in told
-    sweep_report.leave(sweep_report.show(record.folder), Tracking(enabled=False))
+    write_sweep_report(show_ranking(record.folder), Tracking(enabled=False))
     assert "adapter.r=8" in (record.folder / "report.html").read_text()
 
 
 def test_a_grids_trials_are_ranked_on_the_test_prompts(tmp_path):
-    record = trials.open_record(str(tmp_path), "grid", [])
+    record = open_sweep_record(str(tmp_path), "grid", [])
     for number, right in enumerate((10, 50)):
         folder = leave_run(tmp_path / f"run{number}", f"seed={number}", tuned=answers(range(right), 60))
-        record.begin(number, ["model=mine", f"seed={number}"], folder, State.running)
-        record.end(number, Outcome(State.complete, "", folder, 1.0, right / 60, "exact_match"))
+        record.begin(number, ["model=mine", f"seed={number}"], folder, RunState.running)
+        record.end(number, Outcome(RunState.complete, "", folder, 1.0, right / 60, "exact_match"))
     told = compared(record.folder)
     assert "2 runs on 60 test prompts" in told and told.index("trial 1") < told.index("trial 0")
     assert "seed=1" in told and "model=mine" not in told
-    runs, _ = compare.find([str(tmp_path)])  # a folder of runs beside a sweep's
+    runs, _ = find_runs([str(tmp_path)])  # a folder of runs beside a sweep's
     assert [one.name for one in runs] == ["run0", "run1"]
-    assert list(compare.folders(str(record.folder))) == [record.folder, tmp_path / "run0", tmp_path / "run1"]
+    assert list(run_folders(str(record.folder))) == [record.folder, tmp_path / "run0", tmp_path / "run1"]
 
 
 def test_with_many_runs_only_the_best_is_tested_against_the_others(tmp_path):
     for number in range(14):
         right = range(number, 60) if number < 3 else range(10)
         leave_run(tmp_path / f"run{number:02}", f"seed={number}", tuned=answers(right, 60))
-    [found] = compare.compare(compare.find([str(tmp_path)])[0])
+    [found] = compare_runs(find_runs([str(tmp_path)])[0])
     assert (
         found.groups == ["a"] * 3 + [""] * 11 and "the letter a" in found.correction and "13 paired" in found.correction
     )
@@ -150,20 +151,20 @@ def test_the_page_of_a_search_shows_all_trials_and_draws_without_errors(searched
 
 def grid(tmp_path, *cells):
     """A sweep of whole runs, of each its overrides, how many of 60 answers are right, and its validation loss."""
-    record = trials.open_record(str(tmp_path), "grid", [])
+    record = open_sweep_record(str(tmp_path), "grid", [])
     for number, (overrides, right, loss) in enumerate(cells):
         folder = leave_run(tmp_path / f"run{number}", *overrides, tuned=answers(range(right), 60))
         result = json.loads((folder / "result.json").read_text())
         result["training"]["validation_loss"] = loss
         (folder / "result.json").write_text(json.dumps(result))
-        record.begin(number, overrides, folder, State.running)
-        record.end(number, Outcome(State.complete, "", folder, 1.0, right / 60, "exact_match"))
+        record.begin(number, overrides, folder, RunState.running)
+        record.end(number, Outcome(RunState.complete, "", folder, 1.0, right / 60, "exact_match"))
     return record.folder
 
 
 def test_a_grids_best_is_chosen_by_validation_loss_and_judged_by_the_test_prompts(tmp_path, capsys):
     folder = grid(tmp_path, (["adapter.r=4"], 50, 0.9), (["adapter.r=8", "sweep.name=g"], 40, 0.2))
-    answer.give_of_grid(folder, compose, Tracking(enabled=False))
+    report_best_of_grid(folder, compose_config, Tracking(enabled=False))
     told = capsys.readouterr().out
     assert "Best by validation loss, 0.2: trial 1: adapter.r=8" in told
     assert "On the test prompts: Tuning beats zero-shot prompting by 0.67" in told
@@ -173,13 +174,13 @@ def test_a_grids_best_is_chosen_by_validation_loss_and_judged_by_the_test_prompt
 
 def test_a_best_whose_text_reads_as_a_number_keeps_it_as_an_experiment(tmp_path):
     folder = grid(tmp_path, (["data.name='1e3'"], 50, 0.1), (["adapter.r=8"], 40, 0.2))
-    answer.give_of_grid(folder, compose, Tracking(enabled=False))
+    report_best_of_grid(folder, compose_config, Tracking(enabled=False))
     assert OmegaConf.load(folder / "best.yaml").data.name == "1e3"
 
 
 def test_a_grid_of_other_models_has_no_best(tmp_path, capsys):
     folder = grid(tmp_path, (["adapter.r=4"], 50, 0.9), (["model=qwen3_0_6b"], 40, 0.2))
-    answer.give_of_grid(folder, compose, Tracking(enabled=False))
+    report_best_of_grid(folder, compose_config, Tracking(enabled=False))
     assert "No best is chosen" in capsys.readouterr().out and not (folder / "best.yaml").exists()
 
 
@@ -193,29 +194,29 @@ def figures_of(browser):
 @pytest.mark.slow
 def test_the_best_are_repeated_over_seeds_and_the_best_on_average_is_tested(tmp_path, capsys):
     """With the first seed rank 4 answers 12 of 20 prompts rightly and rank 8 only 11, with the others 6 and 10."""
-    plan = Plan("grid", "none", 2, 0, ("score",), True)
-    asked = space.read({"adapter.r": "4,8"}, [], {})
-    tried = Search(study.open_study(str(tmp_path / "study.journal"), "mine", plan), asked, plan, shared=False)
+    plan = StudySettings("grid", "none", 2, 0, ("score",), True)
+    asked = read_space({"adapter.r": "4,8"}, [], {})
+    tried = SearchStudy(open_study(str(tmp_path / "study.journal"), "mine", plan), asked, plan, shared=False)
     fixed = ["tracking=none", f"output_dir={tmp_path}", "sweep.repeat_best=2x2"]
     own = ["sweep.name=mine", "sweep.on_validation=true"]
     ran = []
 
     def train(jobs, *_):
         for _, overrides in jobs:
-            config = compose(overrides)
+            config = compose_config(overrides)
             ran.append((config.adapter.r, config.seed, config.sweep.on_validation))
             right = {4: 6, 8: 10}[config.adapter.r] if config.seed > 42 else {4: 12, 8: 11}[config.adapter.r]
             split = "validation" if config.sweep.on_validation else "test"
-            leave_run(checkpoint.folder(config), *overrides, tuned=answers(range(right), 20), split=split)
+            leave_run(run_folder(config), *overrides, tuned=answers(range(right), 20), split=split)
 
     tried.begin({"adapter.r": 4}.get)
     for number, overrides in tried:
         train([(number, [*fixed, *overrides, *own])])
-        folder = checkpoint.folder(compose([*fixed, *overrides]))
-        tried.tell(number, Outcome(State.complete, "", folder), [12 / 20 if "adapter.r=4" in overrides else 11 / 20])
+        folder = run_folder(compose_config([*fixed, *overrides]))
+        tried.tell(number, Outcome(RunState.complete, "", folder), [12 / 20 if "adapter.r=4" in overrides else 11 / 20])
     del ran[:]
-    base = compose(fixed)
-    answer.give(tried, compose, train, answer.Frame(fixed, own, base, tmp_path / "sweeps/mine"))
+    base = compose_config(fixed)
+    report_best(tried, compose_config, train, SearchContext(fixed, own, base, tmp_path / "sweeps/mine"))
     assert ran == [(4, 43, True), (4, 44, True), (8, 43, True), (8, 44, True), (8, 42, False)]
     told = capsys.readouterr().out
     assert (
@@ -270,7 +271,7 @@ def test_wandb_shows_a_sweep_as_one_group_with_every_trials_own_settings_and_cur
     assert "3 runs on 4 test prompts" in done.stdout and "cannot be told apart" in done.stdout
     assert f"{sweep}/report.html" in done.stdout and (sweep / "report.html").exists()
     ranks, losses = [], []
-    for trial in trials.read(sweep / "sweep.json").values():
+    for trial in read_trials(sweep / "sweep.json").values():
         folder = Path(trial.folder)
         started, config, history, summary, code = told_to_wandb(folder)
         assert (started.run_id, started.run_group, started.job_type) == (folder.name, "ranks", "train")
@@ -301,8 +302,8 @@ def test_the_summary_of_a_sweep_that_goes_on_is_the_same_run_and_follows_the_use
     searched, tmp_path, wandb_of_its_own
 ):
     for folder in ("first", "second"):
-        tracking = Tracking(mode=compose(["tracking.mode=offline"]).tracking.mode, group="ours")
-        sweep_report.leave(sweep_report.show(searched), tracking)
+        tracking = Tracking(mode=compose_config(["tracking.mode=offline"]).tracking.mode, group="ours")
+        write_sweep_report(show_ranking(searched), tracking)
         (searched / "wandb").rename(tmp_path / folder)
     ids = []
     for folder in ("first", "second"):
@@ -318,7 +319,7 @@ def test_the_summary_of_a_sweep_that_goes_on_is_the_same_run_and_follows_the_use
 def test_a_pruned_trial_leaves_its_curve_and_is_no_crash_in_wandb(tiny_run, tmp_path, wandb_of_its_own):
     """The others of its search did better at the step at which it is first validated."""
     place = str(tmp_path / "study.journal")
-    opened = study.open_study(place, "mine", Plan("random", "median", 9, 0, ("score",), True))
+    opened = open_study(place, "mine", StudySettings("random", "median", 9, 0, ("score",), True))
     for _ in range(3):
         trial = opened.ask()
         trial.report(0.0, 33)  # percent of its training
@@ -326,8 +327,8 @@ def test_a_pruned_trial_leaves_its_curve_and_is_no_crash_in_wandb(tiny_run, tmp_
     doomed = opened.ask()
     asked = [f"sweep.study={place}", "sweep.name=mine", f"sweep.trial={doomed.number}", "sweep.pruner=median"]
     asked += ["sweep.on_validation=true", "trainer.eval_steps=1", "trainer.logging_steps=1"]
-    config = compose([*tiny_run, *asked, "tracking=wandb", "tracking.mode=offline"])
-    with pytest.raises(trials.Pruned, match="at step 1: others do better"):
+    config = compose_config([*tiny_run, *asked, "tracking=wandb", "tracking.mode=offline"])
+    with pytest.raises(Pruned, match="at step 1: others do better"):
         run.run(config)
     [folder] = (tmp_path / "outputs").iterdir()
     started, _, history, summary, code = told_to_wandb(folder)

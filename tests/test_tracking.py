@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from finetune import errors as problem
-from finetune.config.choices import Mode
-from finetune.config.schema import Tracking, UserError
-from finetune.reporting import wandb as tracking
+from finetune.config.schema import Tracking, TrackingMode
+from finetune.errors import UserError, without_secrets
+from finetune.reporting import wandb
+from finetune.reporting.wandb import _is_reachable, run_id, start_tracking
 
 CONFIG = {"adapter": {"r": 16}, "trainer": {"hub_token": "hf_Secret", "learning_rate": 1e-4}}
 KEY = "0123456789" * 4
@@ -42,7 +42,7 @@ def said():
 
 
 def start(folder, said, name="smollm2-usaddress-1a2b3c4d", **settings):
-    return tracking.start(
+    return start_tracking(
         Tracking(**settings),
         name=name,
         folder=folder,
@@ -203,7 +203,7 @@ def test_two_offline_parts_of_a_run_lie_side_by_side_in_its_folder(tmp_path, sai
     assert len([*tmp_path.glob("wandb/offline-run-*")]) == 2
 
 
-@pytest.mark.parametrize("mode", [Mode.auto, Mode.online])
+@pytest.mark.parametrize("mode", [TrackingMode.auto, TrackingMode.online])
 def test_an_unreachable_service_costs_a_moment_and_the_run_is_kept_offline(tmp_path, said, monkeypatch, mode):
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -266,7 +266,7 @@ def test_a_user_who_is_logged_in_sees_the_runs_address_and_nothing_secret_is_sen
 
 
 def test_a_service_that_goes_away_during_the_run_costs_a_moment_at_its_end(tmp_path, said, monkeypatch):
-    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.5)
+    monkeypatch.setattr(wandb, "FINISH_SECONDS", 0.5)
     with serve(Service, monkeypatch) as server, start(tmp_path, said) as run:
         run.log({"train/loss": 1.0}, step=1)
         server.shutdown()
@@ -280,14 +280,13 @@ def test_the_run_goes_on_when_wandbs_own_process_is_killed(tmp_path):
     code = """
 import subprocess
 from pathlib import Path
-from finetune import errors as problem
-from finetune.reporting import wandb as tracking
 from finetune.config.schema import Tracking
+from finetune.reporting.wandb import start_tracking
 
 started = []
 popen = subprocess.Popen
 subprocess.Popen = lambda *args, **kwargs: started.append(popen(*args, **kwargs)) or started[-1]
-with tracking.start(Tracking(), name="n", folder=Path("run"), config={}, tags=[], group="g") as run:
+with start_tracking(Tracking(), name="n", folder=Path("run"), config={}, tags=[], group="g") as run:
     [service] = [process for process in started if "wandb-core" in str(process.args)]
     service.kill()
     service.wait()
@@ -303,7 +302,7 @@ print("the run went on")
 
 
 def run_python(code, folder):
-    root = Path(tracking.__file__).parent.parent
+    root = Path(__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": str(root)}
     return subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=folder, env=environment, capture_output=True, text=True
@@ -327,7 +326,7 @@ def test_a_service_that_refuses_the_key_leaves_the_run_offline(tmp_path, said, m
 
 
 def test_a_service_that_accepts_and_never_answers_leaves_the_run_offline(tmp_path, said, monkeypatch):
-    monkeypatch.setattr(tracking, "INIT_SECONDS", 0.5)
+    monkeypatch.setattr(wandb, "INIT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -364,7 +363,7 @@ def test_nobody_is_asked_for_a_key(tmp_path, said, monkeypatch):
     monkeypatch.setattr("builtins.input", refuse)
     monkeypatch.setattr("getpass.getpass", refuse)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    for mode in Mode:
+    for mode in TrackingMode:
         with start(tmp_path, said, mode=mode):
             pass
     assert len(said) == 3 and all("offline" in line for line in said)
@@ -381,9 +380,9 @@ def test_a_mode_that_the_user_gave_wandb_itself_is_kept(tmp_path, said, monkeypa
 def test_a_host_behind_a_proxy_is_as_reachable_as_the_proxy(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("http_proxy", f"127.0.0.1:{server.getsockname()[1]}")
-        assert tracking._is_reachable("http://wandb.invalid")
+        assert _is_reachable("http://wandb.invalid")
         monkeypatch.setenv("no_proxy", "wandb.invalid")
-        assert not tracking._is_reachable("http://wandb.invalid")
+        assert not _is_reachable("http://wandb.invalid")
 
 
 def test_a_project_name_that_wandb_refuses_is_the_users_mistake(tmp_path, said):
@@ -405,12 +404,11 @@ def test_tracking_that_is_off_and_other_processes_import_no_wandb(tmp_path):
     code = """
 import sys
 from pathlib import Path
-from finetune import errors as problem
-from finetune.reporting import wandb as tracking
 from finetune.config.schema import Tracking
+from finetune.reporting.wandb import start_tracking
 
 for enabled, main in ((False, True), (True, False)):
-    with tracking.start(Tracking(enabled=enabled), name="n", folder=Path("run"), config={}, tags=[], group="g",
+    with start_tracking(Tracking(enabled=enabled), name="n", folder=Path("run"), config={}, tags=[], group="g",
                         is_main_process=main) as run:
         run.log({"loss": 1.0}, step=1)
         run.summarise({"loss": 1.0})
@@ -425,14 +423,14 @@ assert "wandb" not in sys.modules and not Path("run").exists()
 def test_every_name_gives_an_id_that_wandb_accepts(name):
     from wandb import Settings
 
-    identity = tracking.run_id(name)
+    identity = run_id(name)
     assert len(identity) <= 128 and Settings(run_id=identity).run_id == identity
 
 
 def test_different_names_give_different_ids_and_a_plain_name_is_its_own():
     names = ["a-b", "a/b", "a:b", "a b", "x" * 200, "x" * 201]
-    assert len({tracking.run_id(name) for name in names}) == len(names)
-    assert tracking.run_id("smollm2_135m-usaddress-1a2b3c4d") == "smollm2_135m-usaddress-1a2b3c4d"
+    assert len({run_id(name) for name in names}) == len(names)
+    assert run_id("smollm2_135m-usaddress-1a2b3c4d") == "smollm2_135m-usaddress-1a2b3c4d"
 
 
 def test_secrets_are_replaced_wherever_they_lie_and_vocabulary_tokens_are_kept():
@@ -444,7 +442,7 @@ def test_secrets_are_replaced_wherever_they_lie_and_vocabulary_tokens_are_kept()
         "max_new_tokens": 5,
         "monkey": "banana",
     }
-    assert problem.without_secrets(config) == {
+    assert without_secrets(config) == {
         "hub_token": "***",
         "push": {"api_key": "***", "WANDB_API_KEY": "***", "password": "***", "client_secret": "***", "token": None},
         "list": [{"access_token": "***"}, "plain"],

@@ -2,8 +2,8 @@ import building
 import pytest
 import torch
 
-from finetune.training import flat_batch as batch
-from finetune.training import sft_config as sft_settings
+from finetune.training import sft_config
+from finetune.training.flat_batch import IGNORE_INDEX
 
 
 def trainer(tiny_run, *overrides):
@@ -53,7 +53,7 @@ def test_rows_are_cut_at_max_length_and_counted(tiny_run):
 def test_sizes_count_what_the_labels_hold(tiny_run):
     rows = building.prepared(tiny_run).rows
     labels = [label for row in rows.train["labels"] for label in row[1:]]
-    assert rows.sizes["train"].loss_tokens == sum(label != batch.IGNORE for label in labels)
+    assert rows.sizes["train"].loss_tokens == sum(label != IGNORE_INDEX for label in labels)
     assert rows.sizes["train"].tokens == sum(map(len, rows.train["input_ids"]))
 
 
@@ -69,7 +69,7 @@ def test_what_flat_batches_cannot_do_is_left_to_trl(tiny_run, setting):
 @pytest.mark.slow
 def test_large_models_recompute_activations_unless_told_otherwise(tiny_run, monkeypatch):
     assert not trainer(tiny_run).args.activation_checkpointing
-    monkeypatch.setattr(sft_settings, "CHECKPOINTING_FROM", 1)
+    monkeypatch.setattr(sft_config, "CHECKPOINTING_FROM", 1)
     assert trainer(tiny_run).args.activation_checkpointing
     assert not trainer(tiny_run, "trainer.activation_checkpointing=false").args.activation_checkpointing
 

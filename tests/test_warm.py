@@ -6,16 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finetune.cli.main import compose
-from finetune.machine import device
-from finetune.runs import cache_keys as alike
-from finetune.sweeps import fork_server as warm
-from finetune.sweeps.fork_server import Survey
+from finetune.cli.compose import compose_config
+from finetune.machine import device, process_memory
+from finetune.machine.device import Device, keep_to_one_gpu
+from finetune.runs.cache_keys import base_key
+from finetune.sweeps.fork_server import _share_machine
+from finetune.sweeps.jobs import CostSurvey
 
 GPUS = """
 import sys
 import torch
-from finetune.sweeps import preload
 
 touched = []
 torch.cuda._lazy_init = lambda: touched.append(True)
@@ -36,10 +36,10 @@ def test_what_trials_are_forked_from_leaves_gpus_alone():
 
 
 def test_trials_share_the_base_model_however_many_threads_they_have():
-    config = compose([])
-    single = device.Device("cpu", "x86_64 CPU, 1 thread", torch.float32, torch.float32, "", 1, True)
+    config = compose_config([])
+    single = Device("cpu", "x86_64 CPU, 1 thread", torch.float32, torch.float32, "", 1, True)
     keys = [
-        alike.base_key(config.model, config.quantization, machine)
+        base_key(config.model, config.quantization, machine)
         for machine in (single, replace(single, name="2 threads"), replace(single, compute_dtype=torch.bfloat16))
     ]
     assert keys[0] == keys[1] != keys[2]
@@ -51,8 +51,8 @@ def test_a_trial_sees_only_the_gpu_that_it_is_given(monkeypatch, visible, expect
     monkeypatch.setattr(device, "runs_at_a_time", 1)
     monkeypatch.setattr(device, "inherited_bytes", 0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible or "")
-    warm._share_machine(Survey([], 4, 1, 1, 2))
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected and device.runs_at_a_time == 2
+    _share_machine(CostSurvey([], 4, 1, 1, 2))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == expected and process_memory.runs_at_a_time == 2
 
 
 def test_one_process_keeps_to_one_of_several_gpus_unless_a_launcher_shares_them_out(monkeypatch):
@@ -60,8 +60,8 @@ def test_one_process_keeps_to_one_of_several_gpus_unless_a_launcher_shares_them_
     monkeypatch.setattr(device, "_spare_gpus", 0)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,4,5")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    device.keep_to_one_gpu()
+    keep_to_one_gpu()
     assert (os.environ["CUDA_VISIBLE_DEVICES"], device._spare_gpus) == ("2,3,4,5", 0)
     monkeypatch.delenv("LOCAL_RANK")
-    device.keep_to_one_gpu()
+    keep_to_one_gpu()
     assert (os.environ["CUDA_VISIBLE_DEVICES"], device._spare_gpus) == ("2", 3)

@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from finetune.training import flat_batch as batch
+from finetune.model.shared_prefix_attention import ATTENTION
 
 SHAPE = {
     "vocab_size": 64,
@@ -34,7 +34,7 @@ OWN = {
 }
 
 
-def model(family: str, attention: str = batch.ATTENTION, seed: int = 0) -> PreTrainedModel:
+def model(family: str, attention: str = ATTENTION, seed: int = 0) -> PreTrainedModel:
     """A random model of the family in float32, the same for the same seed."""
     shape = {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2} if family == "gpt2" else SHAPE
     config = AutoConfig.for_model(family, **(shape | OWN.get(family, {})))

@@ -5,12 +5,11 @@ import re
 from hydra.errors import MissingConfigException
 from yaml import MarkedYAMLError
 
-from finetune.cli import overrides
-from finetune.config.schema import UserError
-from finetune.errors import did_you_mean
+from finetune.cli.overrides import suggest_setting
+from finetune.errors import UserError, did_you_mean
 
 
-def explain(error: Exception) -> str:
+def explain_error(error: Exception) -> str:
     """The file, the setting, why it is wrong and what to write instead, in one paragraph."""
     if isinstance(error, UserError):
         return str(error)
@@ -29,7 +28,7 @@ def explain(error: Exception) -> str:
         return where + " ".join(text.split())
     if re.search(r"Key '.*' not in|is not in struct", text):
         last = key[1].rpartition(".")[2]
-        meant = overrides.meant(key[1])
+        meant = suggest_setting(key[1])
         beside = getattr(error.__cause__ or error, "parent_node", None) or ()
         near = f" Did you mean {meant}?" if meant else did_you_mean(last, map(str, beside), key[1].removesuffix(last))
         return f"{where}{key[1]}: there is no such setting.{near}"

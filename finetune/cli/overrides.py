@@ -14,23 +14,23 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString, Transformer, ValueType
+from hydra.core.override_parser.types import Override, Transformer, ValueType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from finetune.cli import trainer_rules as check_trainer
-from finetune.config import limits
+from finetune.cli.trainer_rules import RENAMED_FIELDS, trainer_field_problem, unknown_trainer_field
+from finetune.config.limits import limit_problem
 from finetune.config.schema import Config
 from finetune.config.sft_fields import WORDS, sft_fields
-from finetune.errors import complain, did_you_mean, names_secret, shown
+from finetune.errors import did_you_mean, names_secret, raise_problems
 
 CONF = Path(__file__).parents[2] / "conf"
 # Groups of which no option need be chosen.
 OPTIONAL = ("experiment", "sweep")
 # What people call a setting elsewhere.
 RENAMED = {"alpha": "adapter.lora_alpha", "dropout": "adapter.lora_dropout", "rank": "adapter.r", "lora_r": "adapter.r"}
-RENAMED |= check_trainer.RENAMED
+RENAMED |= RENAMED_FIELDS
 # Mappings whose keys are the user's.
 OPEN = ("data.columns.", "model.chat_template_kwargs.")
 # A sweep over these is for the sweeper to read.
@@ -70,12 +70,7 @@ def check_overrides(arguments: list[str]) -> None:
             problems.extend(_hydra_problems(override))
         elif override.package is None:
             problems.extend(_problems(override, grammar))
-    complain(problems)
-
-
-def quoted(value: Any) -> str:
-    """A value for an override, in which a text stays one, even if it reads as a number: `'1e3'`."""
-    return QuotedString(value, Quote.single).with_quotes() if isinstance(value, str) else shown(value)
+    raise_problems(problems)
 
 
 def _hydra_problems(override: Override) -> Iterator[str]:
@@ -180,11 +175,11 @@ def _unknown(key: str, grammar: Grammar) -> str | None:
     if key.startswith("trainer."):
         name, _, below = key.removeprefix("trainer.").partition(".")
         if name not in sft_fields():
-            return check_trainer.unknown(name)
+            return unknown_trainer_field(name)
         if below and "dict" not in sft_fields()[name].types:
             return f"trainer.{name} has no parts."
         return None
-    if (suggestion := meant(key)) is not None:
+    if (suggestion := suggest_setting(key)) is not None:
         return f"there is no such setting. Did you mean {suggestion}?"
     section = key.partition(".")[0] + "."
     beside = [name.removeprefix(section) for name in grammar.types if name.startswith(section)]
@@ -192,7 +187,7 @@ def _unknown(key: str, grammar: Grammar) -> str | None:
     return f"there is no such setting. There are {', '.join(known)}."
 
 
-def meant(key: str) -> str | None:
+def suggest_setting(key: str) -> str | None:
     """The setting or group that an unknown `key` was probably meant to be."""
     types = _types(Config)
     known = [*_options([CONF]), *types, *(f"trainer.{name}" for name in sft_fields())]
@@ -220,12 +215,12 @@ def _value_problem(key: str, text: str, value: Any, grammar: Grammar) -> str | N
         return None  # known only once it is composed
     if key.startswith("trainer."):
         name = key.removeprefix("trainer.")
-        return check_trainer.field_problem(name, value) if "." not in name else None
+        return trainer_field_problem(name, value) if "." not in name else None
     if key.startswith("data.columns."):
         return None if isinstance(value, str) else f"{key}={text}: expected the name of a column."
     if key.startswith(OPEN):
         return None  # check.py looks at it
-    return _type_problem(key, text, value, grammar.types[key]) or limits.problem(key, value)
+    return _type_problem(key, text, value, grammar.types[key]) or limit_problem(key, value)
 
 
 def _option_problem(group: str, text: str, value: Any, options: list[str]) -> str | None:

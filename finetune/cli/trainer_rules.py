@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.sft_fields import Field, sft_fields
-from finetune.errors import did_you_mean, shown
+from finetune.config.spelling import spell
+from finetune.errors import did_you_mean
 
 TRACKING = "numbers are sent by tracking=wandb, under tracking.project, tracking.group and name"
 PUBLISHING = "a run publishes nothing. Upload the folder adapter/ of a finished run yourself"
@@ -55,7 +56,7 @@ FILES = {
 # What a validation measures, by which the best checkpoint can be chosen.
 MEASURED = ("loss", "eval_loss")
 # Names of other versions and other programs.
-RENAMED = {
+RENAMED_FIELDS = {
     "warmup_ratio": "trainer.warmup_steps, which takes a share such as 0.05 too",
     "group_by_length": "trainer.train_sampling_strategy=group_by_length",
     "evaluation_strategy": "trainer.eval_strategy",
@@ -91,21 +92,21 @@ RANGES: dict[str, Rule] = {
 }
 
 
-def problems(trainer: dict[str, Any], attention: str) -> Iterator[str]:
+def trainer_problems(trainer: dict[str, Any], attention: str) -> Iterator[str]:
     """What is wrong with the section `trainer` under this attention, one sentence or two for each problem."""
-    found = {name: field_problem(name, value) for name, value in trainer.items()}
+    found = {name: trainer_field_problem(name, value) for name, value in trainer.items()}
     yield from filter(None, found.values())
     sound = {name: value for name, value in trainer.items() if not found[name]}
     yield from _combinations(sound, attention)
     yield from _checkpoints(sound)
 
 
-def field_problem(name: str, value: Any) -> str | None:
+def trainer_field_problem(name: str, value: Any) -> str | None:
     """What is wrong with the single setting `trainer.<name>=<value>`, if anything is."""
     field = sft_fields().get(name)
-    setting = f"trainer.{name}={'***' if name == 'hub_token' else shown(value)}"
+    setting = f"trainer.{name}={'***' if name == 'hub_token' else spell(value)}"
     if field is None:
-        return f"{setting}: {unknown(name)}"
+        return f"{setting}: {unknown_trainer_field(name)}"
     if name in REFUSED and value is not None and value is not False:
         return f"{setting}: {REFUSED[name]}."
     if not field.accepts(value):
@@ -121,9 +122,13 @@ def field_problem(name: str, value: Any) -> str | None:
     return None
 
 
-def unknown(name: str) -> str:
+def unknown_trainer_field(name: str) -> str:
     """Why `trainer.<name>` is refused, and the field that was probably meant."""
-    hint = f" Did you mean {RENAMED[name]}?" if name in RENAMED else did_you_mean(name, sft_fields(), "trainer.")
+    hint = (
+        f" Did you mean {RENAMED_FIELDS[name]}?"
+        if name in RENAMED_FIELDS
+        else did_you_mean(name, sft_fields(), "trainer.")
+    )
     return f"TRL's SFTConfig has no field {name}.{hint}"
 
 
@@ -152,7 +157,7 @@ def _combinations(trainer: dict[str, Any], attention: str) -> Iterator[str]:
     steps, warmup = trainer.get("max_steps", -1), trainer.get("warmup_steps", 0)
     if steps > 0 and warmup >= max(steps, 1) and warmup >= 1:
         yield (
-            f"trainer.warmup_steps={shown(warmup)} with trainer.max_steps={steps}: the learning rate would never be "
+            f"trainer.warmup_steps={spell(warmup)} with trainer.max_steps={steps}: the learning rate would never be "
             "reached. Write a share, such as trainer.warmup_steps=0.05."
         )
     if trainer.get("packing") and "max_length" in trainer and trainer["max_length"] is None:
@@ -165,7 +170,7 @@ def _combinations(trainer: dict[str, Any], attention: str) -> Iterator[str]:
     old, new = trainer.get("gradient_checkpointing"), trainer.get("activation_checkpointing")
     if old is not None and new is not None and old != new:
         yield (
-            f"trainer.gradient_checkpointing={shown(old)} and trainer.activation_checkpointing={shown(new)}: "
+            f"trainer.gradient_checkpointing={spell(old)} and trainer.activation_checkpointing={spell(new)}: "
             "they are two names of one setting. Leave one out."
         )
 

@@ -12,24 +12,24 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from finetune.cli import hydra_error
-from finetune.cli import trainer_rules as check_trainer
-from finetune.config import harness_tasks, limits
-from finetune.config.choices import BadRows, Source
-from finetune.config.schema import Adapter, Config, Data, Eval, Model, Quantization, UserError, to_dataclass
-from finetune.data import embedded as fetch
-from finetune.data import rows
-from finetune.errors import complain, did_you_mean, shown
-from finetune.evaluation.metrics import NAMES as METRICS
+from finetune.cli.hydra_error import explain_error
+from finetune.cli.trainer_rules import trainer_problems
+from finetune.config.harness_tasks import harness_task_problems
+from finetune.config.limits import LIMITS, limit_problem
+from finetune.config.schema import Adapter, BadRows, Config, Data, Eval, Model, Quantization, Source, to_dataclass
+from finetune.config.spelling import spell
+from finetune.data.embedded import DATA, MODELS
+from finetune.data.rows import FILE_KINDS
+from finetune.errors import UserError, did_you_mean, raise_problems
+from finetune.evaluation.metrics import METRICS
 
 RECIPES = Path(__file__).parents[2] / "data_recipes"
 # What a data set or model needs besides its group file, and how to give it.
 PLACES = {Source.local: "FILE", Source.hub: "OWNER/NAME", Source.embedded: "NAME"}
-
 FOUR_BIT = ("bnb_4bit_quant_type", "bnb_4bit_compute_dtype", "bnb_4bit_use_double_quant")
 
 
-def read(config: DictConfig) -> Config:
+def read_config(config: DictConfig) -> Config:
     """The composed configuration as dataclasses; a missing path becomes empty, for `validate` to report with the rest.
 
     Raises UserError for other settings that no file of the configuration gives, and for interpolations that fail.
@@ -39,15 +39,15 @@ def read(config: DictConfig) -> Config:
         given = config.copy()
         for key in filter(_is_path, missing):
             OmegaConf.update(given, key, "")
-        complain([f"{key} is not set. Write it in its group's file." for key in missing if not _is_path(key)])
+        raise_problems([f"{key} is not set. Write it in its group's file." for key in missing if not _is_path(key)])
         return to_dataclass(given)
     except OmegaConfBaseException as error:
-        raise UserError(hydra_error.explain(error)) from error
+        raise UserError(explain_error(error)) from error
 
 
-def validate(config: Config) -> None:
+def validate_config(config: Config) -> None:
     """Raise one UserError that names every problem of `config`: the key, the value, why, and what to write instead."""
-    complain(
+    raise_problems(
         [
             *_ranges(config),
             *_name("name", config.name),
@@ -59,7 +59,7 @@ def validate(config: Config) -> None:
             *_quantization(config.quantization),
             *_adapter(config.adapter, config.quantization),
             *_eval(config.eval),
-            *check_trainer.problems(config.trainer, config.model.attn_implementation.value),
+            *trainer_problems(config.trainer, config.model.attn_implementation.value),
         ]
     )
 
@@ -69,8 +69,8 @@ def _is_path(key: str) -> bool:
 
 
 def _ranges(config: Config) -> Iterator[str]:
-    for key in limits.LIMITS:
-        if problem := limits.problem(key, attrgetter(key)(config)):
+    for key in LIMITS:
+        if problem := limit_problem(key, attrgetter(key)(config)):
             yield problem
 
 
@@ -107,7 +107,7 @@ def _place(group: str, section: Data | Model) -> Iterator[str]:
     path = section.path
     if not path:
         yield f"{group}.path is not set, and {group}={section.name} needs it. Write {group}.path={what}."
-    elif section.source is Source.embedded and path not in fetch.MODELS | fetch.DATA and _seems_a_place(path):
+    elif section.source is Source.embedded and path not in MODELS | DATA and _seems_a_place(path):
         yield f"{group}.path={path}: {group}={section.name} brings its own. For yours add {group}=local."
     elif section.source is Source.hub and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         yield f"{group}.path={path}: this is no name on the hub. Write OWNER/NAME, or {group}=local for your own."
@@ -120,14 +120,14 @@ def _place(group: str, section: Data | Model) -> Iterator[str]:
 
 
 def _seems_a_place(path: str) -> bool:
-    return Path(path).suffix in rows.KINDS or Path(path).expanduser().exists()
+    return Path(path).suffix in FILE_KINDS or Path(path).expanduser().exists()
 
 
 def _no_file(path: str) -> str:
     path = str(Path(path).expanduser())
     folder = Path(path).parent
     if Path(path).is_dir():
-        inside = sorted(str(file) for file in Path(path).iterdir() if file.suffix in rows.KINDS)
+        inside = sorted(str(file) for file in Path(path).iterdir() if file.suffix in FILE_KINDS)
         return f"this is a folder; give a file{f' in it, such as {inside[0]}' if inside else ''}."
     files = [str(file) for file in folder.iterdir() if file.is_file()] if folder.is_dir() else []
     return f"there is no such file.{did_you_mean(path, files)}"
@@ -165,7 +165,7 @@ def _model(model: Model) -> Iterator[str]:
     for name, value in model.chat_template_kwargs.items():
         if not str(name).isidentifier() or not isinstance(value, bool | int | float | str):
             yield (
-                f"model.chat_template_kwargs.{name}={shown(value)}: expected the name of a variable of the chat "
+                f"model.chat_template_kwargs.{name}={spell(value)}: expected the name of a variable of the chat "
                 "template, and true, false, a number or text."
             )
 
@@ -197,7 +197,7 @@ def _adapter(adapter: Adapter, quantization: Quantization) -> Iterator[str]:
         return
     yield from _target_modules(adapter.target_modules)
     if adapter.layers_to_transform is not None:
-        layers = shown(adapter.layers_to_transform)
+        layers = spell(adapter.layers_to_transform)
         if isinstance(adapter.target_modules, str):  # PEFT's rule
             yield (
                 f"adapter.layers_to_transform={layers}: it needs the modules by name. "
@@ -211,7 +211,7 @@ def _target_modules(modules: Any) -> Iterator[str]:
     names = modules if isinstance(modules, list) else []
     if modules != "all-linear" and not (names and all(isinstance(name, str) for name in names)):
         yield (
-            f"adapter.target_modules={shown(modules)}: it must be all-linear or a list of modules. "
+            f"adapter.target_modules={spell(modules)}: it must be all-linear or a list of modules. "
             "Write, for example, adapter.target_modules=[q_proj,v_proj]."
         )
     if "lm_head" in names:
@@ -222,7 +222,7 @@ def _target_modules(modules: Any) -> Iterator[str]:
 
 
 def _eval(settings: Eval) -> Iterator[str]:
-    yield from harness_tasks.problems(settings.harness_tasks)
+    yield from harness_task_problems(settings.harness_tasks)
     if not settings.harness_tasks:
         yield from _without_effect("eval", settings, ("harness_limit",), "it is for eval.harness_tasks")
     if settings.temperature == 0:
@@ -236,4 +236,4 @@ def _without_effect(group: str, section: Any, names: Iterable[str], reason: str)
     for name in names:
         value = getattr(section, name)
         if value != getattr(default, name):
-            yield f"{group}.{name}={shown(value)}: it has no effect here: {reason}."
+            yield f"{group}.{name}={spell(value)}: it has no effect here: {reason}."

@@ -5,19 +5,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.comparison import importance
-from finetune.comparison import pairwise as ranking
-from finetune.comparison.compare import Comparison, Run
-from finetune.comparison.table import cost, last_line, settings_of, to_best
-from finetune.evaluation import metrics
-from finetune.reporting import figures as curves
-from finetune.reporting import html as page
-from finetune.reporting.console import clock, first_answer, with_interval
-from finetune.runs import folder as checkpoint
-from finetune.sweeps.sweep_result import SweepResult, spelled
+from finetune.comparison.compare import Comparison
+from finetune.comparison.pairwise import IMPORTANCE_METHOD, prompt_score, prompt_scores
+from finetune.comparison.table import cost, settings_of, to_best
+from finetune.evaluation.metrics import SPELLED
+from finetune.reporting import figures
+from finetune.reporting.console import first_answer, format_interval
+from finetune.reporting.figures import distributions, intervals, losses, parallel_coordinates
+from finetune.reporting.html import heading, html_data, html_figure, html_page, html_table, paragraph
+from finetune.runs.files import write_text
+from finetune.runs.read import CompletedRun
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
 
 Histories = dict[str, list[dict[str, Any]]]
 DETAILED = 10  # runs, the best, whose scores and answers are shown
@@ -50,47 +51,26 @@ for (const place of document.querySelectorAll(".browser")) {
 """
 
 
-def write(file: Path, comparisons: list[Comparison], unfinished: list[Path]) -> None:
+def write_comparison_page(file: Path, comparisons: list[Comparison], unfinished: list[Path]) -> None:
     """Write the page."""
     count = sum(len(comparison.runs) for comparison in comparisons)
-    parts = _comparisons(comparisons)
+    parts = comparison_parts(comparisons)
     if unfinished:
-        parts.append(page.paragraph(f"Left out, as not complete: {', '.join(folder.name for folder in unfinished)}."))
-    checkpoint.write(file, page.page(f"Comparison of {count} runs", *parts, script=BROWSE))
-
-
-def write_sweep(file: Path, result: SweepResult) -> None:
-    """Write the page of a sweep: how it went, its trials compared, what they learnt, and which are not complete."""
-    parts = [
-        *([page.paragraph(result.verdict, "verdict")] if result.verdict else []),
-        page.paragraph(result.counted),
-        *([page.figure(history(result))] if result.comparisons else []),
-        *_others(result),
-        *(_comparisons(result.comparisons, result.histories) or _learning(result.histories)),
-    ]
-    checkpoint.write(file, page.page(f"Sweep {result.folder.name}", *parts, script=BROWSE))
-
-
-def history(result: SweepResult) -> "Figure":
-    """The score of each trial by its number, and those that have none."""
-    metric = result.comparisons[0].metric
-    others: dict[str, list[int]] = {}
-    for trial in result.others:
-        others.setdefault(spelled(trial.state), []).append(trial.number)
-    return curves.by_trial(result.scores, others, metric, metrics.HIGHER_IS_BETTER[metric])
+        parts.append(paragraph(f"Left out, as not complete: {', '.join(folder.name for folder in unfinished)}."))
+    write_text(file, html_page(f"Comparison of {count} runs", *parts, script=BROWSE))
 
 
 def settings_figures(comparison: Comparison) -> "dict[str, Figure]":
     """Parallel coordinates of settings and score, and the settings' importance; those that would tell something."""
     if not comparison.varying or len(comparison.runs) < 2:
         return {}
-    lines = curves.parallel_coordinates(comparison.varying, comparison.scores, comparison.metric)
+    lines = parallel_coordinates(comparison.varying, comparison.scores, comparison.metric)
     found, _ = comparison.importance
-    bars = curves.bars(f"Importance of the settings ({importance.METHOD})", found)
+    bars = figures.bars(f"Importance of the settings ({IMPORTANCE_METHOD})", found)
     return {"parallel_coordinates": lines, **({"importance": bars} if found else {})}
 
 
-def _comparisons(comparisons: list[Comparison], learnt: Histories | None = None) -> list[str]:
+def comparison_parts(comparisons: list[Comparison], learnt: Histories | None = None) -> list[str]:
     """Each comparison with what its runs learnt, or the first with what all of a sweep's trials did."""
     parts = []
     for number, comparison in enumerate(comparisons):
@@ -98,48 +78,34 @@ def _comparisons(comparisons: list[Comparison], learnt: Histories | None = None)
         parts += _comparison(comparison, number, own if learnt is None else {} if number else learnt)
     if len(comparisons) > 1:
         told = f"The runs answered {len(comparisons)} different sets of prompts; only runs on the same are paired."
-        parts.insert(0, page.paragraph(told))
+        parts.insert(0, paragraph(told))
     return parts
 
 
 def _comparison(comparison: Comparison, number: int, histories: Histories) -> list[str]:
     runs, metric = comparison.runs, comparison.metric
-    title = f"{len(runs)} runs on {len(runs[0].predictions):,} {comparison.split} prompts by {metrics.SPELLED[metric]}"
+    title = f"{len(runs)} runs on {len(runs[0].predictions):,} {comparison.split} prompts by {SPELLED[metric]}"
     verdicts = [[run.name, run.verdict] for run in runs if run.verdict]
     best = replace(comparison, runs=runs[:DETAILED])
     only = f"Of {len(runs)} runs the best {DETAILED}:"
     return [
-        page.heading(title),
+        heading(title),
         _ranked(comparison),
-        *([page.paragraph(comparison.correction, "dim")] if len(runs) > 1 else []),
-        page.figure(curves.intervals(metric, {run.name: run.tuned(metric) for run in runs}, "")),
-        *([page.heading("Verdicts"), page.table(["run", "verdict"], verdicts, texts=[1])] if verdicts else []),
-        *_learning(histories),
+        *([paragraph(comparison.correction, "dim")] if len(runs) > 1 else []),
+        html_figure(intervals(metric, {run.name: run.tuned(metric) for run in runs}, "")),
+        *([heading("Verdicts"), html_table(["run", "verdict"], verdicts, texts=[1])] if verdicts else []),
+        *learning_parts(histories),
         *_settings(comparison),
-        *([page.paragraph(only)] if len(runs) > DETAILED else []),
+        *([paragraph(only)] if len(runs) > DETAILED else []),
         *_scores(best),
         *_browser(best, number),
     ]
 
 
-def _learning(histories: Histories) -> list[str]:
-    figures = [page.figure(curves.losses(histories, axis)) for axis in ("tokens", "train_seconds")]
-    return [page.heading("Learning"), *figures] if histories else []
-
-
-def _others(result: SweepResult) -> list[str]:
-    rows = [
-        [
-            trial.number,
-            spelled(trial.state),
-            clock(trial.seconds) if trial.seconds else "",
-            settings_of(result.settings[trial.number]),
-            last_line(trial.reason),
-        ]
-        for trial in result.others
-    ]
-    table = page.table(["trial", "state", "time", "settings", "reason"], rows, texts=[3, 4])
-    return [page.heading("Not complete"), table] if rows else []
+def learning_parts(histories: Histories) -> list[str]:
+    """The curves of what each run learnt."""
+    figures = [html_figure(losses(histories, axis)) for axis in ("tokens", "train_seconds")]
+    return [heading("Learning"), *figures] if histories else []
 
 
 def _ranked(comparison: Comparison) -> str:
@@ -148,27 +114,27 @@ def _ranked(comparison: Comparison) -> str:
         [
             comparison.groups[i],
             run.name,
-            with_interval(run.tuned(comparison.metric)),
+            format_interval(run.tuned(comparison.metric)),
             *to_best(comparison.to_best[i]),
             *cost(run.result).values(),
             settings_of(comparison.settings[i]),
         ]
         for i, run in enumerate(comparison.runs)
     ]
-    return page.table([*names, "settings that differ"], rows, texts=[1, len(names)])
+    return html_table([*names, "settings that differ"], rows, texts=[1, len(names)])
 
 
 def _settings(comparison: Comparison) -> list[str]:
     figures = settings_figures(comparison)
     if not figures:
         return []
-    parts = [page.heading("Settings"), *map(page.figure, figures.values())]
-    return parts if "importance" in figures else [*parts, page.paragraph(comparison.importance[1], "dim")]
+    parts = [heading("Settings"), *map(html_figure, figures.values())]
+    return parts if "importance" in figures else [*parts, paragraph(comparison.importance[1], "dim")]
 
 
 def _scores(comparison: Comparison) -> list[str]:
-    scores = {run.name: ranking.scores(run.predictions, comparison.metric) for run in comparison.runs}
-    return [page.heading("Scores"), page.figure(curves.distributions(scores, comparison.metric))]
+    scores = {run.name: prompt_scores(run.predictions, comparison.metric) for run in comparison.runs}
+    return [heading("Scores"), html_figure(distributions(scores, comparison.metric))]
 
 
 def _browser(comparison: Comparison, number: int) -> list[str]:
@@ -185,9 +151,9 @@ def _browser(comparison: Comparison, number: int) -> list[str]:
     left = len(order) - len(rows)
     name = f"answers-{number}"
     return [
-        page.heading("Answers side by side"),
-        *([page.paragraph(f"{left:,} prompts with the smallest differences are left out for size.")] if left else []),
-        page.data(name, json.dumps({"runs": [run.name for run in comparison.runs], "rows": rows})),
+        heading("Answers side by side"),
+        *([paragraph(f"{left:,} prompts with the smallest differences are left out for size.")] if left else []),
+        html_data(name, json.dumps({"runs": [run.name for run in comparison.runs], "rows": rows})),
         f'<div class="browser" data-of="{name}"><input class="search" placeholder="Search texts">'
         '<label> <input type="checkbox" class="only" checked> only where runs differ</label> '
         '<span class="count"></span>'
@@ -195,12 +161,12 @@ def _browser(comparison: Comparison, number: int) -> list[str]:
     ]
 
 
-def _answers(runs: list[Run], index: int, metric: str) -> dict[str, Any]:
+def _answers(runs: list[CompletedRun], index: int, metric: str) -> dict[str, Any]:
     row = runs[0].predictions[index]
     return {
         "place": row["place"],
         "prompt": row["prompt"][-1]["content"] if row["prompt"] else "",
         "reference": row["reference"],
-        "scores": [ranking.score(run.predictions[index], "tuned", metric) for run in runs],
+        "scores": [prompt_score(run.predictions[index], "tuned", metric) for run in runs],
         "answers": [first_answer(run.predictions[index]["tuned"])[:ANSWER_LENGTH] for run in runs],
     }

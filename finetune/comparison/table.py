@@ -7,55 +7,34 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from finetune.comparison import importance
-from finetune.comparison import pairwise as ranking
 from finetune.comparison.compare import Comparison
-from finetune.config.settings import written
-from finetune.evaluation import metrics
+from finetune.comparison.pairwise import FEWEST_FOR_IMPORTANCE, IMPORTANCE_METHOD, prompt_score
+from finetune.config.spelling import spell_plain
+from finetune.evaluation.metrics import SPELLED
 from finetune.evaluation.statistics import Difference
-from finetune.reporting.console import clock, first_answer, with_interval
-from finetune.sweeps.sweep_result import SweepResult, spelled
+from finetune.reporting.console import first_answer, format_interval
 
 # At the end of a sweep so many are shown of its ranking.
 BEST_SHOWN = 10
 
 
-def show(comparisons: list[Comparison], unfinished: list[Path], prompts: int) -> None:
+def show_comparisons(comparisons: list[Comparison], unfinished: list[Path], prompts: int) -> None:
     """Print the tables, and what is left out of them."""
     console = Console(highlight=False)
     if len(comparisons) > 1:
         told = f"The runs answered {len(comparisons)} different sets of prompts; only runs on the same are paired."
         console.print(told, style="yellow", soft_wrap=True)
     for comparison in comparisons:
-        console.print(describe(comparison, prompts))
+        console.print(comparison_tables(comparison, prompts))
     if unfinished:
         names = ", ".join(folder.name for folder in unfinished)
         told = f"Left out, as not complete: {len(unfinished)} run{'s' if len(unfinished) > 1 else ''} ({names})."
         console.print(told, style="yellow", markup=False, soft_wrap=True)
 
 
-def show_sweep(result: SweepResult, prompts: int) -> None:
-    """Print what a sweep has come to: its ranking as that of other runs, and the trials that are not complete."""
-    console = Console(highlight=False)
-    console.print(f"Sweep {result.folder.name}, {result.counted}", style="bold", markup=False, soft_wrap=True)
-    show(result.comparisons, [], prompts)
-    if result.others:
-        console.print(_others(result))
-    if result.verdict:
-        console.print(result.verdict, style="bold", markup=False, soft_wrap=True)
-
-
-def show_end(result: SweepResult) -> None:
-    """Print, at the end of a sweep, the best of its ranking and what mattered."""
-    console = Console(highlight=False)
-    console.print(result.counted, style="bold", markup=False)
-    for comparison in result.comparisons:
-        console.print(Group(*_ranking(comparison, BEST_SHOWN)))
-
-
-def describe(comparison: Comparison, prompts: int) -> RenderableType:
+def comparison_tables(comparison: Comparison, prompts: int) -> RenderableType:
     """The ranking, cost and verdicts, and the prompts on which the runs disagree most."""
-    parts = [*_ranking(comparison, len(comparison.runs)), _cost(comparison), *_verdicts(comparison)]
+    parts = [*ranking_tables(comparison, len(comparison.runs)), _cost(comparison), *_verdicts(comparison)]
     shown = comparison.disagreements[:prompts]
     if len(comparison.runs) > 1:
         count = len(comparison.disagreements)
@@ -66,7 +45,7 @@ def describe(comparison: Comparison, prompts: int) -> RenderableType:
 
 def settings_of(values: dict[str, Any]) -> str:
     """Settings as on the command line, numbers with four digits."""
-    shown = {key: f"{value:.4g}" if isinstance(value, float) else written(value) for key, value in values.items()}
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else spell_plain(value) for key, value in values.items()}
     return " ".join(f"{key}={text}" for key, text in shown.items())
 
 
@@ -85,10 +64,10 @@ def to_best(found: Difference | None) -> list[str]:
     if found is None:
         return ["best", ""]
     ends = {"mean": found.mean, "low": found.low, "high": found.high}
-    return [with_interval(ends, "+"), f"{found.p:.2g}"]
+    return [format_interval(ends, "+"), f"{found.p:.2g}"]
 
 
-def _ranking(comparison: Comparison, most: int) -> list[RenderableType]:
+def ranking_tables(comparison: Comparison, most: int) -> list[RenderableType]:
     """The best runs, how the groups were found, and the settings that mattered."""
     count = len(comparison.runs)
     parts: list[RenderableType] = [_ranked(comparison, most)]
@@ -96,24 +75,11 @@ def _ranking(comparison: Comparison, most: int) -> list[RenderableType]:
         parts.append(Text(f"... and {count - most} more"))
     if count > 1:
         parts.append(Text(comparison.correction))
-    if count >= importance.FEWEST_RUNS:
+    if count >= FEWEST_FOR_IMPORTANCE:
         found, why_not = comparison.importance
         told = ", ".join(f"{key} {share:.0%}" for key, share in found.items())
-        parts.append(Text(why_not or f"What mattered ({importance.METHOD}): {told}"))
+        parts.append(Text(why_not or f"What mattered ({IMPORTANCE_METHOD}): {told}"))
     return parts
-
-
-def _others(result: SweepResult) -> Table:
-    """The trials that are not complete, and why."""
-    table = Table(title="Not complete", title_justify="left")
-    for name in ("trial", "state", "time", "settings", "reason"):
-        table.add_column(name, overflow="fold")
-    for trial in result.others:
-        why, given = Text(last_line(trial.reason)), Text(settings_of(result.settings[trial.number]))
-        table.add_row(
-            str(trial.number), spelled(trial.state), clock(trial.seconds) if trial.seconds else "", given, why
-        )
-    return table
 
 
 def last_line(reason: str) -> str:
@@ -123,7 +89,7 @@ def last_line(reason: str) -> str:
 
 def _ranked(comparison: Comparison, most: int) -> Table:
     count, prompts = len(comparison.runs), len(comparison.runs[0].predictions)
-    asked = f"{prompts:,} {comparison.split} prompts by {metrics.SPELLED[comparison.metric]}"
+    asked = f"{prompts:,} {comparison.split} prompts by {SPELLED[comparison.metric]}"
     title = f"{count} run{'s' if count > 1 else ''} on {asked}"
     table = Table(title=title, title_justify="left")
     table.add_column("group")
@@ -134,7 +100,7 @@ def _ranked(comparison: Comparison, most: int) -> Table:
     table.add_column("settings that differ", overflow="fold")
     for i, run in enumerate(comparison.runs[:most]):
         given = Text(settings_of(comparison.settings[i]))
-        scored = with_interval(run.tuned(comparison.metric))
+        scored = format_interval(run.tuned(comparison.metric))
         table.add_row(comparison.groups[i], Text(run.name), scored, *to_best(comparison.to_best[i]), given)
     return table
 
@@ -164,6 +130,6 @@ def _prompt(comparison: Comparison, index: int) -> Table:
     table.add_row("reference", "", Text(row["reference"]))
     for run in comparison.runs:
         answered = run.predictions[index]
-        found = ranking.score(answered, "tuned", comparison.metric)
+        found = prompt_score(answered, "tuned", comparison.metric)
         table.add_row(Text(run.name), f"{found:.2f}", Text(first_answer(answered["tuned"])))
     return table

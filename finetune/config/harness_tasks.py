@@ -13,7 +13,7 @@ INSTALL = "pip install -c constraints.txt -e '.[harness]'"
 LOCAL_DATA = re.compile(r"^dataset_path:\s*['\"]?(arrow|csv|json|parquet|text)\b", re.MULTILINE)
 
 
-def problems(tasks: list[str]) -> Iterator[str]:
+def harness_task_problems(tasks: list[str]) -> Iterator[str]:
     """What is wrong with `eval.harness_tasks`, but for names that only the harness can know."""
     if tasks and find_spec("lm_eval") is None:
         yield (
@@ -23,24 +23,25 @@ def problems(tasks: list[str]) -> Iterator[str]:
     for task in sorted(set(tasks)):
         if tasks.count(task) > 1:
             yield f"eval.harness_tasks: {task} is named more than once."
-        if is_path(task) and not files(task):
+        if is_task_path(task) and not task_files(task):
             yield f"eval.harness_tasks: {task}: there is no such .yaml file, or folder of such files."
 
 
-def is_path(task: str) -> bool:
+def is_task_path(task: str) -> bool:
     """Whether a task is given as a file or folder, not by a name that the harness knows."""
     return "/" in task or task.endswith((".yaml", ".yml"))
 
 
-def files(path: str) -> list[Path]:
+def task_files(path: str) -> list[Path]:
     """The task files at a path."""
     place = Path(path).expanduser()
     return [place] if place.is_file() else sorted(place.glob("**/*.yaml"))
 
 
-def needs_hub(tasks: list[str]) -> bool:
+def tasks_need_hub(tasks: list[str]) -> bool:
     """Whether a task may read data of the Hugging Face hub."""
     return any(
-        not is_path(task) or not all(LOCAL_DATA.search(file.read_text(encoding="utf-8")) for file in files(task))
+        not is_task_path(task)
+        or not all(LOCAL_DATA.search(file.read_text(encoding="utf-8")) for file in task_files(task))
         for task in tasks
     )

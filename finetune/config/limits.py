@@ -33,7 +33,7 @@ LIMITS: dict[str, Limit] = {
 }
 
 
-def problem(key: str, value: Any) -> str | None:
+def limit_problem(key: str, value: Any) -> str | None:
     """What is wrong with a setting's number, if anything is; None passes, and a NaN fits nothing."""
     if key not in LIMITS or value is None or LIMITS[key][1](value):
         return None

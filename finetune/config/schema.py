@@ -4,16 +4,95 @@ Nothing heavy is imported here: `--help`, `--cfg job` and every configuration er
 """
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from finetune.config.choices import Attention, BadRows, Bias, ControlTokens, Dtype, Mode, Overlap, Quant, Source, Stage
+
+class Stage(Enum):
+    """What `run.py` does with the composed run."""
+
+    train = "train"
+    # Show what would be trained on; the model is not loaded.
+    preview = "preview"
+    # Say how many steps, how much memory and how much time it would take; the model is not loaded.
+    plan = "plan"
 
 
-class UserError(Exception):
-    """A mistake of the user's, printed as one paragraph without a stack; the program ends with exit code 2."""
+class Source(Enum):
+    """Where a model or a dataset lies: in the program's own packages, on this machine, or on the Hugging Face hub."""
+
+    embedded = "embedded"
+    local = "local"
+    hub = "hub"
+
+
+class BadRows(Enum):
+    """What becomes of a row that cannot be read or used: an error, or it is left out, counted and shown."""
+
+    error = "error"
+    skip = "skip"
+
+
+class Dtype(Enum):
+    """A floating-point type; `auto` is chosen for the machine and printed with its reason."""
+
+    auto = "auto"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class AttentionKind(Enum):
+    """An attention implementation of transformers."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
+class QuantType(Enum):
+    """The 4-bit number format of bitsandbytes."""
+
+    nf4 = "nf4"
+    fp4 = "fp4"
+
+
+class Bias(Enum):
+    """Which bias parameters of the base model are trained with the adapter (PEFT)."""
+
+    none = "none"
+    all = "all"
+    lora_only = "lora_only"
+
+
+class ControlTokens(Enum):
+    """What becomes of a model's control tokens, such as <|im_end|>, inside the texts of rows."""
+
+    error = "error"
+    # They are read as text.
+    escape = "escape"
+    # They are read as control tokens.
+    allow = "allow"
+
+
+class OverlapPolicy(Enum):
+    """What becomes of test prompts that are among the training rows too."""
+
+    error = "error"
+    # They are left out of training.
+    drop = "drop"
+    allow = "allow"
+
+
+class TrackingMode(Enum):
+    """How W&B is reached; `auto` is online for a user who is logged in, else offline."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"
 
 
 @dataclass
@@ -48,7 +127,7 @@ class Data:
     bad_rows: BadRows = BadRows.error
     # With bad_rows=skip: more bad rows than this are an error after all.
     max_bad_rows: int = 100
-    overlap: Overlap = Overlap.error
+    overlap: OverlapPolicy = OverlapPolicy.error
     # Train on at most this many rows. None: all of them.
     max_train_rows: int | None = None
     # Largest share of rows whose answer may be cut off at trainer.max_length.
@@ -70,7 +149,7 @@ class Model:
     revision: str | None = None
     # Type of the weights that are not quantised.
     dtype: Dtype = Dtype.auto
-    attn_implementation: Attention = Attention.sdpa
+    attn_implementation: AttentionKind = AttentionKind.sdpa
     # Put the messages of a prompt one a line, without the chat template, which some base models do not have.
     plain_prompt: bool = False
     # Values of the chat template's own variables, such as enable_thinking, in training and in generation.
@@ -85,7 +164,7 @@ class Quantization:
 
     load_in_4bit: bool = False
     load_in_8bit: bool = False
-    bnb_4bit_quant_type: Quant = Quant.nf4
+    bnb_4bit_quant_type: QuantType = QuantType.nf4
     # The type that 4-bit weights are multiplied in.
     bnb_4bit_compute_dtype: Dtype = Dtype.auto
     # Quantise the quantisation constants too: saves about 0.4 bit a weight.
@@ -149,7 +228,7 @@ class Tracking:
 
     # False: nothing is sent and wandb is not imported.
     enabled: bool = True
-    mode: Mode = Mode.auto
+    mode: TrackingMode = TrackingMode.auto
     project: str = "finetune"
     entity: str | None = None
     # Runs of one group are drawn together. None: `<model>-<data>`.
@@ -158,7 +237,7 @@ class Tracking:
 
 
 @dataclass
-class Plan:
+class PlanLimits:
     """What a run may take, where that is not what this machine has."""
 
     # Memory that the run may use, in GiB. None: what the device has free.
@@ -201,7 +280,7 @@ class Config:
     trainer: dict[str, Any] = field(default_factory=dict)
     eval: Eval = field(default_factory=Eval)
     tracking: Tracking = field(default_factory=Tracking)
-    plan: Plan = field(default_factory=Plan)
+    plan: PlanLimits = field(default_factory=PlanLimits)
     sweep: Sweep = field(default_factory=Sweep)
     stage: Stage = Stage.train
     # Train even where the memory is predicted not to suffice.
@@ -214,7 +293,7 @@ class Config:
     output_dir: str = "outputs"
 
 
-def register() -> None:
+def register_schema() -> None:
     """Make the schema known to Hydra as the option `schema`, the first entry of conf/config.yaml's defaults."""
     schema = OmegaConf.structured(Config)
     OmegaConf.set_struct(schema.trainer, False)  # any SFTConfig field may be set with no plus; check.py refuses others

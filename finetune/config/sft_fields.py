@@ -19,7 +19,6 @@ CLASSES = {
 }
 # Where the enums that annotate these fields are written.
 ENUMS = (("transformers", "trainer_utils.py"), ("transformers", "training_args.py"))
-
 WORDS = {
     "int": "an integer",
     "float": "a number",

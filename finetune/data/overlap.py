@@ -13,9 +13,9 @@ from zlib import crc32
 
 from datasketch import MinHash, MinHashLSH
 
-from finetune.config.choices import Overlap
-from finetune.config.schema import UserError
-from finetune.data.splits import Example, Splits, asks, normalise
+from finetune.config.schema import OverlapPolicy
+from finetune.data.splits import Example, Splits, normalise_text, question_of
+from finetune.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 EXAMPLES = 3
@@ -28,7 +28,7 @@ COMMON = 0.5  # what more than this share of all texts hold says nothing about t
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedRows:
     """How many rows of the split `second` stand in `first`, compared `by` prompt or prompt and answer, and some of
     them with their places in both.
     """
@@ -46,19 +46,19 @@ class Shared:
         return f"{self.rows:,} {self.second} rows stand in {self.first} {how[self.kind]}, by {self.by}: {places}"
 
 
-def audit(splits: Splits, policy: Overlap) -> Splits:
+def check_overlap(splits: Splits, policy: OverlapPolicy) -> Splits:
     """The splits with what they share; with `drop`, held-out prompts are taken out of train, and test's of validation.
 
     Raises UserError where a test prompt is trained on, but for case, punctuation and whitespace, unless allowed.
     """
     dropped = 0
-    if policy is Overlap.drop:
+    if policy is OverlapPolicy.drop:
         splits, dropped = _drop(splits)
     shared = list(_find(splits))
     counts = splits.counts | {"overlapping": dropped} if dropped else splits.counts
     leaked = [one for one in shared if (one.first, one.second) == ("train", "test") and one.by in LEAKS]
     leaked = [one for one in leaked if one.kind != "near"]
-    if leaked and policy is Overlap.error:
+    if leaked and policy is OverlapPolicy.error:
         raise UserError(
             f"{leaked[0].examples[0][1]}: this test {leaked[0].by} is trained on: {'; '.join(map(str, leaked))}. "
             "Take them out of one of the two, write data.overlap=drop to leave them out of training, or "
@@ -68,18 +68,21 @@ def audit(splits: Splits, policy: Overlap) -> Splits:
 
 
 def _whole(example: Example) -> str:
-    return f"{asks(example)}\n{example.completion}" if example.prompt else example.completion
+    return f"{question_of(example)}\n{example.completion}" if example.prompt else example.completion
 
 
 def _belongs(example: Example, prompts: set[str], groups: set[str | None]) -> bool:
-    return normalise(asks(example)) in prompts or (example.group is not None and example.group in groups)
+    return normalise_text(question_of(example)) in prompts or (example.group is not None and example.group in groups)
 
 
 def _drop(splits: Splits) -> tuple[Splits, int]:
     """Without the rows of train whose prompt or group is held out, and those of validation whose is in test."""
-    prompts, groups = {normalise(asks(example)) for example in splits.test}, {one.group for one in splits.test}
+    prompts, groups = (
+        {normalise_text(question_of(example)) for example in splits.test},
+        {one.group for one in splits.test},
+    )
     validation = [example for example in splits.validation if not _belongs(example, prompts, groups)]
-    prompts |= {normalise(asks(example)) for example in validation}
+    prompts |= {normalise_text(question_of(example)) for example in validation}
     groups |= {example.group for example in validation}
     train = [example for example in splits.train if not _belongs(example, prompts, groups)]
     if not train or not validation:
@@ -90,16 +93,16 @@ def _drop(splits: Splits) -> tuple[Splits, int]:
     return replace(splits, train=train, validation=validation, counts=counts), dropped
 
 
-def _find(splits: Splits) -> Iterator[Shared]:
+def _find(splits: Splits) -> Iterator[SharedRows]:
     examples = {name: getattr(splits, name) for name in SPLITS}
     for first, second in combinations(SPLITS, 2):
         same = _equal(*([example.group for example in examples[name]] for name in (first, second)))
         if same:
             yield _shared("exact", "group", (first, second), examples, same)
-    kinds = {"prompt": asks, "prompt and answer": _whole} if splits.train[0].prompt else {"text": asks}
+    kinds = {"prompt": question_of, "prompt and answer": _whole} if splits.train[0].prompt else {"text": question_of}
     for by, text in kinds.items():
         exact = {name: [text(example) for example in some] for name, some in examples.items()}
-        plain = {name: [normalise(one) for one in texts] for name, texts in exact.items()}
+        plain = {name: [normalise_text(one) for one in texts] for name, texts in exact.items()}
         hashed = _hash(plain)
         for first, second in combinations(SPLITS, 2):
             same, alike = _equal(exact[first], exact[second]), _equal(plain[first], plain[second])
@@ -112,11 +115,11 @@ def _find(splits: Splits) -> Iterator[Shared]:
 
 def _shared(
     kind: str, by: str, names: tuple[str, str], examples: dict[str, list[Example]], pairs: dict[int, int]
-) -> Shared:
+) -> SharedRows:
     """What two splits have in common, by the index in the second of each such row its index in the first."""
     first, second = names
     shown = [(examples[first][i].place, examples[second][j].place) for j, i in pairs.items()][:EXAMPLES]
-    return Shared(kind, by, first, second, len(pairs), shown)
+    return SharedRows(kind, by, first, second, len(pairs), shown)
 
 
 def _equal(first: Sequence[str | None], second: Sequence[str | None]) -> dict[int, int]:

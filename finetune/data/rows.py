@@ -14,14 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from finetune.config.schema import UserError
-from finetune.data import text_lines as lines
 from finetune.data.strict_json import FaultError, parse_lines, parse_object, split_array
-from finetune.data.text_lines import Bad
-from finetune.errors import describe
+from finetune.data.text_lines import LONGEST_LINE, OnBadRow, how_to_convert, open_text, read_lines, read_text, too_long
+from finetune.errors import UserError, describe_value
 
 Row = dict[str, Any]
-KINDS = (".jsonl", ".json", ".csv", ".parquet")
+FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 BLOCK = 64 * 2**10  # bytes of lines that are parsed at a time
 
 
@@ -29,22 +27,24 @@ class RowError(UserError):
     """One row is wrong, and the others could be read without it."""
 
 
-def refuse(message: str) -> NoReturn:
+def refuse_row(message: str) -> NoReturn:
     """Raise the message as a RowError: one row that is wrong stops the reading."""
     raise RowError(message)
 
 
-def read_rows(path: Path, name: str | None = None, bad: Bad = refuse) -> Iterator[tuple[int, Row]]:
+def read_rows(path: Path, name: str | None = None, bad: OnBadRow = refuse_row) -> Iterator[tuple[int, Row]]:
     """The rows of a JSONL, JSON, CSV or Parquet file, one at a time, each with its number.
 
     `name` stands for the file in places and messages; without it, the path as it was given. `bad` is called for each
     row that is wrong; where it returns, the row is left out. Only a .json file is held in memory as a whole.
     Raises UserError for a file that is missing, empty, of another kind, or wrong in a way that has no end in one row.
     """
-    readers = dict(zip(KINDS, (_read_jsonl, _read_json, _read_csv, _read_parquet), strict=True))
+    readers = dict(zip(FILE_KINDS, (_read_jsonl, _read_json, _read_csv, _read_parquet), strict=True))
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UserError(f"{path}: rows are read from {', '.join(KINDS)} files, and this is a '{path.suffix}' file.")
+        raise UserError(
+            f"{path}: rows are read from {', '.join(FILE_KINDS)} files, and this is a '{path.suffix}' file."
+        )
     require_file(path)
     met_bad = False
 
@@ -62,8 +62,8 @@ def read_rows(path: Path, name: str | None = None, bad: Bad = refuse) -> Iterato
         raise UserError(f"{path} holds no rows, expected at least one.")
 
 
-def read_hub(
-    path: str, subset: str | None, revision: str | None, split: str, bad: Bad = refuse
+def read_hub_rows(
+    path: str, subset: str | None, revision: str | None, split: str, bad: OnBadRow = refuse_row
 ) -> Iterator[tuple[int, Row]]:
     """The rows of one split of a data set on the Hugging Face hub, each with its number; see name_split."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are told by the error at their end
@@ -88,12 +88,12 @@ def read_hub(
     for start in range(0, len(dataset), 1000):
         for number, row in enumerate(_read_batch(read, start, min(start + 1000, len(dataset))), start + 1):
             if isinstance(row, ValueError):
-                bad(f"{name_split(path, split)}:{number}: {_unreadable(row)}")
+                bad(f"{hub_place(path, split)}:{number}: {_unreadable(row)}")
             else:
                 yield number, row
 
 
-def name_split(path: str, split: str) -> str:
+def hub_place(path: str, split: str) -> str:
     """What stands for the file in the places of rows of the hub: `owner/name[train]`."""
     return f"{path}[{split}]"
 
@@ -108,33 +108,30 @@ def require_file(path: Path) -> None:
         raise UserError(f"There is no file {path}." + (f" Did you mean {path.parent / near[0]}?" if near else ""))
 
 
-# -- JSON -------------------------------------------------------------------------------------------------------------
-
-
-def _read_jsonl(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+def _read_jsonl(path: Path, name: str, bad: OnBadRow) -> Iterator[tuple[int, Row]]:
     number = 1
-    with lines.open_text(path) as file:
+    with open_text(path) as file:
         start = file.tell()
-        while block := file.read(BLOCK) + file.readline(lines.LONGEST - BLOCK):
+        while block := file.read(BLOCK) + file.readline(LONGEST_LINE - BLOCK):
             try:
                 rows = parse_lines(block.decode())
             except ValueError:  # at least one line is empty or wrong
                 end = file.tell()
                 file.seek(start)
-                yield from _read_each(lines.read_lines(file, name, bad, number, end), name, bad)
+                yield from _read_each(read_lines(file, name, bad, number, end), name, bad)
             else:
                 yield from enumerate(rows, number)
             number += block.count(b"\n") + (not block.endswith(b"\n"))
             start = file.tell()
 
 
-def _read_each(numbered: Iterator[tuple[int, str]], name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+def _read_each(numbered: Iterator[tuple[int, str]], name: str, bad: OnBadRow) -> Iterator[tuple[int, Row]]:
     for number, line in numbered:
         text = line.strip(" \t\r\n")
         if not text:  # an empty line holds nothing that could be lost
             continue
-        if len(text) > lines.LONGEST:  # an array's element
-            bad(lines.too_long(f"{name}:{number}: the element", len(text)))
+        if len(text) > LONGEST_LINE:  # an array's element
+            bad(too_long(f"{name}:{number}: the element", len(text)))
             continue
         try:
             row = parse_object(text)
@@ -144,8 +141,8 @@ def _read_each(numbered: Iterator[tuple[int, str]], name: str, bad: Bad) -> Iter
             yield number, row
 
 
-def _read_json(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
-    text = lines.read_text(path, name)
+def _read_json(path: Path, name: str, bad: OnBadRow) -> Iterator[tuple[int, Row]]:
+    text = read_text(path, name)
     if not text.strip():
         return
     try:
@@ -154,23 +151,20 @@ def _read_json(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
         raise UserError(f"{name}:{error}.") from error
 
 
-# -- CSV and Parquet --------------------------------------------------------------------------------------------------
-
-
-def _read_csv(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
-    csv.field_size_limit(lines.LONGEST)  # Python's own limit is 128 KiB a field, less than a document
+def _read_csv(path: Path, name: str, bad: OnBadRow) -> Iterator[tuple[int, Row]]:
+    csv.field_size_limit(LONGEST_LINE)  # Python's own limit is 128 KiB a field, less than a document
     # A line left out here could be the middle of a row: bytes that are not UTF-8 come through, to be found in the row.
     decode = partial(bytes.decode, errors="surrogateescape")
     header: list[str] | None = None
     line = 1
-    with lines.open_text(path) as file:
-        reader = csv.reader((line for _, line in lines.read_lines(file, name, refuse, decode=decode)), strict=True)
+    with open_text(path) as file:
+        reader = csv.reader((line for _, line in read_lines(file, name, refuse_row, decode=decode)), strict=True)
         try:
             for cells in reader:
                 if not cells:  # an empty line
                     pass
                 elif not _is_text(cells):
-                    (bad if header else refuse)(f"{name}:{line}: the row is not UTF-8. {lines.how_to_convert(path)}")
+                    (bad if header else refuse_row)(f"{name}:{line}: the row is not UTF-8. {how_to_convert(path)}")
                 elif header is None:
                     header = _require_header(cells, f"{name}:{line}")
                     _require_commas(header, f"{name}:{line}", path)
@@ -184,7 +178,7 @@ def _read_csv(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
             raise UserError(f"{name}:{line}: not valid CSV: {error}. {hint}") from error
 
 
-def _read_parquet(path: Path, name: str, bad: Bad) -> Iterator[tuple[int, Row]]:
+def _read_parquet(path: Path, name: str, bad: OnBadRow) -> Iterator[tuple[int, Row]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -238,8 +232,8 @@ def _require_commas(header: list[str], place: str, path: Path) -> None:
         from_here = shlex.quote(str(path))
         convert = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={mark!r}))"
         raise UserError(
-            f"{place}: the header is one field, {describe(header[0])}; expected fields separated by commas, not by "
-            f"{mark!r}. "
+            f"{place}: the header is one field, {describe_value(header[0])}; expected fields separated by commas, not "
+            f"by {mark!r}. "
             f'Convert the file, for example: python -c "{convert}" < {from_here} > commas.csv'
         )
 

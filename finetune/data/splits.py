@@ -14,13 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from finetune.config import schema
-from finetune.config.choices import BadRows, Source
-from finetune.config.schema import UserError
-from finetune.data import embedded as fetch
-from finetune.data import rows
+from finetune.config.schema import BadRows, Data, Source
 from finetune.data.columns import Column, check_group, check_row, find_columns, find_recipe
-from finetune.data.rows import Row, RowError
+from finetune.data.embedded import embedded_data
+from finetune.data.rows import Row, RowError, hub_place, read_hub_rows, read_rows, require_file
+from finetune.errors import UserError
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""
@@ -57,7 +55,7 @@ class Splits:
     shared: list[str] = field(default_factory=list)
 
 
-def load(data: schema.Data) -> Splits:
+def load_splits(data: Data) -> Splits:
     """The three splits of a data set; the same rows and the same `data.seed` always give the same splits.
 
     Raises UserError, with file and line, for rows or columns that are wrong, and for too few rows.
@@ -80,7 +78,7 @@ def load(data: schema.Data) -> Splits:
     return Splits(train, validation, test, dict(counts), _fingerprint(train, validation, test), reading.bad)
 
 
-def digest(data: schema.Data) -> str:
+def data_digest(data: Data) -> str:
     """SHA-256 over the contents of the local files that `data` names, or "" where it names none."""
     if data.source is Source.hub:
         return ""
@@ -89,14 +87,11 @@ def digest(data: schema.Data) -> str:
     return _sha256(checksums) if any(checksums) else ""
 
 
-# -- reading ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass
 class _Reading:
     """What is known while the rows of a data set are read, whatever files they lie in."""
 
-    data: schema.Data
+    data: Data
     recipe: ModuleType
     columns: list[Column]
     counts: Counter[str]
@@ -148,12 +143,12 @@ def _open_rows(reading: _Reading, held_out: str | None) -> tuple[str, Iterator[t
     data, bad = reading.data, reading.leave_out
     if data.source is Source.hub:
         split = held_out or data.train_split
-        return rows.name_split(data.path, split), rows.read_hub(data.path, data.subset, data.revision, split, bad)
+        return hub_place(data.path, split), read_hub_rows(data.path, data.subset, data.revision, split, bad)
     if held_out or data.source is Source.local:
         name = held_out or data.path
-        return name, rows.read_rows(Path(name).expanduser(), name, bad)
-    fetched = fetch.data(data.path)
-    return fetched.name, rows.read_rows(fetched, fetched.name, bad)
+        return name, read_rows(Path(name).expanduser(), name, bad)
+    fetched = embedded_data(data.path)
+    return fetched.name, read_rows(fetched, fetched.name, bad)
 
 
 def _to_example(row: Row, place: str, reading: _Reading) -> Example:
@@ -175,16 +170,13 @@ def _to_example(row: Row, place: str, reading: _Reading) -> Example:
     return Example(_with_system(prompt, data), completion, place, group)
 
 
-def _with_system(prompt: list[Message], data: schema.Data) -> list[Message]:
+def _with_system(prompt: list[Message], data: Data) -> list[Message]:
     """The prompt behind data.system, unless the row brings a system message of its own."""
     if not data.system or (prompt and prompt[0]["role"] == "system"):
         return prompt
     if not prompt:
         raise UserError(f"data.system is set, but the recipe {data.recipe} has no prompt: set data.system=''.")
     return [{"role": "system", "content": data.system}, *prompt]
-
-
-# -- splitting --------------------------------------------------------------------------------------------------------
 
 
 def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tuple[list[Example], list[Example]]:
@@ -223,14 +215,14 @@ def _require_rows(bad: list[str], **splits: list[Example]) -> None:
             )
 
 
-def normalise(text: str) -> str:
+def normalise_text(text: str) -> str:
     """The text without case, punctuation and extra whitespace; as it is where nothing else is left."""
     folded = unicodedata.normalize("NFKC", text).casefold()
     plain = "".join(" " if unicodedata.category(letter)[0] == "P" else letter for letter in folded)
     return " ".join(plain.split()) or text.strip()
 
 
-def asks(example: Example) -> str:
+def question_of(example: Example) -> str:
     """What the example asks, without the system message; of plain text, the text."""
     turns = [message["content"] for message in example.prompt if message["role"] != "system"]
     return "\n".join(turns) if turns else example.completion
@@ -249,7 +241,7 @@ def _groups(examples: list[Example]) -> list[str]:
             key = leaders[key]
         return key
 
-    prompts = [("prompt", normalise(asks(example))) for example in examples]
+    prompts = [("prompt", normalise_text(question_of(example))) for example in examples]
     for example, prompt in zip(examples, prompts, strict=True):
         if example.group is not None:
             leaders[leader(prompt)] = leader(("group", example.group))
@@ -265,9 +257,6 @@ def _cut(train: list[Example], limit: int | None, seed: int, counts: Counter[str
     return [train[index] for index in sorted(by_hash[:limit])]
 
 
-# -- checksums --------------------------------------------------------------------------------------------------------
-
-
 def _fingerprint(*splits: list[Example]) -> str:
     return _sha256([[_content(example) for example in split] for split in splits])
 
@@ -281,6 +270,6 @@ def _sha256(value: Any) -> str:
 
 
 def _checksum(path: Path) -> str:
-    rows.require_file(path)
+    require_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from finetune.errors import describe
+from finetune.errors import describe_value
 
 
 class FaultError(ValueError):
@@ -31,7 +31,7 @@ def parse_object(text: str) -> dict[str, Any]:
     except ValueError as error:  # Python converts no longer numbers
         raise FaultError("found a number of more than 4300 digits, expected a shorter one, or a text") from error
     if not isinstance(value, dict):
-        raise FaultError(f'found {describe(value)}, expected an object such as {{"prompt": ...}}')
+        raise FaultError(f'found {describe_value(value)}, expected an object such as {{"prompt": ...}}')
     _refuse_surrogates(value, text)
     return value
 
@@ -62,7 +62,7 @@ def split_array(text: str) -> Iterator[str]:
     if text[start : start + 1] != "[":
         value, end = _find_end(text, start)
         if _skip_space(text, end) == len(text):
-            raise FaultError(f" found {describe(value)}, expected an array of objects: [{{...}}, {{...}}]")
+            raise FaultError(f" found {describe_value(value)}, expected an array of objects: [{{...}}, {{...}}]")
         raise _not_valid(text, _skip_space(text, end), "Extra data", " If it holds one object a line, name it .jsonl")
     position = _skip_space(text, start + 1)
     more = text[position : position + 1] != "]"
@@ -102,7 +102,7 @@ def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):  # parsers disagree about which value counts (RFC 8259, section 4)
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        quoted = describe(repeated).removeprefix("the text ")
+        quoted = describe_value(repeated).removeprefix("the text ")
         raise FaultError(f"found the key {quoted} more than once in an object, expected it once")
     return found
 

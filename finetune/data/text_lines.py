@@ -6,14 +6,15 @@ from itertools import count
 from pathlib import Path
 from typing import BinaryIO
 
-from finetune.config.schema import UserError
+from finetune.errors import UserError
 
-Bad = Callable[[str], object]
+OnBadRow = Callable[[str], object]
 """What is done about one row that is wrong, given its place, what was found and what was expected."""
 
 Decode = Callable[[bytes], str]
-
-LONGEST = 16 * 2**20  # bytes of a line: beyond it stands a file without line ends, and reading it would fill the memory
+LONGEST_LINE = (
+    16 * 2**20
+)  # bytes of a line: beyond it stands a file without line ends, and reading it would fill the memory
 
 
 def open_text(path: Path) -> BinaryIO:
@@ -25,14 +26,14 @@ def open_text(path: Path) -> BinaryIO:
 
 
 def read_lines(
-    file: BinaryIO, name: str, bad: Bad, first: int = 1, end: int | None = None, decode: Decode = bytes.decode
+    file: BinaryIO, name: str, bad: OnBadRow, first: int = 1, end: int | None = None, decode: Decode = bytes.decode
 ) -> Iterator[tuple[int, str]]:
     """The lines of a UTF-8 file up to position `end`, with their numbers from `first` on."""
     for number in count(first):
-        line = b"" if end is not None and file.tell() >= end else file.readline(LONGEST + 1)
+        line = b"" if end is not None and file.tell() >= end else file.readline(LONGEST_LINE + 1)
         if not line:
             return
-        if len(line) > LONGEST:
+        if len(line) > LONGEST_LINE:
             bad(too_long(f"{name}:{number}: the line", len(line) + _skip_line(file, line)))
             continue
         try:
@@ -47,7 +48,7 @@ def read_lines(
 def _skip_line(file: BinaryIO, line: bytes) -> int:
     """The bytes that are left of a line; they are read piece by piece and forgotten."""
     size = 0
-    while not line.endswith(b"\n") and (line := file.readline(LONGEST)):
+    while not line.endswith(b"\n") and (line := file.readline(LONGEST_LINE)):
         size += len(line)
     return size
 
@@ -73,4 +74,4 @@ def how_to_convert(path: Path) -> str:
 
 def too_long(what: str, size: int) -> str:
     """What is wrong with a line, or an element of an array, of so many bytes."""
-    return f"{what} has {size / 1e6:.1f} MB, expected at most {LONGEST / 1e6:.1f} MB."
+    return f"{what} has {size / 1e6:.1f} MB, expected at most {LONGEST_LINE / 1e6:.1f} MB."

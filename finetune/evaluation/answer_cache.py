@@ -17,10 +17,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
-from finetune.data import embedded as fetch
+from finetune.data.embedded import cache_folder
 from finetune.evaluation.generate import Answer
-from finetune.model import base as model
-from finetune.runs import folder as checkpoint
+from finetune.model.base import weights_digest
+from finetune.runs.files import write_text
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 # Raised with each change to how answers are computed (generate.py, batch.py) that may round otherwise.
@@ -39,13 +39,13 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Memory:
+class AnswerCache:
     """Replies of one base model on one kind of device."""
 
     base: dict[str, Any]
 
     @classmethod
-    def of(cls, base: Any) -> "Memory":
+    def of(cls, base: Any) -> "AnswerCache":
         """The memory of a model as it is now: its weights, its configuration, where it computes, and the libraries."""
         if not PartialState().is_main_process:  # which alone looks things up
             return cls({})
@@ -54,7 +54,7 @@ class Memory:
         return cls(
             {
                 "format": FORMAT,
-                "weights": model.digest(base),
+                "weights": weights_digest(base),
                 "config": base.config.to_dict() | {"_name_or_path": "", "attention": base.config._attn_implementation},
                 "generation": base.generation_config.to_dict(),
                 "device": device,
@@ -74,7 +74,7 @@ class Memory:
         Where another run is computing them, this one waits for them, or with `wait=False` returns None.
         """
         main = PartialState().is_main_process
-        file = fetch.cache_folder() / "base_answers" / f"{self.key(asked)}.json"
+        file = cache_folder() / "base_answers" / f"{self.key(asked)}.json"
         known: list[Any] = [None]
         with ExitStack() as held:
             if main:
@@ -92,7 +92,7 @@ class Memory:
             replies = compute()
             if main:
                 content = [[reply.answer and asdict(reply.answer), reply.likelihood] for reply in replies]
-                checkpoint.write(file, json.dumps(content, ensure_ascii=False))
+                write_text(file, json.dumps(content, ensure_ascii=False))
         return replies, False
 
 

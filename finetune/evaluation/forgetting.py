@@ -12,13 +12,13 @@ import yaml
 
 from finetune.config.schema import Config, Eval
 from finetune.data.splits import Example
-from finetune.evaluation import answers as evaluate
-from finetune.evaluation import statistics as significance
-from finetune.evaluation.answers import Arm, Draw, Prompts
-from finetune.evaluation.verdict import Judgement, judge
-from finetune.model.base import Weights
-from finetune.training import tokenize as tokens
-from finetune.training.prepare import Prepared
+from finetune.evaluation.answers import Arm, answer_prompts
+from finetune.evaluation.prompts import Prompts, PromptSet
+from finetune.evaluation.statistics import MAX_P
+from finetune.evaluation.verdict import ArmScores, score_arms
+from finetune.model.adapter import Weights
+from finetune.training.prepare import PreparedRun
+from finetune.training.tokenize import tokenize_examples
 
 FILE = Path(__file__).with_suffix(".yaml")
 ANSWER_TOKENS = 16
@@ -27,7 +27,7 @@ MOST_RISE = 0.1
 MOST_LOST = 0.1
 
 
-def choose_prompts(config: Config, prepared: Prepared) -> dict[str, Prompts]:
+def choose_general_prompts(config: Config, prepared: PreparedRun) -> dict[str, Prompts]:
     """The `passages` and, for a model that is prompted, the `questions`; nothing where `eval.retention` is off."""
     if not config.eval.retention or config.sweep.on_validation:
         return {}
@@ -41,23 +41,25 @@ def choose_prompts(config: Config, prepared: Prepared) -> dict[str, Prompts]:
     decoding = Eval(shots=0, batch_size=config.eval.batch_size)
 
     def ask(examples: list[Example], metric: str) -> Prompts:
-        tokenized = tokens.tokenize_examples(examples, prepared.tokenizer, prepared.settings, "general")
-        return Prompts(Draw(examples, tokenized, []), [], [metric], decoding, ANSWER_TOKENS, config.data.seed)
+        tokenized = tokenize_examples(examples, prepared.tokenizer, prepared.settings, "general")
+        return Prompts(PromptSet(examples, tokenized, []), [], [metric], decoding, ANSWER_TOKENS, config.data.seed)
 
     asked = {"passages": ask(passages, "perplexity")}
     return asked | ({"questions": ask(questions, "contains")} if prepared.splits.train[0].prompt else {})
 
 
-def answer(model: Any, tokenizer: Any, asked: dict[str, Prompts], originals: Weights) -> dict[str, dict[str, Arm]]:
+def answer_general_prompts(
+    model: Any, tokenizer: Any, asked: dict[str, Prompts], originals: Weights
+) -> dict[str, dict[str, Arm]]:
     """The replies of the base and the tuned model to all that is asked."""
     return {
-        name: evaluate.answer(model, tokenizer, prompts, originals, _ignore, _ignore) for name, prompts in asked.items()
+        name: answer_prompts(model, tokenizer, prompts, originals, _ignore, _ignore) for name, prompts in asked.items()
     }
 
 
-def describe(asked: dict[str, Prompts], answered: dict[str, dict[str, Arm]]) -> dict[str, Any] | None:
+def describe_forgetting(asked: dict[str, Prompts], answered: dict[str, dict[str, Arm]]) -> dict[str, Any] | None:
     """What result.json says about forgetting: scores before and after, whether it is beyond doubt, and a sentence."""
-    found = {name: judge(prompts, answered[name]) for name, prompts in asked.items()}
+    found = {name: score_arms(prompts, answered[name]) for name, prompts in asked.items()}
     if not found:
         return None
     parts = {name: _part(judgement, asked[name].metrics[0]) for name, judgement in found.items()}
@@ -65,7 +67,7 @@ def describe(asked: dict[str, Prompts], answered: dict[str, dict[str, Arm]]) -> 
     return parts | {"forgot": forgot, "sentence": _sentence(parts, forgot)}
 
 
-def _part(judgement: Judgement, metric: str) -> dict[str, Any]:
+def _part(judgement: ArmScores, metric: str) -> dict[str, Any]:
     base, tuned = (judgement.scores[arm][metric] for arm in ("zero_shot", "tuned"))
     apart = judgement.differences["zero_shot"][metric]
     # How much worse the tuned model is than may be, at least (by the interval) and most likely (by the mean).
@@ -73,7 +75,7 @@ def _part(judgement: Judgement, metric: str) -> dict[str, Any]:
     least, likely = (apart.low, apart.mean) if metric == "perplexity" else (-apart.high, -apart.mean)
     allowed = rise if metric == "perplexity" else MOST_LOST
     return {"metric": metric, "base": asdict(base), "tuned": asdict(tuned), "difference": asdict(apart)} | {
-        "forgot": bool(least > allowed and apart.p <= significance.MAX_P),
+        "forgot": bool(least > allowed and apart.p <= MAX_P),
         "suspected": bool(likely > allowed),
     }
 

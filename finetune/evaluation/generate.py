@@ -16,8 +16,9 @@ from transformers.cache_utils import DynamicLayer
 
 from finetune.config.schema import Eval
 from finetune.data.splits import Message
+from finetune.model.shared_prefix_attention import shares_prefixes
+from finetune.model.tokenizer import end_tokens
 from finetune.training.chat_template import prompt_tokens
-from finetune.training.flat_batch import shares_prefixes
 
 ROUND = 16
 # Without eval.batch_size: prompts answered at a time, fewer where their keys and values would need more memory.
@@ -34,7 +35,7 @@ class Answer:
     finished: bool
 
 
-def answer(
+def generate_answers(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[Message]],
@@ -53,16 +54,16 @@ def answer(
     answers: dict[int, Answer] = {}
     torch.manual_seed(seed)
     model.eval()
-    batch_size = decoding.batch_size or most_prompts(model, max(map(len, tokens), default=0) + max_new_tokens)
+    batch_size = decoding.batch_size or largest_batch(model, max(map(len, tokens), default=0) + max_new_tokens)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = answer_batch(model, tokenizer, [tokens[i] for i in chosen], config, max_new_tokens)
+        batch = generate_batch(model, tokenizer, [tokens[i] for i in chosen], config, max_new_tokens)
         answers.update(zip(chosen, batch, strict=True))
         advance(len(chosen))
     return [answers[i] for i in range(len(prompts))]
 
 
-def most_prompts(model: PreTrainedModel | PeftModel, tokens: int) -> int:
+def largest_batch(model: PreTrainedModel | PeftModel, tokens: int) -> int:
     """How many rows of so many tokens are answered at a time; the same on every machine, as rounding depends on it."""
     return max(1, min(MOST_PROMPTS, CACHE_BYTES // cache_bytes(model, tokens)))
 
@@ -89,15 +90,8 @@ def _generation_config(
     )
 
 
-def end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's end token and those of the model: some models name their end of turn only there."""
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own]
-    return sorted({tokenizer.eos_token_id, *(token for token in own if token is not None)})
-
-
 @torch.no_grad()
-def answer_batch(
+def generate_batch(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
@@ -110,7 +104,7 @@ def answer_batch(
     """
     longest = max(map(len, prompts))
     limit = longest + max_new_tokens
-    prefix = shared_prefix(model, prompts, max_new_tokens)
+    prefix = shared_prefix_length(model, prompts, max_new_tokens)
     rows = [prompt[:prefix] + [config.pad_token_id] * (longest - len(prompt)) + prompt[prefix:] for prompt in prompts]
     masks = [[1] * prefix + [0] * (longest - len(prompt)) + [1] * (len(prompt) - prefix) for prompt in prompts]
     tokens, mask = torch.tensor(rows, device=model.device), torch.tensor(masks, device=model.device)
@@ -138,13 +132,13 @@ def answer_batch(
 
 
 @contextmanager
-def unpacked(model: torch.nn.Module) -> Iterator[None]:
+def dequantised(model: torch.nn.Module) -> Iterator[None]:
     """Within the block, on a CPU, 4-bit weights are dequantised once and not for every token.
 
     The answers are the same, as bitsandbytes multiplies by the same dequantised weights; but making them takes a fifth
     of the time of a hundred answers, and most of that of a few.
     """
-    layers = _packed_layers(model)
+    layers = _quantised_layers(model)
     for layer in layers:
         layer.forward = _multiplication(layer)
     try:
@@ -154,12 +148,14 @@ def unpacked(model: torch.nn.Module) -> Iterator[None]:
             del layer.forward
 
 
-def unpacked_bytes(model: torch.nn.Module) -> int:
+def dequantised_bytes(model: torch.nn.Module) -> int:
     """What `unpacked` takes."""
-    return sum(layer.weight.quant_state.shape.numel() * layer.compute_dtype.itemsize for layer in _packed_layers(model))
+    return sum(
+        layer.weight.quant_state.shape.numel() * layer.compute_dtype.itemsize for layer in _quantised_layers(model)
+    )
 
 
-def _packed_layers(model: torch.nn.Module) -> list[Any]:
+def _quantised_layers(model: torch.nn.Module) -> list[Any]:
     layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
     return [layer for layer in layers if layer.weight.device.type == "cpu" and layer.weight.quant_state is not None]
 
@@ -191,7 +187,7 @@ def _no_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None]:
         base.generation_config = own
 
 
-def shared_prefix(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int) -> int:
+def shared_prefix_length(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int) -> int:
     """How many leading tokens all prompts share, at least one being left; 0 where the model cannot share them.
 
     Padding between prefix and rest takes up room in a sliding window, so a window must hold everything.
@@ -207,14 +203,14 @@ def shared_prefix(model: PreTrainedModel | PeftModel, prompts: list[list[int]], 
 def prefix_cache(model: PreTrainedModel | PeftModel, prefix: list[int], rows: int, capacity: int) -> DynamicCache:
     """The keys and values of the prefix, once for each row, with room for `capacity` tokens."""
     cache = DynamicCache(config=model.config)
-    cache.layers = [_Roomy(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    cache.layers = [_PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     ids = torch.tensor([prefix], device=model.device)
     model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     cache.batch_repeat_interleave(rows)
     return cache
 
 
-class _Roomy(DynamicLayer):
+class _PreallocatedLayer(DynamicLayer):
     """A layer's keys and values (rows x heads x tokens x size) in buffers with room for `capacity` tokens.
 
     DynamicLayer copies them all for each new token, which on a CPU takes half of the time of an answer.

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from finetune.config.harness_tasks import is_path
-from finetune.config.schema import Eval, UserError
-from finetune.errors import did_you_mean
-from finetune.model.base import Weights, untouched
+from finetune.config.harness_tasks import is_task_path
+from finetune.config.schema import Eval
+from finetune.errors import UserError, did_you_mean
+from finetune.model.adapter import Weights, as_base_model
 
 BATCH_SIZE = 8
 RESAMPLES = 1000  # for the standard errors that no formula gives; the harness's own 100,000 take minutes
@@ -25,14 +25,14 @@ UNREADABLE = (OSError, KeyError, ValueError, TypeError, yaml.YAMLError)
 
 
 @dataclass(frozen=True)
-class Tasks:
+class HarnessTasks:
     """The harness's manager of tasks, and what is to be run, by name or file."""
 
     manager: Any
     chosen: list[str]
 
 
-def choose_tasks(settings: Eval) -> Tasks | None:
+def load_harness_tasks(settings: Eval) -> HarnessTasks | None:
     """The tasks of `eval.harness_tasks`, their data fetched; None without any.
 
     Raises UserError for a name that the harness does not know and a task that cannot be loaded.
@@ -41,8 +41,8 @@ def choose_tasks(settings: Eval) -> Tasks | None:
         return None
     from lm_eval.tasks import TaskManager
 
-    places = [str(Path(task).expanduser()) for task in settings.harness_tasks if is_path(task)]
-    names = [task for task in settings.harness_tasks if not is_path(task)]
+    places = [str(Path(task).expanduser()) for task in settings.harness_tasks if is_task_path(task)]
+    names = [task for task in settings.harness_tasks if not is_task_path(task)]
     folders = [place for place in places if Path(place).is_dir()]
     manager = TaskManager(include_path=folders, include_defaults=bool(names))
     for name in names:
@@ -63,11 +63,16 @@ def choose_tasks(settings: Eval) -> Tasks | None:
                 f"eval.harness_tasks: {task} could not be loaded: {reason}. Check the task's file, its data (relative "
                 "paths count from the working folder) and, for data of the hub, the network."
             ) from error
-    return Tasks(manager, chosen)
+    return HarnessTasks(manager, chosen)
 
 
-def answer(
-    model: Any, tokenizer: Any, tasks: Tasks | None, settings: Eval, originals: Weights, say: Callable[[str], None]
+def score_harness_tasks(
+    model: Any,
+    tokenizer: Any,
+    tasks: HarnessTasks | None,
+    settings: Eval,
+    originals: Weights,
+    say: Callable[[str], None],
 ) -> dict[str, Any] | None:
     """By task and metric the base's and the tuned model's values with their standard errors; None without tasks.
 
@@ -78,7 +83,7 @@ def answer(
     found = {}
     for arm in ("base", "tuned"):
         started = time.perf_counter()
-        with untouched(model, originals) if arm == "base" else nullcontext():
+        with as_base_model(model, originals) if arm == "base" else nullcontext():
             found[arm] = _evaluate(model, tokenizer, tasks, settings)
         say(f"  lm-evaluation-harness: {arm} model scored in {time.perf_counter() - started:.0f} s")
     return {
@@ -96,7 +101,7 @@ def answer(
 
 
 def _evaluate(
-    model: Any, tokenizer: Any, tasks: Tasks, settings: Eval
+    model: Any, tokenizer: Any, tasks: HarnessTasks, settings: Eval
 ) -> dict[str, dict[str, tuple[float | None, float | None]]]:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM

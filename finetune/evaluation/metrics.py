@@ -94,10 +94,10 @@ PER_PROMPT: dict[str, Callable[[str, str], float]] = {
 # Defined for a whole test set only.
 CORPUS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {"macro_f1": macro_f1}
 # The model, not its answers, has a perplexity: evaluate.py computes it.
-NAMES = (*PER_PROMPT, *CORPUS, "perplexity")
-HIGHER_IS_BETTER = {name: name != "perplexity" for name in NAMES}
+METRICS = (*PER_PROMPT, *CORPUS, "perplexity")
+HIGHER_IS_BETTER = {name: name != "perplexity" for name in METRICS}
 # The names in a sentence.
-SPELLED = {name: name.replace("_", " ") for name in NAMES} | {
+SPELLED = {name: name.replace("_", " ") for name in METRICS} | {
     "valid_json": "valid JSON",
     "field_f1": "field F1",
     "chrf": "chrF",
@@ -106,7 +106,7 @@ SPELLED = {name: name.replace("_", " ") for name in NAMES} | {
 }
 
 
-def score(names: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
+def score_answers(names: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
     """Each answer's scores by those of the metrics that score single answers."""
     return [
         {name: PER_PROMPT[name](answer, reference) for name in names if name in PER_PROMPT}

@@ -6,7 +6,7 @@ examples, as a matrix of prompts x draws. Intervals are BCa bootstrap intervals 
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import inf, isnan
 from statistics import fmean
@@ -16,18 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-from finetune.evaluation import metrics
+from finetune.evaluation.metrics import CORPUS, perplexity
 
 RESAMPLES = 9999
 CORPUS_RESAMPLES = 1999  # a corpus metric is computed anew for each; for BCa Efron advises 1,000 or more
-# The smallest gain that is worth a tuned model's upkeep: of a score between 0 and 1, or of the base's perplexity.
-SMALLEST_GAIN = 0.05
-# Of a score between 0 and 1: answers that are known to score less are of no use.
-USELESS = 0.1
 MAX_P = 0.05
 BATCH = 2**20  # numbers held at once, so that memory does not grow with the number of prompts
-
-Kind = Literal["tuning_wins", "prompting_is_enough", "nothing_works", "tuning_hurts", "cannot_tell"]
 
 
 @dataclass(frozen=True)
@@ -49,17 +43,7 @@ class Difference(Interval):
     draws: int
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """Whether tuning was worth it, in a sentence with its evidence: `difference` is tuned minus the arm `against`."""
-
-    kind: Kind
-    sentence: str
-    against: str
-    difference: Difference
-
-
-def interval(scores: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Interval:
+def mean_interval(scores: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Interval:
     """The mean of scores between 0 and 1 and its interval, for new prompts and, from two draws on, new draws.
 
     Prompts and draws are then resampled independently of each other (Owen 2007). Two or three draws show their spread
@@ -69,7 +53,7 @@ def interval(scores: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Interv
     return _mean(_matrix(scores, float), (0, 1), seed, resamples)
 
 
-def difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Difference:
+def mean_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Difference:
     """The mean of `a - b`, two arms' scores between 0 and 1 on the same prompts, with its interval and a test.
 
     Scores that are 0 or 1 are tested by McNemar's exact test (1947), others by permuting the arms within prompts, on
@@ -122,75 +106,6 @@ def corpus_difference(
     found = _corpus(metric, value, first.shape, known, (-1, 1), seed, resamples)
     p = _permute(np.ones(len(known)), flipped, seed, resamples, vectorized=False)
     return Difference(found.mean, found.low, found.high, p, "permutation", *first.shape)
-
-
-def verdict(
-    metric: str, base: Mapping[str, Interval], differences: Mapping[str, Difference], shots: int = 0
-) -> Verdict:
-    """Whether tuning beat the best way of prompting: `base` and `differences` (tuned minus base) by arm.
-
-    Tuning wins, or hurts, if the interval of the difference leaves 0 out and p is at most 0.05. Otherwise prompting is
-    enough if that interval leaves out every gain above `SMALLEST_GAIN`, or the base's own interval leaves no room for
-    one, unless the base's answers are known to be of no use (`USELESS`): then nothing works. Else nobody can tell.
-    `zero_shot` and `few_shot` (of `shots` examples) are named as such in the sentence.
-    """
-    better = 1 if metrics.HIGHER_IS_BETTER[metric] else -1
-    # The best is chosen on the prompts it is judged on, so its score is a little flattered: a win is the more certain
-    # for it. A wrong "hurts" or "enough" needs an arm's interval to miss (2.5 %), so two arms at most double that.
-    against = max(base, key=lambda arm: better * base[arm].mean)
-    rival, found = base[against], differences[against]
-    gain, (least, most) = better * found.mean, sorted((better * found.low, better * found.high))
-    matters = SMALLEST_GAIN if better > 0 else SMALLEST_GAIN * rival.mean
-    full = better > 0 and rival.low >= 1 - SMALLEST_GAIN
-    kind = _decide(least, most, found.p, matters, full)
-    if kind == "prompting_is_enough" and better > 0 and rival.high <= USELESS:
-        kind = "nothing_works"
-
-    arm = {"zero_shot": "zero-shot", "few_shot": f"{shots}-shot"}.get(against, against.replace("_", " "))
-    name, on = metrics.SPELLED[metric], f"on {_prompts(found)}"
-    loss = f"{-gain:.2f} {name} {_range(-most, -least)}"
-    apart = f"(difference {found.mean:z.2f} {_range(found.low, found.high)})"
-    score = f"{rival.mean:.2f} {_range(rival.low, rival.high)}"
-    reason = "" if most <= matters else f", which already scores {score}"
-    sentences: dict[Kind, str] = {
-        "tuning_wins": f"Tuning beats {arm} prompting by {gain:.2f} {name} {_range(least, most)} {on}",
-        "nothing_works": f"Nothing works yet: tuned is not better than {arm} {apart}, which scores {score} {on}",
-        "tuning_hurts": f"Tuning hurts: tuned is worse than {arm} prompting by {loss} {on}",
-        "prompting_is_enough": f"Prompting is enough: tuned is not better than {arm} {apart}{reason}",
-        "cannot_tell": f"Cannot tell with {_prompts(found)}: {_doubt(found)}",
-    }
-    return Verdict(kind, sentences[kind], against, found)
-
-
-def _decide(least: float, most: float, p: float, matters: float, full: bool) -> Kind:
-    # A BCa interval is too narrow where very few prompts differ (3 of 100, or 3 of 3); the exact tests know better.
-    certain = p <= MAX_P
-    if least > 0 and certain:
-        return "tuning_wins"
-    if most < 0 and certain:
-        return "tuning_hurts"
-    return "prompting_is_enough" if most <= matters or full else "cannot_tell"
-
-
-def _doubt(found: Difference) -> str:
-    """Why nobody can tell, and how many prompts, and draws if there were several, might."""
-    more = f"about {4 * found.prompts:,} prompts"  # widths shrink with the square root of the number
-    if found.draws > 1:
-        more += f" and {4 * found.draws} draws of examples"
-    if found.high - found.low == inf:
-        return f"one has no interval; try {more}"
-    if found.low > 0 or found.high < 0:
-        without = f"the interval {_range(found.low, found.high)} leaves 0 out"
-        return f"{without}, but the {found.test} test gives p = {found.p:.2f}; try {more}"
-    return f"the interval is {found.high - found.low:.2f} wide; {more} would halve it"
-
-
-def _range(low: float, high: float) -> str:
-    return f"[{low:z.2f}, {high:z.2f}]"
-
-
-def _prompts(found: Difference) -> str:
-    return f"{found.prompts:,} prompt{'s' if found.prompts != 1 else ''}"
 
 
 def _matrix(scores: ArrayLike, kind: type) -> NDArray[Any]:
@@ -255,12 +170,12 @@ def _of_equal(value: float, counts: Iterable[int], bounds: tuple[float, float]) 
 
 def _value(metric: str, given: NDArray[Any], references: NDArray[Any]) -> float:
     """The metric's mean over the draws."""
-    judge: Callable[..., float] = metrics.CORPUS.get(metric, _perplexity)
+    judge: Callable[..., float] = CORPUS.get(metric, _perplexity)
     return fmean(judge(draw, references.tolist()) for draw in given.T.tolist())
 
 
 def _perplexity(nlls: Sequence[float], tokens: Sequence[int]) -> float:
-    return metrics.perplexity(sum(nlls), sum(tokens))
+    return perplexity(sum(nlls), sum(tokens))
 
 
 def _bootstrap(

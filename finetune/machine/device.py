@@ -1,18 +1,13 @@
 """On what does a run compute, in which precision, and why?"""
 
-import ctypes
 import os
 import platform
-import resource
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from accelerate import PartialState
 
-from finetune.config.choices import Dtype
-from finetune.config.schema import Adapter, Model, Quantization
+from finetune.config.schema import Adapter, Dtype, Model, Quantization
 
 
 @dataclass(frozen=True)
@@ -54,7 +49,7 @@ def keep_to_one_gpu() -> None:
     _spare_gpus = count - 1
 
 
-def choose(model: Model, quantization: Quantization, adapter: Adapter) -> Device:
+def choose_device(model: Model, quantization: Quantization, adapter: Adapter) -> Device:
     """The device of this process and the types that `auto` settings become on it; joins the other processes if any."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     state = PartialState(cpu=kind == "cpu")
@@ -94,95 +89,7 @@ def _name(kind: str) -> str:
     return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
-# Kernels that PyTorch and oneDNN keep on a CPU; a step uses fewer.
-KERNELS_KEPT = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
-
-
-def set_up_memory() -> None:
-    """Before the first computation: count the peak from here; on a CPU, keep freed memory, but few compiled kernels.
-
-    A kernel is compiled for each length of a batch, and a thousand of them, which are kept otherwise, take gigabytes.
-    """
-    for name, capacity in KERNELS_KEPT.items():
-        os.environ.setdefault(name, capacity)
-    _keep_freed_memory()
-    _reset_peak_memory()
-
-
-def _reset_peak_memory() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # not every sandbox lets a process write here
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak resident size becomes the present one
-
-
 def finish_queued_work() -> None:
     """Wait for the GPU, so that a clock that is read next tells how long its work took."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory: on a CPU, page faults are a fifth of a training step.
-
-    Nothing happens where the C library is not glibc. The parameters are those of mallopt(3).
-    """
-    if platform.libc_ver()[0] != "glibc" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
-        return
-    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(m_mmap_threshold, 1 << 30)
-    libc.mallopt(m_trim_threshold, (1 << 31) - 1)
-    libc.mallopt(m_top_pad, 64 << 20)
-
-
-def release_freed_memory() -> None:
-    """On a CPU, give freed memory back to the system: while blocks are of ever other sizes, the heap grows."""
-    if not torch.cuda.is_available() and platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-# Runs that share the device at a time, as the trials of a sweep do, and how many of them have yet to begin, this one
-# included; the bytes that this one was forked with.
-runs_at_a_time = runs_to_begin = 1
-inherited_bytes = 0
-
-
-def available_memory_bytes() -> int:
-    """How much memory this process may hold, with what it holds already: an equal share where processes share it."""
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info()
-        return min(free // runs_to_begin + torch.cuda.memory_reserved(), total // runs_at_a_time)
-    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(facts["MemAvailable"].split()[0]) * 1024
-    limit, used = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
-    if limit is not None and used is not None:
-        free = min(free, limit - used)
-    total = int(facts["MemTotal"].split()[0]) * 1024
-    share = min(total, limit or total) // runs_at_a_time
-    return min(free // PartialState().num_processes // runs_to_begin + held_memory_bytes(), share)
-
-
-def held_memory_bytes() -> int:
-    """The memory that this process holds now: on the GPU where there is one, else resident in RAM."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.memory_allocated())
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() - inherited_bytes
-
-
-def fits_below_peak(size: int) -> bool:
-    """Whether with so many further bytes the process would hold less than it has at its peak."""
-    return size < peak_memory_bytes() - inherited_bytes - held_memory_bytes()
-
-
-def _cgroup_bytes(name: str) -> int | None:
-    file = Path("/sys/fs/cgroup") / name
-    text = file.read_text().strip() if file.is_file() else "max"
-    return int(text) if text.isdigit() else None
-
-
-def peak_memory_bytes() -> int:
-    """The largest memory that this process has held: on the GPU where there is one, else resident in RAM."""
-    if torch.cuda.is_available():
-        return int(torch.cuda.max_memory_allocated())
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

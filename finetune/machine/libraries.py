@@ -8,30 +8,29 @@ from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
-from finetune.config.choices import Source
-from finetune.config.harness_tasks import needs_hub
-from finetune.config.schema import Config
+from finetune.config.harness_tasks import tasks_need_hub
+from finetune.config.schema import Config, Source
 
 
-def hush(config: Config) -> None:
+def silence_libraries(config: Config) -> None:
     """Silence what the libraries say that a user can do nothing about, to the user and to a hub that is not used.
 
     Called before they are imported.
     """
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
-    if Source.hub not in (config.model.source, config.data.source) and not needs_hub(config.eval.harness_tasks):
+    if Source.hub not in (config.model.source, config.data.source) and not tasks_need_hub(config.eval.harness_tasks):
         os.environ["HF_HUB_OFFLINE"] = "1"
-    hush_all()
+    silence_all()
     import huggingface_hub.constants
 
     huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"  # it may be imported already
-    from finetune.machine import device
+    from finetune.machine.device import keep_to_one_gpu
 
-    device.keep_to_one_gpu()
+    keep_to_one_gpu()
     import_trainer()
 
 
-def hush_all() -> None:
+def silence_all() -> None:
     """The part of `hush` that is the same for all runs, and leaves a GPU alone."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when the data loader forks
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries, which the error at their end tells

@@ -7,72 +7,51 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bitsandbytes.nn import Linear8bitLt
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
-from finetune.config.choices import Attention, Source
-from finetune.config.schema import Adapter, Model, Quantization, UserError
-from finetune.data import embedded as fetch
+from finetune.config.schema import AttentionKind, Model, Quantization, Source
+from finetune.data.embedded import embedded_model, embedded_provenance
+from finetune.errors import UserError
 from finetune.machine.device import Device
-from finetune.runs import cache_keys as alike
-from finetune.training import flat_batch as batch
+from finetune.model.shared_prefix_attention import ATTENTION
+from finetune.runs.cache_keys import base_key
 
 TRAINED_PARTS = ("lora_", "modules_to_save")
-# Weights on the CPU, by name.
-Weights = dict[str, torch.Tensor]
-
 # Base models that are loaded already, by alike.base_key: the trials of a sweep are forked with theirs.
 ready: dict[str, PreTrainedModel] = {}
 
 
-def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer of the base model as it comes; see tokens.apply_settings."""
-    with _explained(model):
-        tokenizer = AutoTokenizer.from_pretrained(_place(model), **_hub_options(model))
-    if model.plain_prompt:
-        tokenizer.chat_template = None
-    return tokenizer
-
-
-def load_outline(model: Model) -> PreTrainedModel:
+def load_meta_model(model: Model) -> PreTrainedModel:
     """The base model's shapes without its weights, on PyTorch's meta device."""
-    with _explained(model):
-        config = AutoConfig.from_pretrained(_place(model), **_hub_options(model))
+    with explain_load_errors(model):
+        config = AutoConfig.from_pretrained(model_path(model), **hub_options(model))
         with torch.device("meta"):
             outline: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, trust_remote_code=model.trust_remote_code
             )
     with suppress(OSError):  # not every model has one
-        outline.generation_config = GenerationConfig.from_pretrained(_place(model), **_hub_options(model))
+        outline.generation_config = GenerationConfig.from_pretrained(model_path(model), **hub_options(model))
     return outline
 
 
-def attention(model: Model) -> str:
+def attention_name(model: Model) -> str:
     """The attention of a run: ours in place of PyTorch's, to which it leaves batches that are not flat."""
-    return batch.ATTENTION if model.attn_implementation is Attention.sdpa else model.attn_implementation.value
+    return ATTENTION if model.attn_implementation is AttentionKind.sdpa else model.attn_implementation.value
 
 
 def load_base(model: Model, quantization: Quantization, device: Device) -> PreTrainedModel:
     """The base model on the run's device, quantised as configured."""
-    if ready and (known := ready.pop(alike.base_key(model, quantization, device), None)):
+    if ready and (known := ready.pop(base_key(model, quantization, device), None)):
         return known
-    with _explained(model):
+    with explain_load_errors(model):
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            _place(model),
+            model_path(model),
             dtype=device.weight_dtype,
             quantization_config=_bitsandbytes_config(quantization, device),
-            attn_implementation=attention(model),
+            attn_implementation=attention_name(model),
             device_map={"": torch.cuda.current_device()} if device.kind == "cuda" else None,
-            **_hub_options(model),
+            **hub_options(model),
         )
     keep_gradients(base)
     return base
@@ -89,54 +68,7 @@ def keep_gradients(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def add_adapter(base: PreTrainedModel, adapter: Adapter, seed: int) -> PreTrainedModel | PeftModel:
-    """The base with a fresh adapter in float32, or the base itself where all weights are trained.
-
-    Raises UserError where `adapter.target_modules` names no module of the model.
-    """
-    if not adapter.enabled:
-        return base
-    targets = adapter.target_modules
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=adapter.r,
-        lora_alpha=adapter.lora_alpha,
-        lora_dropout=adapter.lora_dropout,
-        bias=adapter.bias.value,
-        use_dora=adapter.use_dora,
-        use_rslora=adapter.use_rslora,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        modules_to_save=adapter.modules_to_save,
-        layers_to_transform=adapter.layers_to_transform,
-    )
-    torch.manual_seed(seed)
-    try:
-        model = get_peft_model(base, config)
-    except ValueError as error:
-        raise UserError(
-            f"adapter.target_modules={targets}: {error}. Linear layers here: {_linear_names(base)}."
-        ) from error
-    keep_gradients(model)
-    keep_scales(model)
-    return model
-
-
-def keep_scales(model: torch.nn.Module) -> None:
-    """Give int8 weights their scales back before each product.
-
-    On a CPU, DoRA replaces a weight by a copy without them after each product (PEFT 0.21 with bitsandbytes 0.50).
-    """
-
-    def restore(layer: Any, inputs: Any) -> None:
-        if layer.weight.SCB is None:
-            layer.weight.SCB = layer.state.SCB
-
-    for module in model.modules():
-        if isinstance(module, Linear8bitLt):
-            module.register_forward_pre_hook(restore)
-
-
-def digest(model: PreTrainedModel | PeftModel) -> str:
+def weights_digest(model: PreTrainedModel | PeftModel) -> str:
     """SHA-256 over the base model's weights as they are now, however they are stored, with or without an adapter."""
     found = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
@@ -149,47 +81,14 @@ def digest(model: PreTrainedModel | PeftModel) -> str:
     return found.hexdigest()
 
 
-def trained_base_weights(model: torch.nn.Module) -> Weights:
-    """A copy of those weights of the base that training will change: biases (`adapter.bias`) or all of them."""
-    return {
-        name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not any(part in name for part in TRAINED_PARTS)
-    }
-
-
-@contextmanager
-def untouched(model: PreTrainedModel | PeftModel, originals: Weights) -> Iterator[None]:
-    """Within the block the model is the base as it was loaded: adapter off, and `originals` in their places.
-
-    PEFT's `disable_adapter` alone leaves trained biases in the base.
-    """
-    tuned = trained_base_weights(model) if originals else {}
-    _copy_into(model, originals)
-    try:
-        if isinstance(model, PeftModel):
-            with model.disable_adapter():
-                yield
-        else:
-            yield
-    finally:
-        _copy_into(model, tuned)
-
-
-def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
-    """All parameters and the trainable ones; a 4-bit weight counts as the numbers that it holds, not its bytes."""
-    sizes = [(_elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
-
-
-def provenance(model: Model, loaded: Any) -> dict[str, Any]:
+def model_provenance(model: Model, loaded: Any) -> dict[str, Any]:
     """Where the weights of the `loaded` model came from, for result.json; of the hub the commit, if it is known."""
     where: dict[str, Any] = {"source": model.source.value, "path": model.path}
     if model.source is Source.embedded:
-        return where | fetch.provenance(model.path)
+        return where | embedded_provenance(model.path)
     if model.source is Source.hub:
         return where | {"revision": getattr(loaded.config, "_commit_hash", None) or model.revision}
-    files = sorted(file for kind in ("*.safetensors", "*.bin") for file in Path(_place(model)).glob(kind))
+    files = sorted(file for kind in ("*.safetensors", "*.bin") for file in Path(model_path(model)).glob(kind))
     return where | {"files": {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}}
 
 
@@ -198,14 +97,15 @@ def _sha256(file: Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def _place(model: Model) -> str:
+def model_path(model: Model) -> str:
+    """Where transformers finds the model: a folder, or its name on the hub."""
     if model.source is Source.embedded:
-        return str(fetch.model(model.path))
+        return str(embedded_model(model.path))
     return str(Path(model.path).expanduser()) if model.source is Source.local else model.path
 
 
 @contextmanager
-def _explained(model: Model) -> Iterator[None]:
+def explain_load_errors(model: Model) -> Iterator[None]:
     """Tell a model that cannot be read or fetched in one paragraph."""
     try:
         yield
@@ -217,7 +117,8 @@ def _explained(model: Model) -> Iterator[None]:
         raise UserError(f"model.path={model.path}: it could not be loaded: {reason}. {check}.") from error
 
 
-def _hub_options(model: Model) -> dict[str, Any]:
+def hub_options(model: Model) -> dict[str, Any]:
+    """What every `from_pretrained` of the model is given besides its path."""
     options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
     return options | ({"revision": model.revision} if model.source is Source.hub and model.revision else {})
 
@@ -233,20 +134,3 @@ def _bitsandbytes_config(quantization: Quantization, device: Device) -> BitsAndB
     if quantization.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=quantization.llm_int8_threshold)
     return None
-
-
-def _linear_names(model: torch.nn.Module) -> str:
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    return ", ".join(sorted(names))
-
-
-def _copy_into(model: torch.nn.Module, weights: Weights) -> None:
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in weights:
-                parameter.copy_(weights[name])
-
-
-def _elements(parameter: torch.nn.Parameter) -> int:
-    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
-    return int(torch.Size(shape).numel()) if shape is not None else parameter.numel()

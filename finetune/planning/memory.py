@@ -11,32 +11,29 @@ from typing import Any
 import torch
 
 from finetune.config.schema import Config, Quantization
-from finetune.evaluation import answers as evaluate
-from finetune.evaluation import forgetting as retention
-from finetune.evaluation import generate
-from finetune.machine import device
+from finetune.evaluation.forgetting import choose_general_prompts
+from finetune.evaluation.generate import prefix_cache
+from finetune.evaluation.prompts import choose_prompts
+from finetune.machine.allowance import fit_verdict
 from finetune.machine.device import Device
-from finetune.planning import meta_model as hollow
-from finetune.planning import workload as work
-from finetune.planning.meta_model import Parts
-from finetune.planning.workload import Answers, Batch, Work
-from finetune.sweeps.slots import fit
-from finetune.training import trainer as train
-from finetune.training.prepare import Prepared
+from finetune.machine.process_memory import available_memory_bytes, held_memory_bytes, release_freed_memory
+from finetune.planning.meta_model import Parts, build_meta_model, peak_tensor_bytes
+from finetune.planning.workload import AnswerWorkload, Batch, Workload, measure_workload
+from finetune.training.prepare import PreparedRun
+from finetune.training.trainer import Trainer, mixed_precision, recompute_activations
 
 GIB = 2**30
 # On a CPU: what libraries map and keep once a model computes, and what the heap holds for every byte that is alive in
 # it. Both are measured, see benchmarks/plan_accuracy.py.
 LIBRARIES = 470 * 2**20
 HEAP = 1.4
-
 # Bytes that an optimizer keeps for each trained value, by the beginning of its name; AdamW's two float32 if none fits.
 OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0, "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "lion": 4}
 ABSMAX_BLOCK = 64
 
 
 @dataclass(frozen=True)
-class Need:
+class MemoryNeed:
     """The bytes of each phase by what they are for, and how many may be used."""
 
     phases: dict[str, Parts]
@@ -59,7 +56,7 @@ class Need:
     @property
     def verdict(self) -> str:
         """`fits`, `tight` or `will not fit`."""
-        return fit(self.peak, self.available)
+        return fit_verdict(self.peak, self.available)
 
     @property
     def unpacks(self) -> bool:
@@ -72,25 +69,25 @@ class Need:
         return sum(self.phases[phase].values())
 
 
-def estimate(
-    config: Config, prepared: Prepared, machine: Device, held: int | None = None
-) -> tuple[train.Trainer, Work, Need]:
+def estimate_memory(
+    config: Config, prepared: PreparedRun, machine: Device, held: int | None = None
+) -> tuple[Trainer, Workload, MemoryNeed]:
     """The trainer of a run around a model without contents, what it has to do, and the memory that it needs.
 
     `held` are the bytes that the process holds already, by default what it does hold.
     """
-    device.release_freed_memory()
-    held = device.held_memory_bytes() if held is None else held
-    trainer = train.Trainer(hollow.model_of(prepared.outline, config, machine), prepared, [])
-    train.recompute_activations(trainer)
-    prompts, general = evaluate.choose_prompts(config, prepared), retention.choose_prompts(config, prepared)
-    todo = work.measure(trainer, prepared, prompts, general)
-    available = config.plan.memory_gib * GIB if config.plan.memory_gib else device.available_memory_bytes()
+    release_freed_memory()
+    held = held_memory_bytes() if held is None else held
+    trainer = Trainer(build_meta_model(prepared.outline, config, machine), prepared, [])
+    recompute_activations(trainer)
+    prompts, general = choose_prompts(config, prepared), choose_general_prompts(config, prepared)
+    todo = measure_workload(trainer, prepared, prompts, general)
+    available = config.plan.memory_gib * GIB if config.plan.memory_gib else available_memory_bytes()
     together = todo.answers.batch_size if todo.answers else 0
-    return trainer, todo, Need(_phases(config, trainer, todo, held), round(available), held, together)
+    return trainer, todo, MemoryNeed(_phases(config, trainer, todo, held), round(available), held, together)
 
 
-def _phases(config: Config, trainer: Any, todo: Work, held: int) -> dict[str, Parts]:
+def _phases(config: Config, trainer: Any, todo: Workload, held: int) -> dict[str, Parts]:
     """What the process holds now, what lies still, and what each phase has alive at its worst."""
     on_cpu = trainer.args.device.type == "cpu"
     still = weight_bytes(trainer.model, config.quantization)
@@ -127,13 +124,13 @@ def _phases(config: Config, trainer: Any, todo: Work, held: int) -> dict[str, Pa
     return phases
 
 
-def _largest(asked: list[Answers]) -> list[Answers]:
+def _largest(asked: list[AnswerWorkload]) -> list[AnswerWorkload]:
     """Of what is asked, what has the largest cache and, where that is another, the most to read."""
 
-    def cache(one: Answers) -> int:
+    def cache(one: AnswerWorkload) -> int:
         return one.batch_size * (one.longest + one.new_tokens)
 
-    def rest(one: Answers) -> int:
+    def rest(one: AnswerWorkload) -> int:
         return one.batch_size * (one.longest - one.prefix)
 
     first, second = max(asked, key=cache), max(asked, key=lambda one: (rest(one), cache(one)))
@@ -177,12 +174,12 @@ def training_bytes(trainer: Any, longest: Batch) -> Parts:
     """The most that is alive at once in a training step: activations, logits, and gradients as far as they exist."""
 
     def step() -> None:
-        with train.mixed_precision(trainer.args):
+        with mixed_precision(trainer.args):
             loss = trainer.compute_loss(trainer.model, dict(longest))
         loss.backward()
 
     trainer.model.train()
-    parts = hollow.most_alive(trainer.model, step)
+    parts = peak_tensor_bytes(trainer.model, step)
     trainer.model.zero_grad(set_to_none=True)
     return parts
 
@@ -191,27 +188,27 @@ def validation_bytes(trainer: Any, longest: Batch) -> Parts:
     """The most that is alive at once while a validation batch is scored."""
 
     def score() -> None:
-        with torch.no_grad(), train.mixed_precision(trainer.args):
+        with torch.no_grad(), mixed_precision(trainer.args):
             trainer.compute_loss(trainer.model, dict(longest))
 
     trainer.model.eval()
-    return hollow.most_alive(trainer.model, score)
+    return peak_tensor_bytes(trainer.model, score)
 
 
-def answering_bytes(tuned: Any, answers: Answers) -> Parts:
+def answering_bytes(tuned: Any, answers: AnswerWorkload) -> Parts:
     """The most that is alive at once while prompts are read, with room in the cache for whole answers."""
     prefix = max(answers.prefix, 1)
 
     def read() -> None:
         with torch.no_grad():
             room = answers.longest + answers.new_tokens
-            cache = generate.prefix_cache(tuned, [0] * prefix, answers.batch_size, room)
+            cache = prefix_cache(tuned, [0] * prefix, answers.batch_size, room)
             shape = answers.batch_size, max(answers.longest - prefix, 1)
             ids = torch.zeros(shape, dtype=torch.long, device=tuned.device)
             tuned(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.float()
 
     tuned.eval()
-    return hollow.most_alive(tuned, read)
+    return peak_tensor_bytes(tuned, read)
 
 
 def _copies(tuned: Any) -> int:

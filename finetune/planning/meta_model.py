@@ -20,7 +20,8 @@ from trl.kernels import chunked_logprob
 
 from finetune.config.schema import Config
 from finetune.machine.device import Device
-from finetune.model import base as model
+from finetune.model.adapter import add_adapter
+from finetune.model.base import attention_name
 
 Parts = dict[str, int]
 """Bytes by what they are for."""
@@ -30,13 +31,13 @@ Parts = dict[str, int]
 DEPTHS = ((2, 4), (6, 10), (12, 18))
 
 
-def model_of(outline: PreTrainedModel, config: Config, machine: Device) -> Any:
+def build_meta_model(outline: PreTrainedModel, config: Config, machine: Device) -> Any:
     """The model that a run trains, base and adapter, with shapes and types but no contents."""
     base: Any = copy.deepcopy(outline)
-    base.set_attn_implementation(model.attention(config.model))
+    base.set_attn_implementation(attention_name(config.model))
     base.to(machine.weight_dtype)
     with torch.device("meta"):
-        tuned: Any = model.add_adapter(base, config.adapter, config.seed)
+        tuned: Any = add_adapter(base, config.adapter, config.seed)
     mode, place = FakeTensorMode(allow_non_fake_inputs=True), torch.device(machine.kind)
     hollowed: dict[int, torch.nn.Parameter] = {}  # tied weights stay tied
     for module in tuned.modules():
@@ -51,7 +52,7 @@ def model_of(outline: PreTrainedModel, config: Config, machine: Device) -> Any:
     return tuned
 
 
-def most_alive(tuned: Any, call: Callable[[], None]) -> Parts:
+def peak_tensor_bytes(tuned: Any, call: Callable[[], None]) -> Parts:
     """The bytes that are alive at once at the worst moment of `call`, a use of the hollow model `tuned`."""
     depth = tuned.config.get_text_config().num_hidden_layers
     stacks = [m for m in tuned.modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]

@@ -6,15 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.config.schema import Config, Quantization, UserError
-from finetune.data import splits as data
-from finetune.errors import shown
+from finetune.config.schema import Config, Quantization
+from finetune.config.spelling import spell
+from finetune.data.splits import load_splits
+from finetune.errors import UserError
 from finetune.machine.device import Device
-from finetune.planning import memory
-from finetune.planning.memory import GIB, Need
-from finetune.training import prepare
-from finetune.training import sft_config as sft_settings
-from finetune.training.prepare import Prepared
+from finetune.planning.memory import GIB, MemoryNeed, estimate_memory
+from finetune.training.prepare import PreparedRun, prepare_run
+from finetune.training.sft_config import build_sft_config, checkpointing_name
 
 Settings = dict[str, Any]
 """Changed settings by their names on the command line."""
@@ -36,7 +35,7 @@ class Remedy:
     peak_bytes: int
 
 
-def find(config: Config, prepared: Prepared, machine: Device, need: Need) -> Iterator[Remedy]:
+def find_remedies(config: Config, prepared: PreparedRun, machine: Device, need: MemoryNeed) -> Iterator[Remedy]:
     """What makes the run fit, the cheapest first; where nothing does alone, as many changes as it takes together."""
     free = _smaller_evaluation(prepared, need)
     together, costs, found = dict(free), list[str](), False
@@ -59,7 +58,7 @@ def find(config: Config, prepared: Prepared, machine: Device, need: Need) -> Ite
                 return
 
 
-def advise(remedies: list[Remedy]) -> str:
+def advise_remedies(remedies: list[Remedy]) -> str:
     """The remedies in a sentence."""
     if not remedies:
         return "No setting that the plan knows makes it fit: choose a smaller model or a larger device."
@@ -67,7 +66,7 @@ def advise(remedies: list[Remedy]) -> str:
     return "What makes it fit, the cheapest first: " + "; ".join(told) + "."
 
 
-def _smaller_evaluation(prepared: Prepared, need: Need) -> Settings:
+def _smaller_evaluation(prepared: PreparedRun, need: MemoryNeed) -> Settings:
     """Smaller batches for validation and answers where these do not fit: their results stay the same."""
     settings: Settings = {}
     rows = prepared.settings.per_device_eval_batch_size
@@ -78,7 +77,7 @@ def _smaller_evaluation(prepared: Prepared, need: Need) -> Settings:
     return settings
 
 
-def _share(need: Need, phase: str) -> float:
+def _share(need: MemoryNeed, phase: str) -> float:
     """By how much what is alive in a phase must shrink; at least 1 where it fits."""
     if phase not in need.phases or need.bytes_of(phase) <= need.available:
         return 1.0
@@ -86,10 +85,10 @@ def _share(need: Need, phase: str) -> float:
     return max(0.0, MARGIN * (need.available - need.bytes_of(phase) + alive) / alive)
 
 
-def _changes(config: Config, prepared: Prepared) -> Iterator[Change]:
+def _changes(config: Config, prepared: PreparedRun) -> Iterator[Change]:
     """The changes to training with what they cost, the cheapest first; each with its options, the mildest first."""
     settings = prepared.settings
-    if not getattr(settings, name := sft_settings.checkpointing_name()):
+    if not getattr(settings, name := checkpointing_name()):
         written = next((known for known in ("gradient_checkpointing", name) if known in config.trainer), name)
         yield [{f"trainer.{written}": True}], "about a third more time for training"
     batch, steps = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
@@ -115,7 +114,7 @@ def _changes(config: Config, prepared: Prepared) -> Iterator[Change]:
 
 
 def _try(
-    config: Config, prepared: Prepared, machine: Device, held: int, settings: Settings, cost: str
+    config: Config, prepared: PreparedRun, machine: Device, held: int, settings: Settings, cost: str
 ) -> Remedy | None:
     changed = deepcopy(config)
     for key, value in settings.items():
@@ -132,14 +131,14 @@ def _try(
         return None
     if not len(again.rows.train) or not len(again.rows.validation):
         return None
-    need = memory.estimate(changed, again, machine, held)[2]
-    written = " ".join(f"{key}={shown(value)}" for key, value in settings.items())
+    need = estimate_memory(changed, again, machine, held)[2]
+    written = " ".join(f"{key}={spell(value)}" for key, value in settings.items())
     return Remedy(written, cost, need.peak) if need.verdict != "will not fit" else None
 
 
-def _prepare(config: Config, prepared: Prepared, machine: Device) -> Prepared:
+def _prepare(config: Config, prepared: PreparedRun, machine: Device) -> PreparedRun:
     folder = Path(str(prepared.settings.output_dir)).parent
     if config.trainer.get("max_length") != prepared.settings.max_length:
-        return prepare.prepare(config, data.load(config.data), machine, folder)
+        return prepare_run(config, load_splits(config.data), machine, folder)
     parameters = prepared.outline.num_parameters()
-    return replace(prepared, settings=sft_settings.build(config.trainer, machine, folder, config.seed, parameters))
+    return replace(prepared, settings=build_sft_config(config.trainer, machine, folder, config.seed, parameters))

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from finetune.config.choices import Source
-from finetune.config.schema import Config, Model
-from finetune.evaluation import generate
+from finetune.config.schema import Config, Model, Source
+from finetune.evaluation.generate import dequantised, generate_batch
 from finetune.machine.device import Device
-from finetune.model import base as model
-from finetune.planning.workload import Answers, Work
-from finetune.training import trainer as train
-from finetune.training.prepare import Prepared
+from finetune.model.adapter import add_adapter, as_base_model
+from finetune.model.base import load_base
+from finetune.planning.workload import AnswerWorkload, Workload
+from finetune.training.prepare import PreparedRun
+from finetune.training.trainer import Trainer, mixed_precision, recompute_activations
 
 # A probe has as many layers as hold about so many weights, and at most MOST_LAYERS.
 PROBE_WEIGHTS = 60_000_000
@@ -34,7 +34,7 @@ DECODING_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Pace:
+class Throughput:
     """Seconds for one of each."""
 
     load: float
@@ -53,7 +53,9 @@ class Pace:
     untuned: float = 1.0
 
 
-def measure(config: Config, prepared: Prepared, machine: Device, work: Work, unpacks: bool) -> tuple[Pace, str]:
+def measure_throughput(
+    config: Config, prepared: PreparedRun, machine: Device, work: Workload, unpacks: bool
+) -> tuple[Throughput, str]:
     """The pace of this machine, and in words how it was measured.
 
     `unpacks`: whether 4-bit weights are dequantised once for all answers.
@@ -62,26 +64,28 @@ def measure(config: Config, prepared: Prepared, machine: Device, work: Work, unp
     outside = prepared.outline.get_input_embeddings().weight.numel()
     layer = max(1, (prepared.outline.num_parameters() - outside) // layers)
     if machine.kind == "cpu" and layer + outside > LARGEST_PROBE:
-        rate = matrix_rate(machine)
-        return state(prepared, work, rate), f"this machine's matrix products: {rate / 1e12:.2f} TFLOP/s, measured"
+        rate = matmul_rate(machine)
+        return throughput_from_rate(
+            prepared, work, rate
+        ), f"this machine's matrix products: {rate / 1e12:.2f} TFLOP/s, measured"
     most = min(layers, MOST_LAYERS, max(2, PROBE_WEIGHTS // layer))
     many = _probe(config, prepared, machine, work, most, unpacks)
     if most == layers:
         return many, "a model of this shape with random weights, measured here"
     few = _probe(config, prepared, machine, work, 1, unpacks)
     pairs = zip(astuple(few), astuple(many), strict=True)
-    grown = Pace(*(b + max(b - a, 0.0) / (most - 1) * (layers - most) for a, b in pairs))
+    grown = Throughput(*(b + max(b - a, 0.0) / (most - 1) * (layers - most) for a, b in pairs))
     return replace(grown, untuned=many.untuned), f"{most} of {layers} layers with random weights, measured here"
 
 
-def state(prepared: Prepared, work: Work, rate: float) -> Pace:
+def throughput_from_rate(prepared: PreparedRun, work: Workload, rate: float) -> Throughput:
     """The pace of a device that computes `rate` floating-point operations a second in matrix products."""
     outline = prepared.outline
     head = outline.get_output_embeddings().weight.numel()
     body = outline.num_parameters() - outline.get_input_embeddings().weight.numel()
     forward = 2 * (body + head) / rate
     answers = work.answers
-    return Pace(
+    return Throughput(
         load=outline.num_parameters() * 2 / 1e9,  # a disk of 1 GB/s
         train_cell=2 * forward,
         forward_cell=forward,
@@ -93,14 +97,16 @@ def state(prepared: Prepared, work: Work, rate: float) -> Pace:
     )
 
 
-def matrix_rate(machine: Device) -> float:
+def matmul_rate(machine: Device) -> float:
     """Floating-point operations a second of a matrix product on this machine."""
     size = 1024 if machine.kind == "cpu" else 8192
     one = torch.ones(size, size, dtype=machine.compute_dtype, device=machine.kind)
     return 2 * size**3 / _seconds(lambda: one @ one)
 
 
-def _probe(config: Config, prepared: Prepared, machine: Device, work: Work, layers: int, unpacks: bool) -> Pace:
+def _probe(
+    config: Config, prepared: PreparedRun, machine: Device, work: Workload, layers: int, unpacks: bool
+) -> Throughput:
     with TemporaryDirectory() as folder:
         _write(prepared.outline, machine, layers, Path(folder))
         place = Model(
@@ -111,17 +117,17 @@ def _probe(config: Config, prepared: Prepared, machine: Device, work: Work, laye
             trust_remote_code=config.model.trust_remote_code,
         )
         started = time.perf_counter()
-        base = model.load_base(place, config.quantization, machine)
+        base = load_base(place, config.quantization, machine)
         load = time.perf_counter() - started
-    tuned = model.add_adapter(base, config.adapter, config.seed)
-    trainer = train.Trainer(tuned, prepared, [])
-    train.recompute_activations(trainer)
+    tuned = add_adapter(base, config.adapter, config.seed)
+    trainer = Trainer(tuned, prepared, [])
+    recompute_activations(trainer)
     optimizer = trainer.create_optimizer()
     inputs = trainer._prepare_inputs(dict(work.typical))
     cells = inputs["input_ids"].numel()
 
     def forward() -> Any:
-        with train.mixed_precision(trainer.args):
+        with mixed_precision(trainer.args):
             return trainer.compute_loss(tuned, dict(inputs))
 
     tuned.train()
@@ -131,10 +137,10 @@ def _probe(config: Config, prepared: Prepared, machine: Device, work: Work, laye
     tuned.eval()
     with torch.no_grad():
         forward_cell = _seconds(forward) / cells
-    pace = Pace(load, train_cell, forward_cell, update)
+    pace = Throughput(load, train_cell, forward_cell, update)
     if work.answers is None:
         return pace
-    with generate.unpacked(tuned) if unpacks else nullcontext():
+    with dequantised(tuned) if unpacks else nullcontext():
         plain = _with_answers(pace, tuned, prepared.tokenizer, work.answers)
         if not work.few_shot:
             return plain
@@ -142,7 +148,7 @@ def _probe(config: Config, prepared: Prepared, machine: Device, work: Work, laye
     return replace(plain, few_prefill=few.prefill, few_step=few.decode_step, few_row=few.decode_row)
 
 
-def _with_answers(pace: Pace, tuned: Any, tokenizer: Any, answers: Answers) -> Pace:
+def _with_answers(pace: Throughput, tuned: Any, tokenizer: Any, answers: AnswerWorkload) -> Throughput:
     rows = answers.prompts[: answers.batch_size]
     few = rows[: max(1, len(rows) // 4)]
     # without contents no answer ends: every logit is alike, and the first token is taken
@@ -150,7 +156,7 @@ def _with_answers(pace: Pace, tuned: Any, tokenizer: Any, answers: Answers) -> P
     config = GenerationConfig(do_sample=False, eos_token_id=[never], pad_token_id=tokenizer.pad_token_id)
 
     def decode(prompts: list[list[int]], tokens: int) -> float:
-        return _seconds(lambda: generate.answer_batch(tuned, tokenizer, prompts, config, tokens))
+        return _seconds(lambda: generate_batch(tuned, tokenizer, prompts, config, tokens))
 
     def step(prompts: list[list[int]]) -> tuple[float, float]:
         """Seconds to read the prompts, and for each further token."""
@@ -161,9 +167,9 @@ def _with_answers(pace: Pace, tuned: Any, tokenizer: Any, answers: Answers) -> P
     (prefill, many), (_, less) = step(rows), step(few)
     row = (many - less) / (len(rows) - len(few)) if len(rows) > len(few) else 0.0
     row = min(max(row, 0.0), many / len(rows))
-    with model.untouched(tuned, {}) if hasattr(tuned, "disable_adapter") else nullcontext():
+    with as_base_model(tuned, {}) if hasattr(tuned, "disable_adapter") else nullcontext():
         _, untuned = step(rows)
-    return Pace(
+    return Throughput(
         pace.load,
         pace.train_cell,
         pace.forward_cell,

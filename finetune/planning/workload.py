@@ -8,20 +8,19 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from finetune.evaluation import generate
-from finetune.evaluation.answers import Draw, Prompts
+from finetune.evaluation.generate import largest_batch, shared_prefix_length
+from finetune.evaluation.prompts import Prompts, PromptSet
 from finetune.training.chat_template import prompt_tokens
-from finetune.training.prepare import Prepared
-from finetune.training.tokenize import IGNORE
+from finetune.training.prepare import PreparedRun
+from finetune.training.tokenize import IGNORE_INDEX_
 
 # Batches that are looked at; a longer run is taken to go on like them.
 MOST_BATCHES = 2000
-
 Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerWorkload:
     """The prompts of one process that are answered together, sorted by length, and how long the answers may become."""
 
     prompts: list[list[int]]
@@ -35,7 +34,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """One process's share of a run; `cells` are the tokens that are computed, padding included, prefixes once."""
 
     steps: int
@@ -52,14 +51,14 @@ class Work:
     largest_validation: Batch | None
     saves: int
     # What zero-shot prompts ask, and each draw of few-shot ones.
-    answers: Answers | None
-    few_shot: list[Answers]
+    answers: AnswerWorkload | None
+    few_shot: list[AnswerWorkload]
     # Of what shows forgetting: passages in tokens, and questions.
     passages: int
     questions: int
 
 
-def measure(trainer: Any, prepared: Prepared, prompts: Prompts, general: dict[str, Prompts]) -> Work:
+def measure_workload(trainer: Any, prepared: PreparedRun, prompts: Prompts, general: dict[str, Prompts]) -> Workload:
     """What `trainer`, whose model needs no contents, will do, and what the `prompts` and the `general` ones ask."""
     args = trainer.args
     per_epoch = len(trainer.get_train_dataloader())
@@ -73,7 +72,7 @@ def measure(trainer: Any, prepared: Prepared, prompts: Prompts, general: dict[st
     longest_loss = max(seen, key=_loss_tokens)
     validation = list(trainer.get_eval_dataloader()) if args.eval_strategy != "no" else []
     samples = [_rows(batch) for batch in seen]
-    return Work(
+    return Workload(
         steps=steps,
         epochs=steps / updates,
         rows_per_step=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
@@ -114,17 +113,19 @@ def _times(strategy: Any, every: float | None, steps: int, updates: int) -> int:
     return steps // max(1, math.ceil(every * steps) if every < 1 else int(every))
 
 
-def _answers(model: Any, prepared: Prepared, prompts: Prompts, draw: Draw, args: TrainingArguments) -> Answers | None:
+def _answers(
+    model: Any, prepared: PreparedRun, prompts: Prompts, draw: PromptSet, args: TrainingArguments
+) -> AnswerWorkload | None:
     if not any(name != "perplexity" for name in prompts.metrics):
         return None
     mine = range(args.process_index, len(draw.examples), args.world_size)
     tokens = sorted((prompt_tokens(draw.examples[i].prompt, prepared.tokenizer) for i in mine), key=len)
     longest = max(map(len, tokens))
-    size = prompts.decoding.batch_size or generate.most_prompts(model, longest + prompts.max_new_tokens)
+    size = prompts.decoding.batch_size or largest_batch(model, longest + prompts.max_new_tokens)
     last = tokens[-((len(tokens) - 1) % size + 1) :] if len(tokens) < size else tokens[-size:]
-    references = [sum(label != IGNORE for label in draw.tokenized[i]["labels"]) for i in mine]
-    prefix = generate.shared_prefix(model, last, prompts.max_new_tokens)
-    return Answers(tokens, min(size, len(tokens)), prefix, longest, prompts.max_new_tokens, references)
+    references = [sum(label != IGNORE_INDEX_ for label in draw.tokenized[i]["labels"]) for i in mine]
+    prefix = shared_prefix_length(model, last, prompts.max_new_tokens)
+    return AnswerWorkload(tokens, min(size, len(tokens)), prefix, longest, prompts.max_new_tokens, references)
 
 
 def _cells(batch: Batch) -> int:
@@ -147,4 +148,4 @@ def _tokens(batch: Batch) -> int:
 
 def _loss_tokens(batch: Batch) -> int:
     labels = batch["shift_labels"] if "shift_labels" in batch else batch["labels"]
-    return int((labels != IGNORE).sum())
+    return int((labels != IGNORE_INDEX_).sum())

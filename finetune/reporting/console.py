@@ -12,16 +12,17 @@ from rich.text import Text
 
 from finetune.evaluation.metrics import HIGHER_IS_BETTER
 
-if TYPE_CHECKING:  # a finished run is shown without torch
+if TYPE_CHECKING:
     from finetune.data.splits import Message
     from finetune.evaluation.answers import Arm
     from finetune.machine.device import Device
-    from finetune.training.prepare import Prepared
+    from finetune.training.prepare import PreparedRun
+
 
 EXAMPLES_SHOWN = 3
 
 
-class Screen:
+class RunConsole:
     """The terminal and the run's log.txt; both silent in every process but the first."""
 
     def __init__(self, folder: Path, speaks: bool) -> None:
@@ -49,7 +50,7 @@ class Screen:
         self.say(f"  device: {processes}{machine.name}{spare}")
         self.say(f"  precision: {computes}, unquantised weights {weights} ({machine.why})")
 
-    def show_data(self, prepared: "Prepared") -> None:
+    def show_data(self, prepared: "PreparedRun") -> None:
         """What was read and what became of it, by split."""
         counts = [f"{value:,} {name}" for name, value in prepared.splits.counts.items() if value]
         self.say("  data: " + " · ".join(counts))
@@ -78,7 +79,7 @@ class Screen:
         """The verdict, the table of all arms, example answers, the run's cost, and what to do next."""
         outcome = result["evaluation"]
         if outcome["verdict"] is None:
-            found = with_interval(outcome["arms"]["tuned"][outcome["metric"]])
+            found = format_interval(outcome["arms"]["tuned"][outcome["metric"]])
             self.say(f"{outcome['metric']} {found} on {outcome['prompts']} {outcome['split']} prompts", style="bold")
             return
         self.say(score_table(outcome))
@@ -102,16 +103,16 @@ class Screen:
         self.say("Next: change a setting (adapter.r=32), try several (-m adapter.r=8,32), or see --help.")
 
     def _warn_of_cut_answers(self, outcome: dict[str, Any]) -> None:
-        cut = {arm_name(arm, outcome): found["unfinished_answers"] for arm, found in outcome["arms"].items()}
+        cut = {format_arm(arm, outcome): found["unfinished_answers"] for arm, found in outcome["arms"].items()}
         if any(cut.values()):
             counts = ", ".join(f"{count} of {name}" for name, count in cut.items() if count)
             limit = outcome["max_new_tokens"]
             self.say(f"Answers cut off at eval.max_new_tokens={limit}: {counts}.", style="yellow")
 
 
-def show_complete(result: dict[str, Any], folder: Path) -> None:
+def show_complete_run(result: dict[str, Any], folder: Path) -> None:
     """Show a run that was finished earlier."""
-    screen = Screen(folder, speaks=os.environ.get("RANK", "0") == "0")
+    screen = RunConsole(folder, speaks=os.environ.get("RANK", "0") == "0")
     screen.logs = False
     screen.say(f"{folder} is complete: nothing to do.", style="bold")
     screen.show_result(result)
@@ -123,13 +124,13 @@ def score_table(outcome: dict[str, Any]) -> Table:
     table = Table(title=f"{outcome['prompts']} held-out {outcome['split']} prompts", title_justify="left")
     table.add_column("metric")
     for name in outcome["arms"]:
-        table.add_column(arm_name(name, outcome), justify="right")
-    table.add_column(f"tuned - {arm_name(against, outcome)}", justify="right")
+        table.add_column(format_arm(name, outcome), justify="right")
+    table.add_column(f"tuned - {format_arm(against, outcome)}", justify="right")
     for metric, apart in outcome["differences"][against].items():
-        cells = [with_interval(arm[metric]) for arm in outcome["arms"].values()]
+        cells = [format_interval(arm[metric]) for arm in outcome["arms"].values()]
         style = "bold" if metric == outcome["metric"] else ""
         name = metric if HIGHER_IS_BETTER[metric] else f"{metric} (less is better)"
-        table.add_row(name, *cells, with_interval(apart, "+"), style=style)
+        table.add_row(name, *cells, format_interval(apart, "+"), style=style)
     return table
 
 
@@ -152,13 +153,13 @@ def harness_rows(outcome: dict[str, Any]) -> Iterator[list[str]]:
             yield [task, metric, *cells]
 
 
-def arm_name(arm: str, outcome: dict[str, Any]) -> str:
+def format_arm(arm: str, outcome: dict[str, Any]) -> str:
     """An arm as users call it: `3-shot` for `few_shot`."""
     shots = len(outcome["shots"][0]) if outcome["shots"] else 0
     return arm.replace("few_shot", f"{shots}-shot").replace("_", " ").replace("zero shot", "zero-shot")
 
 
-def with_interval(found: dict[str, Any], sign: str = "") -> str:
+def format_interval(found: dict[str, Any], sign: str = "") -> str:
     """A value and the ends of its interval: `0.417 [0.35, 0.48]`; an end that nobody knows is `?`."""
     low, high = (f"{end:{sign}.2f}" if end is not None else "?" for end in (found["low"], found["high"]))
     return f"{found['mean']:{sign}.3f} [{low}, {high}]"
@@ -175,7 +176,7 @@ def _example_table(row: dict[str, Any], outcome: dict[str, Any]) -> Table:
     table.add_column(style="dim", justify="right")
     table.add_column(overflow="fold")
     lines = {"prompt": _last_message(row["prompt"]), "reference": row["reference"]}
-    lines |= {arm_name(arm, outcome): first_answer(row[arm]) for arm in outcome["arms"]}
+    lines |= {format_arm(arm, outcome): first_answer(row[arm]) for arm in outcome["arms"]}
     for name, text in lines.items():
         table.add_row(name, Text(_shorten(text)))
     table.add_row("", "")
@@ -200,7 +201,7 @@ def _print(console: Console, what: RenderableType, style: str) -> None:
     console.print(what, style=style, markup=False, soft_wrap=isinstance(what, str))
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """`45 s`, `12 min` or `3 h 5 min`."""
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{seconds:.0f} s" if seconds < 120 else f"{minutes} min" if not hours else f"{hours} h {minutes} min"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
+
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #0a7d36; --bad: #c02626; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 1.5rem auto; padding: 0 1rem; }
@@ -53,24 +54,24 @@ DRAW = """
 """
 
 
-def text(value: Any) -> str:
+def escape(value: Any) -> str:
     """A value as HTML that shows it and does nothing else."""
     return html.escape(str(value))
 
 
 def heading(title: str) -> str:
     """A section's title."""
-    return f"<h2>{text(title)}</h2>"
+    return f"<h2>{escape(title)}</h2>"
 
 
 def paragraph(content: str, style: str = "") -> str:
     """A paragraph of plain text."""
-    return f'<p class="{style}">{text(content)}</p>'
+    return f'<p class="{style}">{escape(content)}</p>'
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[Any]], texts: Sequence[int] = ()) -> str:
+def html_table(header: Sequence[str], rows: Iterable[Sequence[Any]], texts: Sequence[int] = ()) -> str:
     """A table of plain cells; the columns numbered in `texts` hold prose."""
-    head = "".join(f"<th>{text(name)}</th>" for name in header)
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
     body = "".join(
         "<tr>" + "".join(_cell(cell, number in texts) for number, cell in enumerate(row)) + "</tr>" for row in rows
     )
@@ -79,26 +80,26 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]], texts: Sequence[
 
 def example(title: str, lines: Iterable[tuple[str, str]]) -> str:
     """Named texts one below the other, the long ones with a scroll bar of their own."""
-    body = "".join(f"<dt>{text(name)}</dt><dd>{text(content)}</dd>" for name, content in lines)
-    return f'<div class="example"><p class="dim">{text(title)}</p><dl>{body}</dl></div>'
+    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(content)}</dd>" for name, content in lines)
+    return f'<div class="example"><p class="dim">{escape(title)}</p><dl>{body}</dl></div>'
 
 
 def details(summary: str, content: str) -> str:
     """HTML that is folded away under a line of plain text."""
-    return f"<details><summary>{text(summary)}</summary>{content}</details>"
+    return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
-def figure(drawn: "Figure") -> str:
+def html_figure(drawn: "Figure") -> str:
     """A plotly figure."""
     return f'<div class="figure"><script type="application/json">{_in_script(str(drawn.to_json()))}</script></div>'
 
 
-def data(name: str, content: str) -> str:
+def html_data(name: str, content: str) -> str:
     """JSON that a script of the page reads by the element's id."""
-    return f'<script type="application/json" id="{text(name)}">{_in_script(content)}</script>'
+    return f'<script type="application/json" id="{escape(name)}">{_in_script(content)}</script>'
 
 
-def page(title: str, *parts: str, style: str = "", script: str = "") -> str:
+def html_page(title: str, *parts: str, style: str = "", script: str = "") -> str:
     """The whole page from parts of HTML; plotly comes with it if a part is a figure."""
     figures = any('<div class="figure">' in part for part in parts)
     scripts = [_plotly(), f"<script>{DRAW}</script>"] if figures else []
@@ -107,8 +108,8 @@ def page(title: str, *parts: str, style: str = "", script: str = "") -> str:
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{text(title)}</title><style>{STYLE}{style}</style></head><body>",
-            f"<h1>{text(title)}</h1>",
+            f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>",
+            f"<h1>{escape(title)}</h1>",
             *parts,
             *scripts,
             *([f"<script>{script}</script>"] if script else []),
@@ -118,7 +119,7 @@ def page(title: str, *parts: str, style: str = "", script: str = "") -> str:
 
 
 def _cell(value: Any, prose: bool) -> str:
-    return f'<td class="text">{text(value)}</td>' if prose else f"<td>{text(value)}</td>"
+    return f'<td class="text">{escape(value)}</td>' if prose else f"<td>{escape(value)}</td>"
 
 
 def _in_script(content: str) -> str:

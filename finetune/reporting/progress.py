@@ -16,16 +16,17 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from finetune.evaluation.answers import Prompts
-from finetune.machine import device
-from finetune.reporting.console import Screen
-from finetune.reporting.wandb import Run
-from finetune.runs import sweep_record as trials
+from finetune.evaluation.prompts import Prompts
+from finetune.machine.device import finish_queued_work
+from finetune.machine.process_memory import peak_memory_bytes
+from finetune.reporting.console import RunConsole
+from finetune.reporting.wandb import TrackedRun
+from finetune.runs import outcome
 
 QUIET_SECONDS = 30.0  # where no bar can be drawn, a line tells the step after so long
 
 
-def bar(screen: Screen) -> Progress:
+def progress_bar(screen: RunConsole) -> Progress:
     """A progress bar with a free text at its end, on the terminal only."""
     return Progress(
         TextColumn("{task.description}"),
@@ -40,7 +41,7 @@ def bar(screen: Screen) -> Progress:
     )
 
 
-def counter(progress: Progress, prompts: Prompts) -> Callable[[str, int], None]:
+def answer_counter(progress: Progress, prompts: Prompts) -> Callable[[str, int], None]:
     """A function that counts answered prompts on a bar for each arm; `counter(arm, n)` adds n."""
     tasks: dict[str, TaskID] = {}
     totals = {arm: len(draws) * len(prompts.examples) for arm, draws in prompts.arms().items()}
@@ -49,18 +50,18 @@ def counter(progress: Progress, prompts: Prompts) -> Callable[[str, int], None]:
         if arm not in tasks:
             tasks[arm] = progress.add_task(f"answering: {arm.replace('_', ' ')}", total=totals[arm], note="")
         progress.update(tasks[arm], advance=done)
-        trials.tell(f"answering: {arm.replace('_', ' ')} {progress.tasks[tasks[arm]].completed:.0f}/{totals[arm]}")
+        outcome.tell(f"answering: {arm.replace('_', ' ')} {progress.tasks[tasks[arm]].completed:.0f}/{totals[arm]}")
 
     return advance
 
 
-class Watch(TrainerCallback):
+class TrainingProgress(TrainerCallback):
     """Draws the bar, times the training steps (not validation, not saving) and sends every log to W&B.
 
     Its counters lie in the trainer's log history, so that a resumed run counts on from its checkpoint.
     """
 
-    def __init__(self, screen: Screen, run: Run) -> None:
+    def __init__(self, screen: RunConsole, run: TrackedRun) -> None:
         self.screen, self.run = screen, run
         self.seconds = 0.0
         self.tokens_before = self.loss_tokens_before = 0
@@ -80,7 +81,7 @@ class Watch(TrainerCallback):
             self.tokens_before, self.loss_tokens_before = earlier[-1]["tokens"], earlier[-1]["loss_tokens"]
         for entry in state.log_history:
             self._remember(entry)
-        self.bar = bar(self.screen)
+        self.bar = progress_bar(self.screen)
         self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
         self.bar.start()
 
@@ -91,10 +92,10 @@ class Watch(TrainerCallback):
         # The last loss is part of the result, and a run that continues from a checkpoint averages on from there.
         control.should_log |= control.should_save or state.global_step == state.max_steps
         if control.should_log or control.should_evaluate:
-            device.finish_queued_work()
+            finish_queued_work()
         self.seconds += time.perf_counter() - self.started
         self.bar.update(self.task, completed=state.global_step)
-        trials.tell(f"step {state.global_step}/{state.max_steps} {self._note() if self.last else ''}")
+        outcome.tell(f"step {state.global_step}/{state.max_steps} {self._note() if self.last else ''}")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         entry: dict[str, Any] = state.log_history[-1]
@@ -118,7 +119,7 @@ class Watch(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.stop()
-        self.peak_memory_bytes = device.peak_memory_bytes()
+        self.peak_memory_bytes = peak_memory_bytes()
 
     def outcome(self) -> dict[str, Any]:
         """What training did. Tokens are real ones, padding not counted; seconds are those spent in training steps."""

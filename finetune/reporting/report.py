@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.schema import Config
+from finetune.config.settings import changed_settings, to_plain
 from finetune.errors import without_secrets
-from finetune.machine import device
-from finetune.model import base as model
-from finetune.reporting import preview, run_page
-from finetune.reporting.progress import Watch
-from finetune.runs import folder as checkpoint
-from finetune.training.prepare import Prepared
+from finetune.machine.process_memory import peak_memory_bytes
+from finetune.model.adapter import count_parameters
+from finetune.model.base import model_provenance
+from finetune.reporting.progress import TrainingProgress
+from finetune.reporting.run_page import write_run_page
+from finetune.runs.files import write_jsonl, write_text
+from finetune.runs.folder import SELECTION
+from finetune.training.prepare import PreparedRun
+from finetune.training.row_preview import example_spans
 
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate", "datasets", "hydra-core")
 
 
-class Clock:
+class PhaseTimer:
     """Seconds spent in each phase of this process."""
 
     def __init__(self) -> None:
@@ -36,55 +40,57 @@ class Clock:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - started
 
 
-def collect(
+def collect_result(
     config: Config,
+    defaults: Config,
     folder: Path,
     trained: Any,
-    prepared: Prepared,
-    watch: Watch,
+    prepared: PreparedRun,
+    watch: TrainingProgress,
     evaluation: dict[str, Any],
-    clock: Clock,
+    clock: PhaseTimer,
 ) -> dict[str, Any]:
     """Everything that result.json holds."""
-    parameters, trainable = model.count_parameters(trained)
+    parameters, trainable = count_parameters(trained)
     return {
         "name": folder.name,
         "status": "complete",
         "seed": config.seed,
-        "config": without_secrets(checkpoint.plain(config)),
+        "config": without_secrets(to_plain(config)),
+        "changed_settings": changed_settings(without_secrets(to_plain(config)), to_plain(defaults)),
         "data": {
             "fingerprint": prepared.splits.fingerprint,
             "counts": prepared.splits.counts,
             "bad_rows": prepared.splits.bad,
             "shared": prepared.splits.shared,
             "splits": {name: asdict(size) for name, size in prepared.rows.sizes.items()},
-            "examples": preview.examples(prepared),
+            "examples": example_spans(prepared),
         },
         "model": {
-            **model.provenance(config.model, trained),
+            **model_provenance(config.model, trained),
             "parameters": parameters,
             "trainable_parameters": trainable,
         },
         "training": watch.outcome(),
         "evaluation": evaluation,
-        "peak_memory_bytes": device.peak_memory_bytes(),
+        "peak_memory_bytes": peak_memory_bytes(),
         "seconds": {phase: round(seconds, 2) for phase, seconds in clock.seconds.items()},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     }
 
 
 @contextmanager
-def leave_history(folder: Path, watch: Watch) -> Iterator[None]:
+def keep_history(folder: Path, watch: TrainingProgress) -> Iterator[None]:
     """Where the block ends early, write history.jsonl as far as it goes: of a trial that was pruned, or diverged."""
     try:
         yield
     except BaseException:
         if watch.history and watch.screen.logs:
-            _write_rows(folder / "history.jsonl", watch.history)
+            write_jsonl(folder / "history.jsonl", watch.history)
         raise
 
 
-def write(
+def write_run_files(
     folder: Path, result: dict[str, Any], predictions: list[dict[str, Any]], history: list[dict[str, Any]]
 ) -> None:
     """Write the run's files; with result.json it is complete, and report.html follows from the others.
@@ -95,12 +101,8 @@ def write(
     final = result["evaluation"]["split"] == "test"
     answered = "predictions" if final else "validation_predictions"
     for name, rows in ((answered, predictions), ("history", history)):
-        _write_rows(folder / f"{name}.jsonl", rows)
-    name = "result.json" if final else checkpoint.SELECTION
-    checkpoint.write(folder / name, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    name = "result.json" if final else SELECTION
+    write_text(folder / name, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     if final:
-        run_page.write(folder)
-
-
-def _write_rows(file: Path, rows: list[dict[str, Any]]) -> None:
-    checkpoint.write(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_run_page(folder)

@@ -5,44 +5,39 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from finetune.config import settings
-from finetune.evaluation import metrics
-from finetune.reporting import figures as curves
-from finetune.reporting import html as page
-from finetune.reporting.console import arm_name, harness_rows, with_interval
-from finetune.runs import folder as checkpoint
+from finetune.config.settings import flatten_settings
+from finetune.config.spelling import spell_plain
+from finetune.evaluation.metrics import HIGHER_IS_BETTER, PER_PROMPT
+from finetune.reporting.console import format_arm, format_interval, harness_rows
+from finetune.reporting.figures import intervals, learning_rate, losses
+from finetune.reporting.html import details, escape, example, heading, html_figure, html_page, html_table, paragraph
+from finetune.runs.files import read_jsonl, write_text
 
 SHOWN = 25  # examples won, and examples lost
 STYLES = {"tuning_wins": "verdict", "tuning_hurts": "verdict bad", "nothing_works": "verdict bad"}
 
 
-def write(folder: Path) -> None:
+def write_run_page(folder: Path) -> None:
     """Write `report.html` from the other files of a complete run."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-    predictions, history = (read_lines(folder / f"{name}.jsonl") for name in ("predictions", "history"))
-    checkpoint.write(folder / "report.html", compose(result, predictions, history))
+    predictions, history = (read_jsonl(folder / f"{name}.jsonl") for name in ("predictions", "history"))
+    write_text(folder / "report.html", render_run_page(result, predictions, history))
 
 
-def read_lines(file: Path) -> list[dict[str, Any]]:
-    """The rows of a .jsonl file; a row may hold U+2028, which ends no line."""
-    with file.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def compose(result: dict[str, Any], predictions: list[dict[str, Any]], history: list[dict[str, Any]]) -> str:
+def render_run_page(result: dict[str, Any], predictions: list[dict[str, Any]], history: list[dict[str, Any]]) -> str:
     """The page's HTML."""
     outcome = result["evaluation"]
     verdict = outcome["verdict"]
-    return page.page(
+    return html_page(
         result["name"],
-        page.paragraph(verdict["sentence"], STYLES.get(verdict["kind"], "verdict dim")),
+        paragraph(verdict["sentence"], STYLES.get(verdict["kind"], "verdict dim")),
         *_scores(outcome),
         *_forgetting(outcome["retention"]),
         *_harness(outcome.get("harness") or {}),
         *_learning(history),
         *_examples(predictions, outcome),
         *_trained_on(result["data"]),
-        *_settings(result["config"]),
+        *_settings(result["config"], result["changed_settings"]),
         *_cost(result),
         *_provenance(result),
     )
@@ -51,27 +46,33 @@ def compose(result: dict[str, Any], predictions: list[dict[str, Any]], history: 
 def _scores(outcome: dict[str, Any]) -> list[str]:
     against = outcome["verdict"]["against"]
     arms = outcome["arms"]
-    header = ["metric", *(arm_name(arm, outcome) for arm in arms), f"tuned - {arm_name(against, outcome)}", "p", "test"]
+    header = [
+        "metric",
+        *(format_arm(arm, outcome) for arm in arms),
+        f"tuned - {format_arm(against, outcome)}",
+        "p",
+        "test",
+    ]
     rows = [
         [
-            metric if metrics.HIGHER_IS_BETTER[metric] else f"{metric} (less is better)",
-            *(with_interval(arm[metric]) for arm in arms.values()),
-            with_interval(apart, "+"),
+            metric if HIGHER_IS_BETTER[metric] else f"{metric} (less is better)",
+            *(format_interval(arm[metric]) for arm in arms.values()),
+            format_interval(apart, "+"),
             f"{apart['p']:.2g}",
             apart["test"],
         ]
         for metric, apart in outcome["differences"][against].items()
     ]
     headline = outcome["metric"]
-    cut = ", ".join(f"{found['unfinished_answers']} of {arm_name(arm, outcome)}" for arm, found in arms.items())
+    cut = ", ".join(f"{found['unfinished_answers']} of {format_arm(arm, outcome)}" for arm, found in arms.items())
     return [
-        page.heading(f"{outcome['prompts']} held-out {outcome['split']} prompts"),
-        page.table(header, rows),
-        page.paragraph("Means with 95 % intervals (BCa bootstrap); differences are paired by prompt.", "dim"),
-        page.figure(
-            curves.intervals(headline, {arm_name(arm, outcome): found[headline] for arm, found in arms.items()}, "")
+        heading(f"{outcome['prompts']} held-out {outcome['split']} prompts"),
+        html_table(header, rows),
+        paragraph("Means with 95 % intervals (BCa bootstrap); differences are paired by prompt.", "dim"),
+        html_figure(
+            intervals(headline, {format_arm(arm, outcome): found[headline] for arm, found in arms.items()}, "")
         ),
-        page.paragraph(f"Answers cut off at {outcome['max_new_tokens']} tokens: {cut}."),
+        paragraph(f"Answers cut off at {outcome['max_new_tokens']} tokens: {cut}."),
     ]
 
 
@@ -83,52 +84,54 @@ def _forgetting(retention: dict[str, Any] | None) -> list[str]:
         [
             "general text" if name == "passages" else "simple questions",
             part["metric"],
-            *(with_interval(part[arm]) for arm in ("base", "tuned")),
-            with_interval(part["difference"], "+"),
+            *(format_interval(part[arm]) for arm in ("base", "tuned")),
+            format_interval(part["difference"], "+"),
         ]
         for name, part in parts.items()
     ]
     return [
-        page.heading("What it forgot"),
-        page.paragraph(f"{retention['sentence']}.", "bad" if retention["forgot"] else ""),
-        page.table(["", "metric", "base", "tuned", "difference"], rows),
+        heading("What it forgot"),
+        paragraph(f"{retention['sentence']}.", "bad" if retention["forgot"] else ""),
+        html_table(["", "metric", "base", "tuned", "difference"], rows),
     ]
 
 
 def _harness(outcome: dict[str, Any]) -> list[str]:
-    table = page.table(["task", "metric", "base", "tuned"], list(harness_rows(outcome)))
-    note = page.paragraph("Values with their standard errors.", "dim")
-    return [page.heading("lm-evaluation-harness"), table, note] if outcome else []
+    table = html_table(["task", "metric", "base", "tuned"], list(harness_rows(outcome)))
+    note = paragraph("Values with their standard errors.", "dim")
+    return [heading("lm-evaluation-harness"), table, note] if outcome else []
 
 
 def _learning(history: list[dict[str, Any]]) -> list[str]:
-    figures = [page.figure(curves.losses({"": history}, axis)) for axis in ("step", "tokens", "train_seconds")]
-    rest = page.details("By tokens and by time; learning rate", "".join(figures[1:]) + _rate(history))
-    return [page.heading("Learning"), figures[0], rest]
+    figures = [html_figure(losses({"": history}, axis)) for axis in ("step", "tokens", "train_seconds")]
+    rest = details("By tokens and by time; learning rate", "".join(figures[1:]) + _rate(history))
+    return [heading("Learning"), figures[0], rest]
 
 
 def _rate(history: list[dict[str, Any]]) -> str:
-    return page.figure(curves.learning_rate(history))
+    return html_figure(learning_rate(history))
 
 
 def _examples(predictions: list[dict[str, Any]], outcome: dict[str, Any]) -> list[str]:
     metric, against = outcome["metric"], outcome["verdict"]["against"]
-    if metric not in metrics.PER_PROMPT and metric != "perplexity":
+    if metric not in PER_PROMPT and metric != "perplexity":
         metric = next((name for name in predictions[0]["tuned"]["scores"]), metric)
     if not predictions or metric not in predictions[0]["tuned"]["scores"]:
         return []
-    sign = 1 if metrics.HIGHER_IS_BETTER[metric] else -1
+    sign = 1 if HIGHER_IS_BETTER[metric] else -1
     gains = [sign * (row["tuned"]["scores"][metric] - row[against]["scores"][metric]) for row in predictions]
     order = sorted(range(len(gains)), key=gains.__getitem__)
     lost = [i for i in order if gains[i] < 0]
     won = [i for i in reversed(order) if gains[i] > 0]
     equal = len(gains) - len(lost) - len(won)
-    told = f"By {metric}, tuned against {arm_name(against, outcome)}: {len(lost)} lost, {len(won)} won, {equal} equal."
-    parts = [page.heading("Examples"), page.paragraph(told)]
+    told = (
+        f"By {metric}, tuned against {format_arm(against, outcome)}: {len(lost)} lost, {len(won)} won, {equal} equal."
+    )
+    parts = [heading("Examples"), paragraph(told)]
     for title, chosen in (("Lost", lost), ("Won", won)):
         if chosen:
             shown = f"{title}: {min(SHOWN, len(chosen))} of {len(chosen)}, the largest differences first"
-            parts += [f"<h3>{page.text(shown)}</h3>"]
+            parts += [f"<h3>{escape(shown)}</h3>"]
             parts += [_example(predictions[i], metric, outcome) for i in chosen[:SHOWN]]
     return parts
 
@@ -137,8 +140,8 @@ def _example(row: Mapping[str, Any], metric: str, outcome: dict[str, Any]) -> st
     lines = [("prompt", row["prompt"][-1]["content"] if row["prompt"] else ""), ("reference", row["reference"])]
     for arm in outcome["arms"]:
         answers = [draw.get("answer", "") for draw in row[arm].get("draws", [row[arm]])]
-        lines.append((f"{arm_name(arm, outcome)} {row[arm]['scores'][metric]:.2f}", "\n\n".join(answers)))
-    return page.example(row["place"], lines)
+        lines.append((f"{format_arm(arm, outcome)} {row[arm]['scores'][metric]:.2f}", "\n\n".join(answers)))
+    return example(row["place"], lines)
 
 
 def _trained_on(data: dict[str, Any]) -> list[str]:
@@ -156,37 +159,36 @@ def _trained_on(data: dict[str, Any]) -> list[str]:
     ]
     bad = data["counts"].get("bad", len(data["bad_rows"]))
     found = [(f"Rows left out: {bad:,}, the first", data["bad_rows"]), ("Shared between splits", data["shared"])]
-    told = [page.details(title, _list(lines)) for title, lines in found if lines]
+    told = [details(title, _list(lines)) for title, lines in found if lines]
     examples = data.get("examples", [])
     if examples:
         told.append(f"<p>The first rows: {_span('loss', 'what carries loss')}, {_span('context', 'context')}.</p>")
-    for example in examples:
-        spans = "".join(_span(*span) for span in example["spans"])
-        told.append(f"<h3>{page.text(example['place'])}</h3><pre>{spans}</pre>")
+    for row in examples:
+        spans = "".join(_span(*span) for span in row["spans"])
+        told.append(f"<h3>{escape(row['place'])}</h3><pre>{spans}</pre>")
     see = "stage=preview with the same settings shows more rows, token by token (preview.html)."
     return [
-        page.heading("What it was trained on"),
-        page.paragraph(counts),
-        page.table(["split", *names.values()], rows),
+        heading("What it was trained on"),
+        paragraph(counts),
+        html_table(["split", *names.values()], rows),
         *told,
-        page.paragraph(see, "dim"),
+        paragraph(see, "dim"),
     ]
 
 
 def _span(kind: str, text: str) -> str:
-    return f"<span class={kind}>{page.text(text)}</span>"
+    return f"<span class={kind}>{escape(text)}</span>"
 
 
 def _list(lines: Sequence[str]) -> str:
-    return "<ul>" + "".join(f"<li>{page.text(line)}</li>" for line in lines) + "</ul>"
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
-def _settings(config: dict[str, Any]) -> list[str]:
-    changed = settings.changed(config)
-    rows = [[key, settings.written(value), settings.written(default)] for key, (value, default) in changed.items()]
-    full = [[key, settings.written(value)] for key, value in settings.flatten(config).items()]
-    parts = [page.table(["setting", "here", "default"], rows)] if rows else [page.paragraph("All are the defaults.")]
-    return [page.heading("Settings"), *parts, page.details("All settings", page.table(["setting", "value"], full))]
+def _settings(config: dict[str, Any], changed: dict[str, tuple[Any, Any]]) -> list[str]:
+    rows = [[key, spell_plain(value), spell_plain(default)] for key, (value, default) in changed.items()]
+    full = [[key, spell_plain(value)] for key, value in flatten_settings(config).items()]
+    parts = [html_table(["setting", "here", "default"], rows)] if rows else [paragraph("All are the defaults.")]
+    return [heading("Settings"), *parts, details("All settings", html_table(["setting", "value"], full))]
 
 
 def _cost(result: dict[str, Any]) -> list[str]:
@@ -200,10 +202,10 @@ def _cost(result: dict[str, Any]) -> list[str]:
         ["peak memory in training", f"{training['peak_memory_bytes'] / 2**30:.2f} GiB"],
         ["parameters trained", f"{result['model']['trainable_parameters']:,} of {result['model']['parameters']:,}"],
     ]
-    return [page.heading("Cost"), page.table(["", ""], rows)]
+    return [heading("Cost"), html_table(["", ""], rows)]
 
 
 def _provenance(result: dict[str, Any]) -> list[str]:
     model = {f"model {key}": value for key, value in result["model"].items() if "parameters" not in key and value}
     facts = {"data fingerprint": result["data"]["fingerprint"], "seed": result["seed"], **model, **result["versions"]}
-    return [page.heading("Provenance"), page.table(["", ""], facts.items(), texts=[1])]
+    return [heading("Provenance"), html_table(["", ""], facts.items(), texts=[1])]

@@ -3,7 +3,9 @@
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -13,12 +15,11 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from finetune.config.choices import Mode
-from finetune.config.schema import Tracking, UserError
-from finetune.errors import without_secrets
-from finetune.reporting import wandb_summary as summary
-from finetune.runs import sweep_record as trials
-from finetune.runs.sweep_record import State
+from finetune.config.schema import Tracking, TrackingMode
+from finetune.errors import UserError, without_secrets
+from finetune.reporting.wandb_summary import prediction_table, summarise_result
+from finetune.runs.outcome import SUCCESSFUL, RunState, state_after_error
+from finetune.runs.read import run_folders
 
 CONNECT_SECONDS = 2.0  # to open a connection
 INIT_SECONDS = 4.0  # for the service to answer, once connected
@@ -26,7 +27,7 @@ FINISH_SECONDS = 20.0  # to send what is left at the end
 
 
 @dataclass
-class Run:
+class TrackedRun:
     """One run in W&B; without `wandb_run`, nothing is sent and every method does nothing."""
 
     wandb_run: Any = None
@@ -75,9 +76,9 @@ class Run:
     def finish(self, result: dict[str, Any], folder: Path) -> None:
         """Send what a complete run leaves: data, costs and scores as its summary, all answers as a table, its page."""
         if self.wandb_run:
-            self.summarise(summary.of(result))
+            self.summarise(summarise_result(result))
             if result["evaluation"]["split"] == "test":
-                self.table("predictions", *summary.answers(folder))
+                self.table("predictions", *prediction_table(folder))
                 self.artifact("report", folder / "report.html")
 
     def close(self, exit_code: int) -> None:
@@ -99,7 +100,7 @@ class Run:
 
 
 @contextmanager
-def start(
+def start_tracking(
     tracking: Tracking,
     *,
     name: str,
@@ -110,14 +111,14 @@ def start(
     job_type: str = "train",
     is_main_process: bool = True,
     say: Callable[[str], object] = print,
-) -> Iterator[Run]:
+) -> Iterator[TrackedRun]:
     """The run in W&B for the length of the block; an exception in the block marks it as failed, unless it is pruned.
 
     The name gives the run its id: the same name again continues the run. Files lie in `folder / "wandb"`. Where the
     service cannot be used, the run is kept in these files, to be sent later; `say` is given one line about it.
     """
     if not (tracking.enabled and is_main_process):
-        yield Run()
+        yield TrackedRun()
         return
     identity = {
         "id": run_id(name),
@@ -132,15 +133,15 @@ def start(
     }
     folder.mkdir(parents=True, exist_ok=True)
     with _environment(folder):
-        run = Run(_init(tracking.mode, identity, say), say)
+        run = TrackedRun(_init(tracking.mode, identity, say), say)
         try:
             yield run
         except BaseException as error:  # wandb's own `with` would print the stack besides
-            state = trials.state_after(error)
+            state = state_after_error(error)
             run.summarise({"state": state.value})
-            run.close(int(state not in trials.SUCCESSFUL))
+            run.close(int(state not in SUCCESSFUL))
             raise
-        run.summarise({"state": State.complete.value})
+        run.summarise({"state": RunState.complete.value})
         run.close(0)
 
 
@@ -163,7 +164,7 @@ def _environment(folder: Path) -> Iterator[None]:
             os.environ.pop(key, None)
 
 
-def _init(mode: Mode, identity: dict[str, Any], say: Callable[[str], object]) -> Any:
+def _init(mode: TrackingMode, identity: dict[str, Any], say: Callable[[str], object]) -> Any:
     import wandb
 
     _check_users_settings()
@@ -231,14 +232,14 @@ def _tear_down() -> None:
         wandb.teardown()
 
 
-def _why_offline(mode: Mode) -> str | None:
+def _why_offline(mode: TrackingMode) -> str | None:
     """Why the run cannot or shall not be sent now; None: it can."""
     import wandb
 
-    if mode is Mode.offline:
+    if mode is TrackingMode.offline:
         return "tracking.mode=offline"
     settings = wandb.setup(wandb.Settings(silent=True)).settings
-    if mode is Mode.auto and settings.mode != "online":
+    if mode is TrackingMode.auto and settings.mode != "online":
         return f"wandb's own mode is {settings.mode}"
     if not is_logged_in():
         return "nobody is logged in, see wandb login"
@@ -273,3 +274,19 @@ def _is_reachable(url: str) -> bool:
     attempt.start()
     attempt.join(CONNECT_SECONDS)
     return bool(opened)
+
+
+def sync_offline_runs(arguments: Iterable[str]) -> int:
+    """Send what lies in the runs' folders and was not sent yet, and return wandb's exit code.
+
+    A run that was continued lies in several parts, which wandb sends in the order of their time. Raises UserError
+    where nobody is logged in, or no offline run is there.
+    """
+    folders = list(dict.fromkeys(path for argument in arguments for path in run_folders(argument)))
+    parts = [part for folder in folders for part in sorted((folder / "wandb").glob("offline-run-*"))]
+    if not parts:
+        names = ", ".join(map(str, folders))
+        raise UserError(f"{names}: no offline run lies there. Runs with tracking.mode=online are sent as they go.")
+    if not is_logged_in():
+        raise UserError("Nobody is logged in to W&B. Log in with: wandb login")
+    return subprocess.run([sys.executable, "-m", "wandb", "sync", "--yes", *map(str, parts)], check=False).returncode

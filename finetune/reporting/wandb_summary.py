@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 
-def of(result: dict[str, Any]) -> dict[str, Any]:
+def summarise_result(result: dict[str, Any]) -> dict[str, Any]:
     """Scores with their intervals, differences, verdict, what was forgotten, data and costs of a result.json."""
     outcome = result["evaluation"]
     prefix = "evaluation" if outcome["split"] == "test" else outcome["split"]
@@ -50,7 +50,7 @@ def _intervals(arms: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def answers(folder: Path) -> tuple[list[str], list[list[Any]]]:
+def prediction_table(folder: Path) -> tuple[list[str], list[list[Any]]]:
     """The columns and rows of the table of held-out predictions."""
     with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:  # not splitlines: U+2028 may stand in a text
         rows = [_flatten(json.loads(line)) for line in lines]

@@ -5,11 +5,12 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from finetune.config.schema import Config, Model, Quantization
-from finetune.data import splits as data
-from finetune.runs.folder import OUTSIDE_TRAINER_IDENTITY, plain
+from finetune.config.settings import OUTSIDE_TRAINER_IDENTITY, to_plain
+from finetune.data.splits import data_digest
 
-if TYPE_CHECKING:  # and not torch with it
+if TYPE_CHECKING:
     from finetune.machine.device import Device
+
 
 # Settings of the trainer that change neither its rows nor the memory it needs.
 RATES = (
@@ -41,8 +42,8 @@ AMOUNTS = (
 
 def rows_key(config: Config) -> str:
     """The same for runs with the same tokens."""
-    settings = plain(config)
-    return _hash([settings["data"], settings["model"], _without(config, RATES + AMOUNTS), data.digest(config.data)])
+    settings = to_plain(config)
+    return _hash([settings["data"], settings["model"], _without(config, RATES + AMOUNTS), data_digest(config.data)])
 
 
 def base_key(model: Model, quantization: Quantization, device: "Device") -> str:
@@ -52,13 +53,13 @@ def base_key(model: Model, quantization: Quantization, device: "Device") -> str:
 
 def cost_key(config: Config) -> str:
     """The same for runs that need the same memory and take the same time."""
-    settings = plain(config)
+    settings = to_plain(config)
     sections = [settings[name] for name in ("data", "model", "quantization", "adapter", "eval", "plan")]
-    return _hash([*sections, _without(config, RATES), data.digest(config.data)])
+    return _hash([*sections, _without(config, RATES), data_digest(config.data)])
 
 
 def _without(config: Config, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in plain(config)["trainer"].items() if name not in names}
+    return {name: value for name, value in to_plain(config)["trainer"].items() if name not in names}
 
 
 def _hash(content: list[Any]) -> str:

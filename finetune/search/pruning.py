@@ -5,16 +5,16 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune.config.schema import Sweep
-from finetune.runs.sweep_record import Pruned
-from finetune.search import study
+from finetune.runs.outcome import Pruned
+from finetune.search.study import load_trial
 
 
-class Prune(TrainerCallback):
+class PruningCallback(TrainerCallback):
     """Reports the validation loss to the study of the search, and ends the run where the study says so."""
 
     def __init__(self, sweep: Sweep) -> None:
         assert sweep.study and sweep.name and sweep.trial is not None
-        self.trial = study.load_trial(sweep.study, sweep.name, sweep.trial, sweep.pruner)
+        self.trial = load_trial(sweep.study, sweep.name, sweep.trial, sweep.pruner)
         self.sign = -1 if self.trial.study.direction.name == "MAXIMIZE" else 1
         self.known = set(self.trial.study.get_trials(deepcopy=False)[sweep.trial].intermediate_values)
 
@@ -39,6 +39,6 @@ class Prune(TrainerCallback):
             raise Pruned(f"validation loss {metrics['eval_loss']:.3f} at step {state.global_step}: others do better")
 
 
-def callbacks(sweep: Sweep) -> list[TrainerCallback]:
+def pruning_callbacks(sweep: Sweep) -> list[TrainerCallback]:
     """The callback, in a trial of a search that prunes."""
-    return [Prune(sweep)] if sweep.trial is not None and sweep.pruner != "none" else []
+    return [PruningCallback(sweep)] if sweep.trial is not None and sweep.pruner != "none" else []

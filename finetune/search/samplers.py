@@ -9,7 +9,7 @@ SAMPLERS = ("tpe", "random", "grid", "cmaes", "nsga2")
 PRUNERS = ("none", "median", "asha", "hyperband")
 
 
-def sampler(name: str, seed: int) -> Any:
+def make_sampler(name: str, seed: int) -> Any:
     """The sampler; a grid is lined up beforehand, and what comes after it is random."""
     from optuna import samplers
 
@@ -23,7 +23,7 @@ def sampler(name: str, seed: int) -> Any:
         return samplers.RandomSampler(seed=seed)
 
 
-def pruner(name: str) -> Any:
+def make_pruner(name: str) -> Any:
     """The pruner for few evaluations a trial, which is told the step of each."""
     from optuna import pruners
 

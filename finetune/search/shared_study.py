@@ -7,12 +7,13 @@ if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
 
+
 FOLDER, SAME_AS, WHY, WORKER = "folder", "same_as", "state", "worker"  # what is noted with a trial
 HISTORY = "retry_history"  # Optuna's own name for the numbers of the trials that one repeats
 FIXED = "fixed_params"  # and for the settings of a trial that was lined up
 
 
-def line_up_again(study: "optuna.Study", trial: "FrozenTrial") -> None:
+def retry_trial(study: "optuna.Study", trial: "FrozenTrial") -> None:
     """Have the settings of a trial that ended tried again, under another number; its run goes on where it stopped."""
     from optuna.trial import TrialState, create_trial
 
@@ -27,7 +28,7 @@ def line_up_again(study: "optuna.Study", trial: "FrozenTrial") -> None:
     study.add_trial(again)
 
 
-def end_lined_up_twice(study: "optuna.Study") -> None:
+def fail_duplicates(study: "optuna.Study") -> None:
     """End what waits to be tried and was lined up before by another worker, too, at the same moment."""
     from optuna.exceptions import UpdateFinishedTrialError
     from optuna.trial import TrialState
@@ -44,18 +45,18 @@ def end_lined_up_twice(study: "optuna.Study") -> None:
                 store.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
 
-def root(trial: "FrozenTrial") -> int:
+def first_attempt(trial: "FrozenTrial") -> int:
     """The number of the trial that this one takes over, else its own."""
     history = trial.system_attrs.get(HISTORY) or [trial.number]
     return int(history[0])
 
 
-def is_lined_up_twice(trial: "FrozenTrial") -> bool:
+def is_duplicate(trial: "FrozenTrial") -> bool:
     """Whether it was not run because it and another were lined up at the same moment, with the same settings."""
     return SAME_AS in trial.user_attrs and FIXED in trial.system_attrs
 
 
-def are_alike(one: "FrozenTrial", other: "FrozenTrial") -> bool:
+def have_same_settings(one: "FrozenTrial", other: "FrozenTrial") -> bool:
     """Whether two trials have the same settings, drawn or lined up; who has just begun one has not drawn all yet."""
     lined_up = one.system_attrs.get(FIXED)
     return one.params == other.params or (lined_up is not None and lined_up == other.system_attrs.get(FIXED))

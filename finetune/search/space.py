@@ -9,14 +9,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf
 
-from finetune.config.schema import UserError
+from finetune.errors import UserError
 
 if TYPE_CHECKING:
     from optuna import Trial
 
+
 GRAMMAR = "choice(4,8,16), range(4,33,4), interval(0.0,0.2), int(interval(1,8)) or tag(log,interval(1e-5,1e-3))"
-
-
 GROUPS = ("data", "model", "quantization", "adapter", "trainer", "eval")
 
 
@@ -115,7 +114,7 @@ class Space:
         return found
 
 
-def read(params: Mapping[str, Any], given: Sequence[Override], conditions: Mapping[str, str]) -> Space:
+def read_space(params: Mapping[str, Any], given: Sequence[Override], conditions: Mapping[str, str]) -> Space:
     """The space of a preset's `params` and of the command line's sweeps, which replace a preset's.
 
     Raises UserError for what is no sweep, and for a condition on a setting that is not searched.
@@ -135,12 +134,12 @@ def read(params: Mapping[str, Any], given: Sequence[Override], conditions: Mappi
     return Space((*free, *bound))
 
 
-def overrides(point: Mapping[str, Any]) -> list[str]:
+def point_overrides(point: Mapping[str, Any]) -> list[str]:
     """A point of the space as on the command line."""
     return [f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in point.items()]
 
 
-def as_experiment(texts: Sequence[str]) -> str:
+def experiment_yaml(texts: Sequence[str]) -> str:
     """Overrides as a config file has them: the defaults list of the chosen options, and then the settings."""
     options: list[dict[str, Any]] = []
     tree: dict[str, Any] = {}

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from finetune.config.schema import UserError
-from finetune.errors import names_secret
+from finetune.errors import UserError, names_secret
 
 EXAMPLE = "postgresql+psycopg://USER@HOST/DATABASE"
 # Workers that begin at the same moment may both make the tables of a new database; one of them has to try again.
@@ -17,19 +16,19 @@ TRIES = 5
 ready: dict[str, Any] = {}
 
 
-def is_shared(place: str) -> bool:
+def is_shared_storage(place: str) -> bool:
     """Whether other machines may work on the study, too: whether it is in a database."""
     return "://" in place
 
 
-def check(place: str, heartbeat_seconds: int) -> None:
+def check_storage(place: str, heartbeat_seconds: int) -> None:
     """Raise UserError for a URL that is none or holds a password, and for heartbeats that cannot be."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     if heartbeat_seconds < 1:
         raise UserError(f"hydra.sweeper.heartbeat_seconds={heartbeat_seconds}: expected at least 1.")
-    if not is_shared(place):
+    if not is_shared_storage(place):
         return
     try:
         url = make_url(place)
@@ -42,7 +41,7 @@ def check(place: str, heartbeat_seconds: int) -> None:
         )
 
 
-def reach(place: str, heartbeat_seconds: int, on_stale: Callable[..., None]) -> Any:
+def connect_storage(place: str, heartbeat_seconds: int, on_stale: Callable[..., None]) -> Any:
     """The storage at a path or URL; `on_stale(study, trial)` is called for the trial of a worker that fell silent.
 
     Raises UserError where the database cannot be reached.
@@ -67,7 +66,7 @@ def read_ahead(place: str) -> None:
 
     if place in ready:
         ready[place].get_all_studies()
-    elif not is_shared(place):
+    elif not is_shared_storage(place):
         ready.clear()
         ready[place] = open_storage(place)
 
@@ -82,7 +81,7 @@ def open_storage(place: str, heartbeat_seconds: int | None = None, on_stale: Cal
     if known := ready.pop(place, None):
         known._replay_result._worker_id_prefix = f"{uuid.uuid4()}-"  # else forked processes would seem to be one
         return known
-    if not is_shared(place):
+    if not is_shared_storage(place):
         Path(place).parent.mkdir(parents=True, exist_ok=True)
         return JournalStorage(JournalFileBackend(place))
     alive = {"pool_pre_ping": True}  # a trial may last longer than a connection that nobody uses

@@ -11,17 +11,28 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from finetune.config.schema import UserError
-from finetune.runs.sweep_record import Outcome, State
-from finetune.search import samplers as sampling
-from finetune.search import shared_study as attempt
-from finetune.search import storage
-from finetune.search.shared_study import FOLDER, HISTORY, SAME_AS, WHY, WORKER
-from finetune.search.space import Space, overrides
+from finetune.errors import UserError
+from finetune.runs.outcome import Outcome, RunState
+from finetune.search.samplers import PRUNERS, SAMPLERS, make_pruner, make_sampler
+from finetune.search.shared_study import (
+    FOLDER,
+    HISTORY,
+    SAME_AS,
+    WHY,
+    WORKER,
+    fail_duplicates,
+    first_attempt,
+    have_same_settings,
+    is_duplicate,
+    retry_trial,
+)
+from finetune.search.space import Space, point_overrides
+from finetune.search.storage import connect_storage, is_shared_storage, open_storage
 
 if TYPE_CHECKING:
     import optuna
     from optuna.trial import FrozenTrial
+
 
 HEARTBEAT_SECONDS = 60
 OBJECTIVES = ("score", "validation_loss", "memory", "seconds")
@@ -29,7 +40,7 @@ WORKER_NAME = f"{socket.gethostname()}:{os.getpid()}"
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudySettings:
     """How the search goes: `conf/sweep` and `hydra.sweeper` set it."""
 
     sampler: str
@@ -45,9 +56,9 @@ class Plan:
         return ["maximize" if name == "score" and self.higher_is_better else "minimize" for name in self.objectives]
 
 
-def check(plan: Plan) -> None:
+def check_study(plan: StudySettings) -> None:
     """Raise UserError for what is not known, and for what cannot go together."""
-    known = {"sampler": ([plan.sampler], sampling.SAMPLERS), "pruner": ([plan.pruner], sampling.PRUNERS)}
+    known = {"sampler": ([plan.sampler], SAMPLERS), "pruner": ([plan.pruner], PRUNERS)}
     known["objectives"] = (list(plan.objectives), OBJECTIVES)
     for key, (given, allowed) in known.items():
         for value in given:
@@ -59,21 +70,23 @@ def check(plan: Plan) -> None:
         raise UserError("hydra.sweeper.objectives: with several, set sampler=nsga2 (or tpe, random) and pruner=none.")
 
 
-def open_study(place: str, name: str, plan: Plan, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> "optuna.Study":
+def open_study(
+    place: str, name: str, plan: StudySettings, heartbeat_seconds: int = HEARTBEAT_SECONDS
+) -> "optuna.Study":
     """The study, made where there is none; `place` is a file's path or the URL of a database."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        storage=storage.reach(place, heartbeat_seconds, attempt.line_up_again),
+        storage=connect_storage(place, heartbeat_seconds, retry_trial),
         study_name=name,
         directions=plan.directions(),
-        pruner=sampling.pruner(plan.pruner),
+        pruner=make_pruner(plan.pruner),
         load_if_exists=True,
     )
     # A search that goes on does not draw again what it drew first, nor one worker what others draw.
-    drawn_by = zlib.crc32(WORKER_NAME.encode()) // 2 if storage.is_shared(place) else 0
-    study.sampler = sampling.sampler(plan.sampler, plan.seed + len(study.get_trials(deepcopy=False)) + drawn_by)
+    drawn_by = zlib.crc32(WORKER_NAME.encode()) // 2 if is_shared_storage(place) else 0
+    study.sampler = make_sampler(plan.sampler, plan.seed + len(study.get_trials(deepcopy=False)) + drawn_by)
     if [direction.name.lower() for direction in study.directions] != plan.directions():
         raise UserError(f"{place}: the study {name} has other objectives. Choose another sweep.name.")
     return study
@@ -84,18 +97,18 @@ def load_trial(place: str, name: str, number: int, pruner: str) -> "optuna.Trial
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.load_study(storage=storage.open_storage(place), study_name=name, pruner=sampling.pruner(pruner))
+    study = optuna.load_study(storage=open_storage(place), study_name=name, pruner=make_pruner(pruner))
     return optuna.Trial(study, study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
 
 
-class Search:
+class SearchStudy:
     """Draws trials until there are enough, and remembers what each came to."""
 
     def __init__(
         self,
         study: "optuna.Study",
         space: Space,
-        plan: Plan,
+        plan: StudySettings,
         shared: bool,
         frame: Callable[[int, list[str]], list[str]] = lambda number, point: point,
     ) -> None:
@@ -108,7 +121,7 @@ class Search:
         self.silent: dict[int, float] = {}
         self.patience = 2.0 * (getattr(study._storage, "get_heartbeat_interval", lambda: None)() or HEARTBEAT_SECONDS)
 
-    def begin(self, default: Callable[[str], Any], repeated: Collection[State] = ()) -> None:
+    def begin(self, default: Callable[[str], Any], repeated: Collection[RunState] = ()) -> None:
         """Line up what is to be tried first: the defaults, for a grid all of it, and what ended in a state of
         `repeated`.
         """
@@ -119,11 +132,11 @@ class Search:
         for point in first:
             self.study.enqueue_trial(point, skip_if_exists=True)
         if self.shared:  # and others may have lined up the same
-            attempt.end_lined_up_twice(self.study)
+            fail_duplicates(self.study)
         else:
             self._line_up_failed({state.value for state in repeated})
 
-    def __iter__(self) -> "Search":
+    def __iter__(self) -> "SearchStudy":
         return self
 
     def __next__(self) -> tuple[int, list[str]]:
@@ -173,7 +186,7 @@ class Search:
         if self.shared:
             self.beat()
             self.study._storage.set_trial_user_attr(trial._trial_id, WORKER, WORKER_NAME)
-        return trial.number, self.frame(trial.number, overrides(trial.params))
+        return trial.number, self.frame(trial.number, point_overrides(trial.params))
 
     def taken_over(self, number: int) -> list[int]:
         """The trials that a running one repeats."""
@@ -185,7 +198,7 @@ class Search:
         from optuna.trial import TrialState
 
         trial, store = self.open.pop(number), self.study._storage
-        if self.shared and outcome.state is State.busy:
+        if self.shared and outcome.state is RunState.busy:
             store.set_trial_state_values(trial._trial_id, TrialState.WAITING)
             return
         with suppress(UpdateFinishedTrialError):
@@ -195,7 +208,7 @@ class Search:
             if values is not None:
                 self.study.tell(number, values, skip_if_finished=True)
             else:
-                ended = TrialState.PRUNED if outcome.state is State.pruned else TrialState.FAIL
+                ended = TrialState.PRUNED if outcome.state is RunState.pruned else TrialState.FAIL
                 self.study.tell(number, state=ended, skip_if_finished=True)
 
     def beat(self) -> None:
@@ -238,12 +251,12 @@ class Search:
         from optuna.trial import TrialState
 
         known = self.study.get_trials(deepcopy=False)
-        twice = (trial.number for trial in known if attempt.is_lined_up_twice(trial))
-        return {attempt.root(trial) for trial in known if trial.state is not TrialState.WAITING} - set(twice)
+        twice = (trial.number for trial in known if is_duplicate(trial))
+        return {first_attempt(trial) for trial in known if trial.state is not TrialState.WAITING} - set(twice)
 
     def _is_surplus(self, number: int) -> bool:
         """Whether others began so many trials in the meantime that this one is not needed."""
-        root = attempt.root(self.study.get_trials(deepcopy=False)[number])
+        root = first_attempt(self.study.get_trials(deepcopy=False)[number])
         return sum(other < root for other in self._roots()) >= self.plan.n_trials
 
     def _lined_up_again(self) -> "list[FrozenTrial]":
@@ -251,15 +264,15 @@ class Search:
         from optuna.trial import TrialState
 
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return [trial for trial in waiting if attempt.root(trial) != trial.number]
+        return [trial for trial in waiting if first_attempt(trial) != trial.number]
 
     def _line_up_failed(self, states: Collection[str]) -> None:
         from optuna.trial import TrialState
 
-        newest = {attempt.root(trial): trial for trial in self.study.get_trials(deepcopy=False)}
+        newest = {first_attempt(trial): trial for trial in self.study.get_trials(deepcopy=False)}
         for trial in newest.values():
             if trial.state is TrialState.FAIL and trial.user_attrs.get(WHY) in states:
-                attempt.line_up_again(self.study, trial)
+                retry_trial(self.study, trial)
 
     def _running(self) -> "list[FrozenTrial]":
         from optuna.trial import TrialState
@@ -271,7 +284,7 @@ class Search:
         from optuna.trial import TrialState
 
         trials = self.study.get_trials(deepcopy=False)
-        same = [trial for trial in trials if trial.number != number and attempt.are_alike(trial, trials[number])]
+        same = [trial for trial in trials if trial.number != number and have_same_settings(trial, trials[number])]
         theirs = [trial for trial in same if self.shared and trial.number < number and trial.number not in self.open]
         return next(
             (trial for trial in same if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)),
@@ -293,4 +306,4 @@ class Search:
             if WORKER not in trial.user_attrs and trial.number not in self.open and now - seen > self.patience:
                 with suppress(UpdateFinishedTrialError):
                     store.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-                    attempt.line_up_again(self.study, trial)
+                    retry_trial(self.study, trial)

@@ -14,25 +14,29 @@ from typing import TYPE_CHECKING, Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from finetune.cli.overrides import quoted
-from finetune.config import settings
-from finetune.config.schema import Config, Tracking, UserError
-from finetune.runs import folder as checkpoint
-from finetune.runs.sweep_record import CONFIRMATION, REPETITIONS, Outcome, State
-from finetune.search import space
+from finetune.config.schema import Config, Tracking
+from finetune.config.settings import flatten_settings, to_plain
+from finetune.config.spelling import spell_quoted
+from finetune.errors import UserError
+from finetune.runs.files import write_text
+from finetune.runs.folder import SELECTION, is_run_held, run_folder
+from finetune.runs.outcome import Outcome, RunState
+from finetune.runs.sweep_record import CONFIRMATION, REPETITIONS
 from finetune.search.shared_study import FOLDER
-from finetune.search.study import Search
+from finetune.search.space import experiment_yaml, point_overrides
+from finetune.search.study import SearchStudy
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
-    from finetune.comparison import compare
+    from finetune.runs.read import CompletedRun
     from finetune.sweeps.sweep_result import SweepResult
+
 
 Compose = Callable[[list[str]], Config]
 
 
-class Run(Protocol):
+class RunTrials(Protocol):
     """Runs trials, each a number and its overrides, and tells of each that ended."""
 
     def __call__(
@@ -51,7 +55,7 @@ NOT_THE_WINNERS = ("sweep", "hydra", "tracking", "output_dir", "name=")
 
 
 @dataclass(frozen=True)
-class Frame:
+class SearchContext:
     """What all runs of a search share: the command's overrides, those that make a run one of it, and its folder."""
 
     fixed: list[str]
@@ -74,39 +78,42 @@ class Candidate:
     @property
     def is_here(self) -> bool:
         """Whether the trial's run can be read; it may be on another machine."""
-        return (self.folders[0] / checkpoint.SELECTION).exists()
+        return (self.folders[0] / SELECTION).exists()
 
 
-def give(tried: Search, compose: Compose, run: Run, frame: Frame) -> None:
+def report_best(tried: SearchStudy, compose: Compose, run: RunTrials, frame: SearchContext) -> None:
     """Print the ranking, repeat the best over more seeds if asked to, confirm the winner on the test prompts, and leave
     the search's page.
     """
-    from finetune.sweeps import report as sweep_report  # and with it what draws and tests
+    from finetune.sweeps.report import (
+        show_ranking,
+        write_sweep_report,  # and with it what draws and tests
+    )
 
     console = Console(highlight=False)
-    shown = sweep_report.show(frame.folder)
+    shown = show_ranking(frame.folder)
     if tried.shared:
         console.print(f"Of all workers: {tried.counted()}")
     if best := tried.best():
-        _crown(console, tried, best, compose, run, frame)
+        _choose_best(console, tried, best, compose, run, frame)
     else:
         console.print("No trial is complete, so there is no best one.")
-    sweep_report.leave(shown, frame.base.tracking)
+    write_sweep_report(shown, frame.base.tracking)
 
 
-def give_of_grid(folder: Path, compose: Compose, given: Tracking) -> None:
+def report_best_of_grid(folder: Path, compose: Compose, given: Tracking) -> None:
     """Print the ranking of a grid's trials, which are whole runs, and the best of them, and leave the grid's page."""
-    from finetune.sweeps import report as sweep_report
+    from finetune.sweeps.report import show_ranking, write_sweep_report
 
-    shown = sweep_report.show(folder)
+    shown = show_ranking(folder)
     if shown and len(shown.trials) > 1:
-        _crown_of_grid(Console(highlight=False), shown, compose)
-    sweep_report.leave(shown, given)
+        _choose_best_of_grid(Console(highlight=False), shown, compose)
+    write_sweep_report(shown, given)
 
 
-def _crown_of_grid(console: Console, result: "SweepResult", compose: Compose) -> None:
+def _choose_best_of_grid(console: Console, result: "SweepResult", compose: Compose) -> None:
     """Find the winner by validation loss, as the test prompts are to judge and not to choose."""
-    from finetune.comparison import table as compare_table
+    from finetune.comparison.table import settings_of
 
     runs = [run for found in result.comparisons for run in found.runs if run.trial is not None]
     losses = {run.trial: run.result["training"]["validation_loss"] for run in runs}
@@ -119,25 +126,30 @@ def _crown_of_grid(console: Console, result: "SweepResult", compose: Compose) ->
     [trial] = [trial for trial in result.trials if trial.number == winner.trial]
     again = _without_search(trial.overrides, compose)
     _write_experiment(result.folder, trial.number, again)
-    swept = compare_table.settings_of(result.settings[trial.number])
+    swept = settings_of(result.settings[trial.number])
     told = f"Best by validation loss, {losses[trial.number]:.4g}: trial {trial.number}: {swept}"
     console.print(told, style="bold", markup=False, soft_wrap=True)
     console.print(f"On the test prompts: {winner.verdict}", markup=False, soft_wrap=True)
     _tell_how(console, result.folder, again)
 
 
-def _validated(run: "compare.Run") -> str:
+def _validated(run: "CompletedRun") -> str:
     """What must be equal for validation losses to be compared: the model that reads, and the rows."""
     return json.dumps([run.result["config"]["model"], run.result["data"]["splits"].get("validation")])
 
 
-def _crown(
-    console: Console, tried: Search, best: "list[FrozenTrial]", compose: Compose, run: Run, frame: Frame
+def _choose_best(
+    console: Console,
+    tried: SearchStudy,
+    best: "list[FrozenTrial]",
+    compose: Compose,
+    run: RunTrials,
+    frame: SearchContext,
 ) -> None:
     """Find the winner among the best trials, and test it."""
     better = -1 if tried.plan.higher_is_better else 1
     candidates = [
-        Candidate(trial.number, space.overrides(trial.params), [Path(trial.user_attrs[FOLDER])], trial.values[0])
+        Candidate(trial.number, point_overrides(trial.params), [Path(trial.user_attrs[FOLDER])], trial.values[0])
         for trial in best
     ]
     for one in candidates:
@@ -158,7 +170,7 @@ def _crown(
     by = "" if tried.plan.objectives[0] == "score" else f" by {tried.plan.objectives[0]}"
     told = f"Best{by}: trial {winner.number}: {' '.join(winner.overrides)}"
     console.print(told, style="bold", markup=False, soft_wrap=True)
-    mine = checkpoint.folder(compose([*frame.fixed, *winner.overrides]))
+    mine = run_folder(compose([*frame.fixed, *winner.overrides]))
     if tried.shared and not (winner.is_here and mine.absolute() == winner.folders[0]):
         console.print(f"Its run is {winner.folders[0]}: the worker there answers the test prompts.", soft_wrap=True)
     else:
@@ -187,7 +199,7 @@ def read(file: Path) -> dict[str, Any]:
     return content
 
 
-def _repeat(finalists: list[Candidate], seeds: int, compose: Compose, run: Run, frame: Frame) -> None:
+def _repeat(finalists: list[Candidate], seeds: int, compose: Compose, run: RunTrials, frame: SearchContext) -> None:
     """Run the finalists over more seeds; each is scored on the same validation prompts."""
     jobs = [
         (one, [*frame.fixed, *one.overrides, f"seed={frame.base.seed + number}", *frame.own])
@@ -196,21 +208,21 @@ def _repeat(finalists: list[Candidate], seeds: int, compose: Compose, run: Run, 
     ]
     _run_all({REPETITIONS + i: overrides for i, (_, overrides) in enumerate(jobs)}, compose, run, frame)
     for one, overrides in jobs:
-        one.folders.append(checkpoint.folder(compose(overrides)))
+        one.folders.append(run_folder(compose(overrides)))
     for one in finalists:
-        files = [folder / checkpoint.SELECTION for folder in one.folders]
+        files = [folder / SELECTION for folder in one.folders]
         one.scores = [_score(read(file)) for file in files if file.exists()] or [one.value]
 
 
-def _run_all(jobs: dict[int, list[str]], compose: Compose, run: Run, frame: Frame) -> None:
+def _run_all(jobs: dict[int, list[str]], compose: Compose, run: RunTrials, frame: SearchContext) -> None:
     """Run jobs, by their numbers; those that another worker of the study is at are waited for."""
     busy: list[int] = []
 
     def note(number: int, outcome: Outcome) -> None:
-        busy.extend([number] if outcome.state is State.busy else [])
+        busy.extend([number] if outcome.state is RunState.busy else [])
 
     while jobs:
-        free = {key: job for key, job in jobs.items() if not checkpoint.is_held(checkpoint.folder(compose(job)))}
+        free = {key: job for key, job in jobs.items() if not is_run_held(run_folder(compose(job)))}
         if free:
             busy.clear()
             run(list(free.items()), note, len(free), frame.folder.name)
@@ -219,7 +231,7 @@ def _run_all(jobs: dict[int, list[str]], compose: Compose, run: Run, frame: Fram
         jobs = {key: job for key, job in jobs.items() if key not in free or key in busy}
 
 
-def _front(tried: Search) -> str:
+def _front(tried: SearchStudy) -> str:
     names = " and ".join(tried.plan.objectives)
     values = {trial.number: ", ".join(f"{value:.4g}" for value in trial.values) for trial in tried.front()}
     told = "; ".join(f"trial {number} ({values[number]})" for number in sorted(values))
@@ -241,10 +253,10 @@ def _repeated(finalists: list[Candidate]) -> Table:
     return table
 
 
-def _confirm(console: Console, winner: Candidate, compose: Compose, run: Run, frame: Frame) -> None:
+def _confirm(console: Console, winner: Candidate, compose: Compose, run: RunTrials, frame: SearchContext) -> None:
     """Answer the test prompts with the winner, which is trained already, and say whether it was worth it."""
-    overrides = [*frame.fixed, *winner.overrides, f"sweep.name={quoted(frame.folder.name)}"]
-    folder = checkpoint.folder(compose(overrides))
+    overrides = [*frame.fixed, *winner.overrides, f"sweep.name={spell_quoted(frame.folder.name)}"]
+    folder = run_folder(compose(overrides))
     _run_all({CONFIRMATION: overrides}, compose, run, frame)
     file = folder / "result.json"
     result = read(file) if file.exists() else {}
@@ -257,12 +269,12 @@ def _without_search(overrides: list[str], compose: Compose) -> list[str]:
     """The overrides of the same run outside the search; what its preset sets for all runs is added."""
     given = [text for text in overrides if not text.startswith(NOT_THE_WINNERS)]
     plain = [*given, "hydra/sweeper=optuna"]  # whose settings, on the command line, are composed again
-    wanted, known = (settings.flatten(checkpoint.plain(compose(texts))) for texts in (overrides, plain))
+    wanted, known = (flatten_settings(to_plain(compose(texts))) for texts in (overrides, plain))
     preset = {key: value for key, value in wanted.items() if key not in known or known[key] != value}
-    return [*given, *(f"{key}={quoted(value)}" for key, value in preset.items())]
+    return [*given, *(f"{key}={spell_quoted(value)}" for key, value in preset.items())]
 
 
 def _write_experiment(folder: Path, number: int, again: list[str]) -> None:
     """Leave the winner, which the overrides `again` describe, as an experiment: `best.yaml` for conf/experiment/."""
     comment = f"# The best of the sweep {folder.name}: trial {number}.\n"
-    checkpoint.write(folder / "best.yaml", "# @package _global_\n" + comment + space.as_experiment(again))
+    write_text(folder / "best.yaml", "# @package _global_\n" + comment + experiment_yaml(again))

@@ -12,19 +12,21 @@ from rich.status import Status
 from rich.table import Table
 
 from finetune.evaluation.metrics import HIGHER_IS_BETTER
-from finetune.reporting.console import clock
-from finetune.runs.sweep_record import SUCCESSFUL, UNENDED, Cost, Outcome, Record, State
+from finetune.reporting.console import format_duration
+from finetune.runs.outcome import SUCCESSFUL, UNENDED, Outcome, RunState
+from finetune.runs.sweep_record import SweepRecord
+from finetune.sweeps.jobs import TrialCost
 
-STYLES = {State.running: "cyan", State.complete: "green", State.pruned: "yellow"}
+STYLES = {RunState.running: "cyan", RunState.complete: "green", RunState.pruned: "yellow"}
 GIB = 2**30
 # Trials in the live table, the newest.
 SHOWN = 12
 
 
-class SweepScreen:
+class SweepConsole:
     """A live table of the trials on a terminal; anywhere a line for each that ended, with its traceback if any."""
 
-    def __init__(self, record: Record, total: int | None) -> None:
+    def __init__(self, record: SweepRecord, total: int | None) -> None:
         self.terminal = Console(highlight=False)
         self.record, self.total = record, total
         self.running: dict[int, Any] = {}
@@ -34,7 +36,7 @@ class SweepScreen:
         self.mine: list[int] = []
         self.live = Live(get_renderable=self._table, console=self.terminal, refresh_per_second=2, transient=True)
 
-    def __enter__(self) -> "SweepScreen":
+    def __enter__(self) -> "SweepConsole":
         return self
 
     def __exit__(
@@ -46,7 +48,7 @@ class SweepScreen:
         """A sign that something goes on, for the length of a `with` block."""
         return self.terminal.status(what)
 
-    def show_costs(self, costs: Sequence[Cost], trials: int, at_a_time: int) -> None:
+    def show_costs(self, costs: Sequence[TrialCost], trials: int, at_a_time: int) -> None:
         """Show what the trials that are still to run will cost."""
         self.at_a_time = at_a_time
         if not costs:
@@ -56,7 +58,7 @@ class SweepScreen:
         largest = max(costs, key=lambda cost: cost.peak_bytes / cost.available_bytes)
         self.terminal.print(
             f"{trials} trials to run, {at_a_time} at a time: {'about' if measured else 'at least'} "
-            f"{clock(self.expected * trials / min(at_a_time, trials))}. The largest needs "
+            f"{format_duration(self.expected * trials / min(at_a_time, trials))}. The largest needs "
             f"{largest.peak_bytes / GIB:.2f} of {largest.available_bytes / GIB:.2f} GiB: {largest.verdict}.",
             soft_wrap=True,
         )
@@ -81,12 +83,12 @@ class SweepScreen:
             self.mine.append(number)
         self.seen.append(outcome)
         score = "" if outcome.score is None else f" {outcome.metric} {outcome.score:.3f}"
-        known = ", as known from before" if outcome.known else f" in {clock(outcome.seconds)}"
+        known = ", as known from before" if outcome.known else f" in {format_duration(outcome.seconds)}"
         if outcome.known and outcome.state not in SUCCESSFUL:
             known += " (sweep.repeat_failures=true tries it again)"
         told = f"trial {number} {self.record.swept(number)}: {outcome.state.value}{score}{known}"
         self.terminal.print(told, markup=False, soft_wrap=True)
-        if outcome.reason and outcome.state is not State.complete:
+        if outcome.reason and outcome.state is not RunState.complete:
             self.terminal.print(outcome.reason.rstrip(), markup=False, soft_wrap=True)
 
     def gave_up(self, failures: int) -> None:
@@ -106,7 +108,7 @@ class SweepScreen:
             score = "" if trial.score is None else f"{trial.score:.3f}{' best' if number == best else ''}"
             note = going.note if going else trial.reason.rstrip().rpartition("\n")[2][:80]
             state = f"[{STYLES.get(trial.state, 'red')}]{trial.state.value}[/]"
-            table.add_row(str(number), self.record.swept(number), state, score, clock(seconds), note)
+            table.add_row(str(number), self.record.swept(number), state, score, format_duration(seconds), note)
         return table
 
     def _best(self) -> int | None:
@@ -123,5 +125,5 @@ class SweepScreen:
         if self.total and (left := self.total - done):
             mine = [outcome.seconds for outcome in self.seen if not outcome.known]
             each = fmean(mine) if mine else self.expected
-            parts += [f"about {clock(each * left / self.at_a_time)} left"] if each else []
+            parts += [f"about {format_duration(each * left / self.at_a_time)} left"] if each else []
         return " · ".join(parts)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 2.0
 
 
-class Server:
+class ForkServerClient:
     """That process. It is started when it is first needed, and serves until `close`, which ends its trials, too."""
 
     def __init__(self, script: Path) -> None:
@@ -32,7 +32,7 @@ class Server:
         self.channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         single = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-        program = "from finetune.sweeps import fork_server; fork_server.serve()"
+        program = "from finetune.sweeps.fork_server import serve_forks; serve_forks()"
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", program, str(theirs.fileno()), str(self.script)],

@@ -16,17 +16,16 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
 from typing import Any
 
-from finetune.config.schema import Config, UserError
-from finetune.runs import sweep_record as trials
-from finetune.runs.folder import folder
-from finetune.runs.sweep_record import Pruned, State
-from finetune.sweeps import preload
+from finetune.config.schema import Config
+from finetune.runs import outcome
+from finetune.runs.folder import run_folder
+from finetune.runs.outcome import RunState, run_to_outcome
+from finetune.sweeps.jobs import CostSurvey, TrialJob
+from finetune.sweeps.preload import import_libraries, preload_shared, preload_study
 
 # A message is one packet.
 LARGEST_MESSAGE = 150_000
@@ -34,34 +33,7 @@ LONGEST_REASON = 20_000
 PR_SET_PDEATHSIG = 1
 
 
-@dataclass(frozen=True)
-class Job:
-    """A run to be forked, and what it may use."""
-
-    number: int
-    config: Config
-    threads: int
-    # Index of a CUDA device among those that are visible. None: no device is chosen.
-    device: int | None
-    runs_at_a_time: int
-    known_to_fit: bool
-    # Whether its base model does, so that it may be loaded for all.
-    base_fits: bool
-
-
-@dataclass(frozen=True)
-class Survey:
-    """Runs whose costs are to be told, of as many as there will be in all."""
-
-    configs: list[Config]
-    trials: int
-    threads: int
-    device: int | None
-    runs_at_a_time: int
-    number: int = -1
-
-
-def serve() -> None:
+def serve_forks() -> None:
     """Import what a run needs, say hello, then fork a process for each job until the socket closes.
 
     The program's arguments are the socket's file descriptor and the path of run.py.
@@ -69,7 +41,7 @@ def serve() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     run = _load(sys.argv[2])
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU must not initialise CUDA
-    hello = {"devices": preload.import_libraries()}
+    hello = {"devices": import_libraries()}
     bell, ringer = os.pipe()
     os.set_blocking(ringer, False)
     signal.set_wakeup_fd(ringer, warn_on_full_buffer=False)
@@ -96,19 +68,23 @@ def serve() -> None:
 
 
 def _fork(
-    job: Job | Survey, run: Callable[[Config], None], channel: socket.socket, children: dict[int, int], on_gpus: bool
+    job: TrialJob | CostSurvey,
+    run: Callable[[Config], None],
+    channel: socket.socket,
+    children: dict[int, int],
+    on_gpus: bool,
 ) -> None:
     """Fork a process for a job, once what it shares with others is loaded; with GPUs, that would initialise CUDA."""
-    config = job.config if isinstance(job, Job) else job.configs[0]
+    config = job.config if isinstance(job, TrialJob) else job.configs[0]
     if config.sweep.study and config.sweep.pruner != "none":
-        preload.study(config.sweep.study)
+        preload_study(config.sweep.study)
     if not on_gpus:
-        preload.shared(config, with_base=isinstance(job, Job) and job.base_fits)
+        preload_shared(config, with_base=isinstance(job, TrialJob) and job.base_fits)
     gc.freeze()
     pid = os.fork()
     if pid == 0:
         signal.set_wakeup_fd(-1)
-        _live(job, run, channel) if isinstance(job, Job) else _survey(job, channel)
+        _live(job, run, channel) if isinstance(job, TrialJob) else _survey(job, channel)
     with suppress(OSError):  # it may have ended
         os.setpgid(pid, pid)  # before anybody knows of it, so that it can be ended with all that it starts
     children[pid] = job.number
@@ -144,18 +120,18 @@ def _reap(channel: socket.socket, children: dict[int, int]) -> None:
         send(channel, {"number": children.pop(pid), "exit": status})
 
 
-def _survey(survey: Survey, channel: socket.socket) -> None:
+def _survey(survey: CostSurvey, channel: socket.socket) -> None:
     """The life of a process that works out what runs will cost."""
     try:
         _stand_alone()
         _share_machine(survey)
-        from finetune.machine import device
-        from finetune.sweeps import cost as sweep_plan
+        from finetune.machine import process_memory
+        from finetune.sweeps.cost import estimate_costs
 
-        device.runs_to_begin = survey.runs_at_a_time
+        process_memory.runs_to_begin = survey.runs_at_a_time
 
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            costs = sweep_plan.estimate(survey.configs, survey.trials)
+            costs = estimate_costs(survey.configs, survey.trials)
         send(channel, {"number": survey.number, "costs": costs})
     except Exception as error:
         send(channel, {"number": survey.number, "problem": f"{type(error).__name__}: {error}"[-LONGEST_REASON:]})
@@ -163,24 +139,25 @@ def _survey(survey: Survey, channel: socket.socket) -> None:
         os._exit(0)
 
 
-def _share_machine(work: Job | Survey) -> None:
+def _share_machine(work: TrialJob | CostSurvey) -> None:
     """Take no more threads, GPUs and memory than are its."""
     if work.device is not None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[work.device] if visible else str(work.device)
     import torch
 
-    from finetune.machine import device
+    from finetune.machine import process_memory
+    from finetune.machine.process_memory import held_memory_bytes
 
     torch.set_num_threads(work.threads)
-    device.runs_at_a_time, device.inherited_bytes = work.runs_at_a_time, 0
-    device.inherited_bytes = device.held_memory_bytes()
+    process_memory.runs_at_a_time, process_memory.inherited_bytes = work.runs_at_a_time, 0
+    process_memory.inherited_bytes = held_memory_bytes()
 
 
-def _live(job: Job, run: Callable[[Config], None], channel: socket.socket) -> None:
+def _live(job: TrialJob, run: Callable[[Config], None], channel: socket.socket) -> None:
     """The life of a forked process: the run, then the news of its end."""
     try:
-        trials.tell = _teller(job.number, channel)
+        outcome.tell = _teller(job.number, channel)
         state, reason = _run(run, job)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -196,10 +173,10 @@ def _stand_alone() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _settle(job: Job) -> None:
+def _settle(job: TrialJob) -> None:
     """Become a process of one's own: group, output, threads, device."""
     _stand_alone()
-    place = folder(job.config)
+    place = run_folder(job.config)
     place.mkdir(parents=True, exist_ok=True)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the run itself writes to log.txt what it prints
     os.dup2(os.open(place / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 2)
@@ -223,7 +200,7 @@ def _teller(number: int, channel: socket.socket) -> Callable[[str], None]:
     return tell
 
 
-def _run(run: Callable[[Config], None], job: Job) -> tuple[State, str]:
+def _run(run: Callable[[Config], None], job: TrialJob) -> tuple[RunState, str]:
     """Run, and tell how that ended."""
 
     def settle_and_run(config: Config) -> None:
@@ -231,31 +208,8 @@ def _run(run: Callable[[Config], None], job: Job) -> tuple[State, str]:
         run(config)
 
     try:
-        return attempt(settle_and_run, job.config)
+        return run_to_outcome(settle_and_run, job.config)
     except SystemExit as error:
-        return State.exited, f"it called sys.exit({error.code!r})"
+        return RunState.exited, f"it called sys.exit({error.code!r})"
     except KeyboardInterrupt:
-        return State.killed, "it was interrupted"
-
-
-def attempt(run: Callable[[Config], None], config: Config) -> tuple[State, str]:
-    """Run, and tell how that ended; what is to end the whole process goes through."""
-    try:
-        run(config)
-    except Exception as error:
-        state = trials.state_after(error)
-        return state, _reason(error, state)
-    return State.complete, ""
-
-
-def _reason(error: Exception, state: State) -> str:
-    """Why the run ended, in words; what no message tells goes into its log, too."""
-    if isinstance(error, Pruned | UserError | FloatingPointError):
-        if state is State.refused:
-            print(f"Error: {error}", file=sys.stderr)
-        return str(error)
-    stack = "".join(traceback.format_exception(error))
-    print(stack, file=sys.stderr)
-    if state is State.out_of_memory:
-        return " ".join(str(error).split()) or type(error).__name__
-    return stack
+        return RunState.killed, "it was interrupted"

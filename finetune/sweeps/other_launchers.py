@@ -9,13 +9,12 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
-from finetune.config.schema import Config, UserError
-from finetune.config.schema import Sweep as Settings
-from finetune.runs import folder as checkpoint
-from finetune.runs import sweep_record as trials
-from finetune.runs.sweep_record import UNENDED, Outcome, Record, State, Trial
-from finetune.sweeps import fork_server as warm
-from finetune.sweeps.console import SweepScreen
+from finetune.config.schema import Config, Sweep
+from finetune.errors import UserError
+from finetune.runs.folder import run_folder
+from finetune.runs.outcome import UNENDED, Outcome, RunState, conclude_run, run_to_outcome, settled_outcome
+from finetune.runs.sweep_record import SweepRecord, TrialRecord, ended, open_sweep_record, read_trials
+from finetune.sweeps.console import SweepConsole
 
 POLL_SECONDS = 2.0
 OUR_LAUNCHERS = {
@@ -25,39 +24,39 @@ OUR_LAUNCHERS = {
 
 
 @dataclass
-class Sweep:
+class SubmittedSweep:
     """Trials that run elsewhere; each writes its own line of sweep.json."""
 
-    record: Record
+    record: SweepRecord
     configs: list[Config]
     # The numbers of those whose ends the user has seen.
     shown: set[int] = field(default_factory=set)
 
-    def show_ends(self, screen: SweepScreen) -> None:
+    def show_ends(self, screen: SweepConsole) -> None:
         """Show what has ended since."""
-        self.record.trials = trials.read(self.record.file)
+        self.record.trials = read_trials(self.record.file)
         for number, config in enumerate(self.configs):
             line = self.record.trials[number]
             if line.state in UNENDED or number in self.shown:
                 continue
             self.shown.add(number)
             outcome = Outcome(line.state, line.reason, Path(line.folder), line.seconds)
-            known = trials.settled(config, Path(line.folder))
+            known = settled_outcome(config, Path(line.folder))
             screen.ended(number, replace(outcome, score=known.score, metric=known.metric) if known else outcome)
 
 
-def announce(command: Sequence[str], cells: Sequence[tuple[list[str], Config]], launcher: str) -> Sweep:
+def announce_sweep(command: Sequence[str], cells: Sequence[tuple[list[str], Config]], launcher: str) -> SubmittedSweep:
     """Write the trials of a grid, each its overrides and its configuration, to sweep.json before they are jobs."""
     first = cells[0][1]
-    record = trials.open_record(first.output_dir, first.sweep.name, command)
+    record = open_sweep_record(first.output_dir, first.sweep.name, command)
     record.common = frozenset.intersection(*(frozenset(given) for given, _ in cells)) if cells[1:] else frozenset()
-    folders = [checkpoint.folder(config) for _, config in cells]
-    record.write(*(Trial(number, cells[number][0], str(folder)) for number, folder in enumerate(folders)))
+    folders = [run_folder(config) for _, config in cells]
+    record.write(*(TrialRecord(number, cells[number][0], str(folder)) for number, folder in enumerate(folders)))
     print(f"{len(cells)} trials for hydra/launcher={launcher}; {record.file} tells what each is doing.", flush=True)
-    return Sweep(record, [config for _, config in cells])
+    return SubmittedSweep(record, [config for _, config in cells])
 
 
-def refuse_limits(sweep: Settings) -> None:
+def refuse_limits(sweep: Sweep) -> None:
     """Raise UserError for what only our own launcher heeds."""
     for name, instead in OUR_LAUNCHERS.items():
         if (value := getattr(sweep, name)) is not None:
@@ -65,7 +64,7 @@ def refuse_limits(sweep: Settings) -> None:
 
 
 @contextmanager
-def follow(sweep: Sweep | None) -> Iterator[None]:
+def follow_sweep(sweep: SubmittedSweep | None) -> Iterator[None]:
     """Show how the trials end, for the length of the block; the exit code follows from what they have come to by then.
 
     Without a sweep, do nothing.
@@ -74,7 +73,7 @@ def follow(sweep: Sweep | None) -> Iterator[None]:
         yield
         return
     over = Event()
-    screen = SweepScreen(sweep.record, len(sweep.configs))
+    screen = SweepConsole(sweep.record, len(sweep.configs))
 
     def poll() -> None:
         while not over.wait(POLL_SECONDS):
@@ -91,7 +90,7 @@ def follow(sweep: Sweep | None) -> Iterator[None]:
         over.set()
         thread.join()
         sweep.show_ends(screen)
-        trials.ended.update({number: trial.state for number, trial in sweep.record.trials.items()})
+        ended.update({number: trial.state for number, trial in sweep.record.trials.items()})
 
 
 def run_in_turn(
@@ -99,38 +98,38 @@ def run_in_turn(
     jobs: Iterable[tuple[int, list[str]]],
     on_end: Callable[[int, Outcome], None],
     compose: Callable[[list[str]], Config],
-    record: Record,
+    record: SweepRecord,
 ) -> None:
     """Have Hydra's launcher run trials, each a number and its overrides, one after the other as they are drawn."""
-    screen = SweepScreen(record, None)
+    screen = SweepConsole(record, None)
     for number, overrides in jobs:
         refuse_limits(compose(overrides).sweep)
         try:
             [done] = launch([overrides], number)
             outcome = done.return_value
         except Exception as error:
-            line = trials.read(record.file).get(number)
-            if line is None or line.state is not State.running:
+            line = read_trials(record.file).get(number)
+            if line is None or line.state is not RunState.running:
                 raise  # it was not begun
-            outcome = Outcome(State.killed, str(error), checkpoint.folder(compose(overrides)))
+            outcome = Outcome(RunState.killed, str(error), run_folder(compose(overrides)))
             record.give_up(number, outcome.reason)
-        record.trials = trials.read(record.file)
-        trials.ended[number] = outcome.state
+        record.trials = read_trials(record.file)
+        ended[number] = outcome.state
         screen.ended(number, outcome)
         on_end(number, outcome)
 
 
-def run(go: Callable[[Config], None], config: Config, number: int, overrides: Sequence[str]) -> Outcome:
+def run_submitted_trial(go: Callable[[Config], None], config: Config, number: int, overrides: Sequence[str]) -> Outcome:
     """Run one trial in this process, and write to sweep.json what becomes of it; raise only what ends the process."""
-    record = trials.open_record(config.output_dir, config.sweep.name, [])
+    record = open_sweep_record(config.output_dir, config.sweep.name, [])
     if record.file.exists():
         record.command = json.loads(record.file.read_text(encoding="utf-8"))["command"]
-    folder = checkpoint.folder(config)
-    record.begin(number, overrides, folder, State.running)
+    folder = run_folder(config)
+    record.begin(number, overrides, folder, RunState.running)
     started = time.monotonic()
-    outcome = trials.settled(config, folder)
+    outcome = settled_outcome(config, folder)
     if outcome is None:
-        state, reason = warm.attempt(go, config)
-        outcome = trials.conclude(config, folder, state, reason, time.monotonic() - started)
+        state, reason = run_to_outcome(go, config)
+        outcome = conclude_run(config, folder, state, reason, time.monotonic() - started)
     record.end(number, outcome)
     return outcome

@@ -7,13 +7,13 @@ import os
 from contextlib import suppress
 
 from finetune.config.schema import Config
-from finetune.machine import libraries
-from finetune.runs.folder import folder
+from finetune.machine.libraries import import_trainer, silence_all
+from finetune.runs.folder import run_folder
 
 
 def import_libraries() -> int:
     """Import what every run imports; the number of CUDA devices."""
-    libraries.hush_all()
+    silence_all()
     import torch
 
     torch.set_num_threads(1)  # a pool of threads would not survive the fork
@@ -22,15 +22,11 @@ def import_libraries() -> int:
         import trl.chat_template_utils
         import trl.data_utils  # noqa: F401
     else:
-        libraries.import_trainer()
-        from finetune.evaluation import forgetting as retention  # noqa: F401
+        import_trainer()
+        from finetune.evaluation import forgetting  # noqa: F401
         from finetune.planning import plan  # noqa: F401
-        from finetune.reporting import (
-            preview,  # noqa: F401
-            progress,  # noqa: F401
-            report,  # noqa: F401
-        )
-        from finetune.training import trainer as train  # noqa: F401
+        from finetune.reporting import plan_table, preview, progress, report  # noqa: F401
+        from finetune.training import trainer  # noqa: F401
     return devices
 
 
@@ -48,31 +44,31 @@ def _count_gpus() -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def shared(config: Config, with_base: bool) -> None:
+def preload_shared(config: Config, with_base: bool) -> None:
     """Load what runs share, unless it is there: the rows and, where it fits, the base model."""
     if config.tracking.enabled:
         import wandb  # noqa: F401 (a second)
-    from finetune.data import splits as data
-    from finetune.machine import device
+    from finetune.data.splits import load_splits
+    from finetune.machine.device import choose_device
     from finetune.model import base as model
-    from finetune.runs import cache_keys as alike
+    from finetune.runs.cache_keys import base_key, rows_key
     from finetune.training import prepare
 
     with suppress(Exception):  # the run itself will tell
-        machine = device.choose(config.model, config.quantization, config.adapter)
-        rows = alike.rows_key(config)
+        machine = choose_device(config.model, config.quantization, config.adapter)
+        rows = rows_key(config)
         if rows not in prepare.ready:
             prepare.ready.clear()
-            prepare.ready[rows] = prepare.read_texts(config, data.load(config.data), machine, folder(config))
-        base = alike.base_key(config.model, config.quantization, machine)
+            prepare.ready[rows] = prepare.prepare_rows(config, load_splits(config.data), machine, run_folder(config))
+        base = base_key(config.model, config.quantization, machine)
         if base not in model.ready and with_base:
             model.ready.clear()
             model.ready[base] = model.load_base(config.model, config.quantization, machine)
 
 
-def study(place: str) -> None:
+def preload_study(place: str) -> None:
     """Read a search's study up to here: what was tried is thousands of lines, and each trial is held against them."""
-    from finetune.search import storage
+    from finetune.search.storage import read_ahead
 
     with suppress(Exception):  # the run itself will tell
-        storage.read_ahead(place)
+        read_ahead(place)

@@ -11,18 +11,18 @@ from filelock import FileLock, Timeout
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from finetune.cli.overrides import quoted
-from finetune.config.schema import Config, UserError
-from finetune.data import columns as recipe
-from finetune.evaluation import metrics
-from finetune.runs import folder as checkpoint
-from finetune.runs import sweep_record as trials
-from finetune.runs.sweep_record import Outcome, State
-from finetune.search import space, storage, study
-from finetune.search.space import Space
-from finetune.search.study import Plan, Search
-from finetune.sweeps import best as answer
-from finetune.sweeps.best import Compose, Run
+from finetune.config.schema import Config
+from finetune.config.spelling import spell_quoted
+from finetune.data.columns import find_recipe
+from finetune.errors import UserError
+from finetune.evaluation.metrics import HIGHER_IS_BETTER
+from finetune.runs.folder import SELECTION
+from finetune.runs.outcome import FINAL, Outcome, RunState, headline_score
+from finetune.runs.sweep_record import open_sweep_record
+from finetune.search.space import GRAMMAR, Space, point_overrides, read_space
+from finetune.search.storage import check_storage, is_shared_storage
+from finetune.search.study import SearchStudy, StudySettings, check_study, open_study
+from finetune.sweeps.best import Compose, RunTrials, SearchContext, read, repetitions, report_best
 
 # Of a result, by the name of the objective; the score is the headline metric's.
 COSTS: dict[str, Callable[[dict[str, Any]], float]] = {
@@ -32,24 +32,24 @@ COSTS: dict[str, Callable[[dict[str, Any]], float]] = {
 }
 
 
-def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: Sequence[str]) -> None:
+def run_search(compose: Compose, run: RunTrials, settings: Mapping[str, Any], arguments: Sequence[str]) -> None:
     """Try settings until there are `n_trials` in the study, then say what was found.
 
     Raises UserError, before the first trial, for a space or settings that cannot work.
     """
     given = OverridesParser.create().parse_overrides(list(arguments))
     fixed = [str(override.input_line) for override in given if not override.is_sweep_override()]
-    searched = space.read(settings["params"], [one for one in given if one.is_sweep_override()], settings["conditions"])
+    searched = read_space(settings["params"], [one for one in given if one.is_sweep_override()], settings["conditions"])
     base = compose(fixed)
     plan = _plan(settings, base)
     if settings["storage"]:
-        storage.check(settings["storage"], settings["heartbeat_seconds"])
+        check_storage(settings["storage"], settings["heartbeat_seconds"])
     corners = _check(compose, fixed, searched, plan, base)
-    record = trials.open_record(base.output_dir, base.sweep.name, sys.argv[1:])
+    record = open_sweep_record(base.output_dir, base.sweep.name, sys.argv[1:])
     name = record.folder.name
     place = settings["storage"] or str(record.folder / "study.journal")
-    own = [f"sweep.name={quoted(name)}", "sweep.on_validation=true"]
-    asked = [f"sweep.study={quoted(place)}", f"sweep.pruner={plan.pruner}"]
+    own = [f"sweep.name={spell_quoted(name)}", "sweep.on_validation=true"]
+    asked = [f"sweep.study={spell_quoted(place)}", f"sweep.pruner={plan.pruner}"]
 
     def frame(number: int, point: list[str]) -> list[str]:
         for silent in tried.taken_over(number):
@@ -58,13 +58,13 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
 
     def tell(number: int, outcome: Outcome) -> None:
         values = None
-        if outcome.state is State.complete and outcome.folder:
-            values = _values(outcome.folder / checkpoint.SELECTION, plan)
+        if outcome.state is RunState.complete and outcome.folder:
+            values = _values(outcome.folder / SELECTION, plan)
         tried.tell(number, outcome, values)
 
     with _alone(record.folder, place):
-        opened = study.open_study(place, name, plan, settings["heartbeat_seconds"])
-        tried = Search(opened, searched, plan, storage.is_shared(place), frame)
+        opened = open_study(place, name, plan, settings["heartbeat_seconds"])
+        tried = SearchStudy(opened, searched, plan, is_shared_storage(place), frame)
         chosen = settings["options"]
 
         def default(key: str) -> Any:
@@ -74,32 +74,32 @@ def search(compose: Compose, run: Run, settings: Mapping[str, Any], arguments: S
             print(note, flush=True)
         tried.begin(
             default,
-            [state for state in State if base.sweep.repeat_failures or state not in trials.FINAL],
+            [state for state in RunState if base.sweep.repeat_failures or state not in FINAL],
         )
         record.write()
         with _beating(tried, settings["heartbeat_seconds"]):
             run(tried, tell, tried.remaining(), name, corners)
-        answer.give(tried, compose, run, answer.Frame(fixed, own, base, record.folder))
+        report_best(tried, compose, run, SearchContext(fixed, own, base, record.folder))
 
 
-def _plan(settings: Mapping[str, Any], base: Config) -> Plan:
-    metric = (base.data.metrics or recipe.find_recipe(base.data).METRICS)[0]
-    return Plan(
+def _plan(settings: Mapping[str, Any], base: Config) -> StudySettings:
+    metric = (base.data.metrics or find_recipe(base.data).METRICS)[0]
+    return StudySettings(
         settings["sampler"],
         settings["pruner"],
         settings["n_trials"],
         settings["seed"],
         tuple(settings["objectives"]),
-        metrics.HIGHER_IS_BETTER[metric],
+        HIGHER_IS_BETTER[metric],
     )
 
 
-def _check(compose: Compose, fixed: list[str], searched: Space, plan: Plan, base: Config) -> list[Config]:
+def _check(compose: Compose, fixed: list[str], searched: Space, plan: StudySettings, base: Config) -> list[Config]:
     """The corners of the space. Raises UserError for a plan that cannot work and a value that no run may have."""
-    study.check(plan)
-    answer.repetitions(base.sweep.repeat_best)
+    check_study(plan)
+    repetitions(base.sweep.repeat_best)
     if not searched.dimensions:
-        raise UserError(f"hydra/sweeper=optuna: nothing is searched. Write SETTING={space.GRAMMAR}.")
+        raise UserError(f"hydra/sweeper=optuna: nothing is searched. Write SETTING={GRAMMAR}.")
     if plan.pruner != "none" and base.trainer.get("eval_strategy", "no") == "no":
         raise UserError(
             f"hydra.sweeper.pruner={plan.pruner}: trials are judged at each validation, and trainer.eval_strategy=no "
@@ -107,10 +107,10 @@ def _check(compose: Compose, fixed: list[str], searched: Space, plan: Plan, base
         )
     if plan.sampler == "grid":
         list(searched.grid())
-    return [compose([*fixed, *space.overrides(point)]) for point in searched.corners()]
+    return [compose([*fixed, *point_overrides(point)]) for point in searched.corners()]
 
 
-def _notes(searched: Space, plan: Plan, default: Callable[[str], Any]) -> Iterator[str]:
+def _notes(searched: Space, plan: StudySettings, default: Callable[[str], Any]) -> Iterator[str]:
     """What the search will not try, and somebody may think it does."""
     if outside := searched.outside(default):
         told = " ".join(f"{key}={value}" for key, value in outside.items())
@@ -119,17 +119,17 @@ def _notes(searched: Space, plan: Plan, default: Callable[[str], Any]) -> Iterat
         yield f"The grid has {cells:,} cells; hydra.sweeper.n_trials={plan.n_trials} of them are tried."
 
 
-def _values(file: Path, plan: Plan) -> list[float]:
+def _values(file: Path, plan: StudySettings) -> list[float]:
     """What a trial came to, by objective."""
-    result = answer.read(file)
-    score = trials.score_of(result)[0]
+    result = read(file)
+    score = headline_score(result)[0]
     return [score if name == "score" else float(COSTS[name](result)) for name in plan.objectives]
 
 
 @contextmanager
 def _alone(folder: Path, place: str) -> Iterator[None]:
     """Keep a study in a file for this search alone; a database may be shared."""
-    if storage.is_shared(place):
+    if is_shared_storage(place):
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -146,7 +146,7 @@ def _alone(folder: Path, place: str) -> Iterator[None]:
 
 
 @contextmanager
-def _beating(tried: Search, seconds: int) -> Iterator[None]:
+def _beating(tried: SearchStudy, seconds: int) -> Iterator[None]:
     """Tell others of the study, for the length of the block, that this worker is alive."""
     ended = Event()
 

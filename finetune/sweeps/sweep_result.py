@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune.comparison import compare
-from finetune.comparison.compare import Comparison, Run
-from finetune.config import settings
-from finetune.runs import folder as checkpoint
-from finetune.runs import sweep_record as trials
-from finetune.runs.sweep_record import State, Trial
+from finetune.comparison.compare import Comparison, compare_runs
+from finetune.config.settings import flatten_settings
+from finetune.runs.folder import newest_checkpoint
+from finetune.runs.outcome import RunState
+from finetune.runs.read import CompletedRun, read_run, trial_folder
+from finetune.runs.sweep_record import CONFIRMATION, REPETITIONS, TrialRecord, read_trials
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SweepResult:
 
     folder: Path
     # Those that were asked for, without what a search does with the best afterwards.
-    trials: list[Trial]
+    trials: list[TrialRecord]
     # For each trial what sets it apart from the others.
     settings: dict[int, dict[str, Any]]
     # Of the complete trials, one for each set of prompts; none where none is complete.
@@ -30,7 +30,7 @@ class SweepResult:
     # What each trial learnt, also where it ended early or is still at it.
     histories: dict[str, list[dict[str, Any]]]
     # The winner of a search, once it has answered the test prompts.
-    tested: Run | None = None
+    tested: CompletedRun | None = None
 
     @property
     def scores(self) -> dict[int, float]:
@@ -39,15 +39,15 @@ class SweepResult:
         return {run.trial: score for found in pairs for run, score in found if run.trial is not None}
 
     @property
-    def others(self) -> list[Trial]:
+    def others(self) -> list[TrialRecord]:
         """The trials that are not complete."""
-        return [trial for trial in self.trials if trial.state is not State.complete]
+        return [trial for trial in self.trials if trial.state is not RunState.complete]
 
     @property
     def counted(self) -> str:
         """How many trials there are, and how many are in each state."""
         counts = Counter(trial.state for trial in self.trials)
-        states = ", ".join(f"{counts[state]} {spelled(state)}" for state in State if counts[state])
+        states = ", ".join(f"{counts[state]} {format_state(state)}" for state in RunState if counts[state])
         return f"{len(self.trials)} trial{'s' if len(self.trials) != 1 else ''}: {states}"
 
     @property
@@ -56,46 +56,46 @@ class SweepResult:
         return f"On the test prompts, {self.tested.name}: {self.tested.verdict}" if self.tested else ""
 
 
-def read(folder: Path, metric: str | None = None) -> SweepResult:
+def read_sweep(folder: Path, metric: str | None = None) -> SweepResult:
     """The sweep in a folder, its trials ranked by the metric (None: their first one).
 
     Raises UserError where they cannot be ranked by one.
     """
-    known = trials.read(folder / "sweep.json").values()
-    own = [trial for trial in known if trial.number < trials.REPETITIONS]
+    known = read_trials(folder / "sweep.json").values()
+    own = [trial for trial in known if trial.number < REPETITIONS]
     swept = _swept(own)
-    runs: dict[Path, Run] = {}
+    runs: dict[Path, CompletedRun] = {}
     histories = {}
     for trial in own:
-        place = compare.place(folder, trial)
-        run = compare.read(place, trial.result) if trial.state is State.complete else None
+        place = trial_folder(folder, trial)
+        run = read_run(place, trial.result) if trial.state is RunState.complete else None
         if run and place not in runs:  # two trials of the same settings are one run
             runs[place] = replace(run, trial=trial.number)
-        name = f"trial {trial.number}" + ("" if run else f" ({spelled(trial.state)})")
+        name = f"trial {trial.number}" + ("" if run else f" ({format_state(trial.state)})")
         histories[name] = run.history if run else _history(place) if trial.folder else []
-    comparisons = compare.compare(runs.values(), metric)
+    comparisons = compare_runs(runs.values(), metric)
     comparisons = [replace(found, settings=_settings(found.runs, swept)) for found in comparisons]
     histories = {name: history for name, history in histories.items() if history}
-    return read_test(SweepResult(folder, own, swept, comparisons, histories))
+    return with_test_result(SweepResult(folder, own, swept, comparisons, histories))
 
 
-def read_test(result: SweepResult) -> SweepResult:
+def with_test_result(result: SweepResult) -> SweepResult:
     """The same with what the winner of a search has answered to the test prompts, if it has by now."""
-    confirmation = trials.read(result.folder / "sweep.json").get(trials.CONFIRMATION)
-    if confirmation is None or confirmation.state is not State.complete:
+    confirmation = read_trials(result.folder / "sweep.json").get(CONFIRMATION)
+    if confirmation is None or confirmation.state is not RunState.complete:
         return result
-    place = compare.place(result.folder, confirmation)
+    place = trial_folder(result.folder, confirmation)
     numbers = {run.folder: run.trial for found in result.comparisons for run in found.runs}
-    run = compare.read(place)
+    run = read_run(place)
     return replace(result, tested=run and replace(run, trial=numbers.get(place)))
 
 
-def spelled(state: State) -> str:
+def format_state(state: RunState) -> str:
     """A state in words."""
     return state.value.replace("_", " ")
 
 
-def _swept(known: list[Trial]) -> dict[int, dict[str, Any]]:
+def _swept(known: list[TrialRecord]) -> dict[int, dict[str, Any]]:
     """For each trial the settings of its command that not all trials have."""
     common = set.intersection(*(set(trial.overrides) for trial in known)) if known else set()
     return {
@@ -115,13 +115,13 @@ def _setting(override: str) -> tuple[str, Any]:
     return key, text
 
 
-def _settings(runs: Iterable[Run], swept: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+def _settings(runs: Iterable[CompletedRun], swept: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
     """For each run the swept settings that differ; one that its own command does not name is its configuration's."""
     keys = list(dict.fromkeys(key for one in swept.values() for key in one))
     found = []
     for run in runs:
         own = swept[run.trial] if run.trial is not None else {}
-        flat = settings.flatten(run.result["config"])
+        flat = flatten_settings(run.result["config"])
         found.append({key: own.get(key, flat.get(key)) for key in keys})
     differ = [key for key in keys if len({json.dumps(one[key]) for one in found}) > 1]
     return [{key: one[key] for key in differ} for one in found]
@@ -133,7 +133,7 @@ def _history(folder: Path) -> list[dict[str, Any]]:
         file = folder / "history.jsonl"
         if file.exists():
             return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        if newest := checkpoint.newest(folder):
+        if newest := newest_checkpoint(folder):
             found: list[dict[str, Any]] = json.loads((newest / "trainer_state.json").read_text())["log_history"]
             return found
     return []

@@ -11,13 +11,13 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template
 
-from finetune.config.schema import UserError
 from finetune.data.splits import Example, Message
+from finetune.errors import UserError
 
 SET = re.compile(r"(\{%- set \w+ = \w+ \| default\(.*?\) %\})*")
 
 
-def set_variables(tokenizer: PreTrainedTokenizerBase, values: dict[str, Any]) -> None:
+def set_template_variables(tokenizer: PreTrainedTokenizerBase, values: dict[str, Any]) -> None:
     """Give the chat template's variables these values for good: in training, in generation, and wherever it is saved.
 
     Raises UserError for a variable that the template does not read.

@@ -6,21 +6,21 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from finetune.config.choices import Bias
-from finetune.config.schema import Adapter, Config
-from finetune.errors import complain, did_you_mean, shown
+from finetune.config.schema import Adapter, Bias, Config
+from finetune.config.spelling import spell
+from finetune.errors import did_you_mean, raise_problems
 from finetune.machine.device import Device
-from finetune.training.tokenize import Rows
+from finetune.training.tokenize import TokenizedRows
 
 
 def check_machine(config: Config, machine: Device) -> None:
     """Raise one UserError that names every setting that the device makes impossible."""
-    complain(list(_precision(config.trainer, machine)))
+    raise_problems(list(_precision(config.trainer, machine)))
 
 
-def check(config: Config, machine: Device, outline: PreTrainedModel, rows: Rows) -> None:
+def check_fit(config: Config, machine: Device, outline: PreTrainedModel, rows: TokenizedRows) -> None:
     """Raise one UserError that names every setting that the model or the rows make impossible."""
-    complain(
+    raise_problems(
         [
             *_context(config.trainer.get("max_length"), outline, rows),
             *_modules(config.adapter, outline),
@@ -29,7 +29,7 @@ def check(config: Config, machine: Device, outline: PreTrainedModel, rows: Rows)
     )
 
 
-def notes(config: Config) -> Iterator[str]:
+def bias_notes(config: Config) -> Iterator[str]:
     """What is legal but may surprise."""
     quantized = config.quantization.load_in_4bit or config.quantization.load_in_8bit
     if config.adapter.enabled and config.adapter.bias is not Bias.none:
@@ -49,7 +49,7 @@ def _precision(trainer: dict[str, Any], machine: Device) -> Iterator[str]:
         yield "trainer.tf32=true: it is for NVIDIA GPUs from Ampere on, and this is a CPU. Leave it out."
 
 
-def _context(max_length: int | None, outline: PreTrainedModel, rows: Rows) -> Iterator[str]:
+def _context(max_length: int | None, outline: PreTrainedModel, rows: TokenizedRows) -> Iterator[str]:
     context = getattr(outline.config.get_text_config(), "max_position_embeddings", None)
     if context and max_length and max_length > context:
         yield (
@@ -60,7 +60,7 @@ def _context(max_length: int | None, outline: PreTrainedModel, rows: Rows) -> It
     longest = max((len(ids) for some in (rows.train, rows.validation) for ids in some["input_ids"]), default=0)
     if context and longest > context:
         yield (
-            f"trainer.max_length={shown(max_length)}: the longest row has {longest:,} tokens, and the model's context "
+            f"trainer.max_length={spell(max_length)}: the longest row has {longest:,} tokens, and the model's context "
             f"is {context:,}. Write trainer.max_length={context}."
         )
 
@@ -79,10 +79,10 @@ def _modules(adapter: Adapter, outline: PreTrainedModel) -> Iterator[str]:
                 yield f"adapter.{key}: this model has no module {module}.{did_you_mean(module, linear)} {there}."
     last = outline.config.get_text_config().num_hidden_layers - 1
     if max(adapter.layers_to_transform or [0]) > last:
-        yield f"adapter.layers_to_transform={shown(adapter.layers_to_transform)}: the model has layers 0 to {last}."
+        yield f"adapter.layers_to_transform={spell(adapter.layers_to_transform)}: the model has layers 0 to {last}."
 
 
-def _amount(trainer: dict[str, Any], machine: Device, rows: Rows) -> Iterator[str]:
+def _amount(trainer: dict[str, Any], machine: Device, rows: TokenizedRows) -> Iterator[str]:
     batch, grown = trainer.get("per_device_train_batch_size", 8), trainer.get("gradient_accumulation_steps", 1)
     effective = batch * grown * machine.processes
     if effective > len(rows.train):
@@ -98,6 +98,6 @@ def _amount(trainer: dict[str, Any], machine: Device, rows: Rows) -> Iterator[st
     warmup = trainer.get("warmup_steps", 0)
     if warmup >= 1 and warmup >= steps:
         yield (
-            f"trainer.warmup_steps={shown(warmup)}: training has {steps} steps, so that the learning rate would never "
+            f"trainer.warmup_steps={spell(warmup)}: training has {steps} steps, so that the learning rate would never "
             "be reached. Write a share, such as trainer.warmup_steps=0.05."
         )

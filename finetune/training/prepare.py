@@ -8,73 +8,72 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from finetune.config.schema import Config
-from finetune.data import overlap
+from finetune.data.overlap import check_overlap
 from finetune.data.splits import Splits
-from finetune.evaluation import generate
 from finetune.machine.device import Device
-from finetune.model import base as model
-from finetune.runs import cache_keys as alike
-from finetune.training import chat_template as chat
-from finetune.training import fit_checks as feasible
-from finetune.training import row_checks as audit
-from finetune.training import sft_config as sft_settings
-from finetune.training import tokenize as tokens
-from finetune.training.tokenize import Rows
+from finetune.model.base import load_meta_model
+from finetune.model.tokenizer import apply_tokenizer_settings, end_tokens, load_tokenizer
+from finetune.runs.cache_keys import rows_key
+from finetune.training.chat_template import set_template_variables
+from finetune.training.fit_checks import bias_notes, check_fit, check_machine
+from finetune.training.row_checks import RowReader, check_rows, guard_control_tokens, require_template, template_notes
+from finetune.training.sft_config import build_sft_config
+from finetune.training.tokenize import TokenizedRows, tokenize_splits
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """The examples, their tokens, TRL's settings, and the base model's shapes without its weights."""
 
     splits: Splits
     tokenizer: PreTrainedTokenizerBase
     outline: Any
     settings: SFTConfig
-    rows: Rows
+    rows: TokenizedRows
     # What is legal but may surprise.
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Texts:
+class PreparedRows:
     """The part of a preparation that runs with the same rows share."""
 
     splits: Splits
     tokenizer: PreTrainedTokenizerBase
     outline: Any
-    rows: Rows
+    rows: TokenizedRows
     notes: list[str]
 
 
 # Those of runs with the same rows, by alike.rows_key: the trials of a sweep are forked with theirs.
-ready: dict[str, Texts] = {}
+ready: dict[str, PreparedRows] = {}
 
 
-def prepare(config: Config, splits: Splits, machine: Device, folder: Path) -> Prepared:
+def prepare_run(config: Config, splits: Splits, machine: Device, folder: Path) -> PreparedRun:
     """Audit, tokenise and check the examples of the run in `folder`.
 
     Raises UserError for what is wrong with them.
     """
-    feasible.check_machine(config, machine)
-    texts = (ready and ready.get(alike.rows_key(config))) or read_texts(config, splits, machine, folder)
+    check_machine(config, machine)
+    texts = (ready and ready.get(rows_key(config))) or prepare_rows(config, splits, machine, folder)
     parameters = texts.outline.num_parameters()
-    settings = sft_settings.build(config.trainer, machine, folder, config.seed, parameters)
-    feasible.check(config, machine, texts.outline, texts.rows)
-    notes = [*feasible.notes(config), *texts.notes]
-    return Prepared(texts.splits, texts.tokenizer, texts.outline, settings, texts.rows, notes)
+    settings = build_sft_config(config.trainer, machine, folder, config.seed, parameters)
+    check_fit(config, machine, texts.outline, texts.rows)
+    notes = [*bias_notes(config), *texts.notes]
+    return PreparedRun(texts.splits, texts.tokenizer, texts.outline, settings, texts.rows, notes)
 
 
-def read_texts(config: Config, splits: Splits, machine: Device, folder: Path) -> Texts:
+def prepare_rows(config: Config, splits: Splits, machine: Device, folder: Path) -> PreparedRows:
     """What runs with the same rows share. Raises UserError for what is wrong with the examples."""
-    splits = overlap.audit(splits, config.data.overlap)
-    tokenizer = model.load_tokenizer(config.model)
-    outline = model.load_outline(config.model)
-    settings = sft_settings.build(config.trainer, machine, folder, config.seed, outline.num_parameters())
-    tokens.apply_settings(settings, tokenizer)
-    chat.set_variables(tokenizer, config.model.chat_template_kwargs)
-    audit.require_template(tokenizer, splits, config.model.plain_prompt)
-    splits = audit.guard(splits, tokenizer, config.data.control_tokens)
-    rows = tokens.tokenize(splits, tokenizer, settings)
-    reader = audit.Reader(tokenizer, generate.end_tokens(outline, tokenizer), settings)
-    audit.check(config.data, splits, rows, reader)
-    return Texts(splits, tokenizer, outline, rows, list(audit.notes(splits, rows, reader)))
+    splits = check_overlap(splits, config.data.overlap)
+    tokenizer = load_tokenizer(config.model)
+    outline = load_meta_model(config.model)
+    settings = build_sft_config(config.trainer, machine, folder, config.seed, outline.num_parameters())
+    apply_tokenizer_settings(settings, tokenizer)
+    set_template_variables(tokenizer, config.model.chat_template_kwargs)
+    require_template(tokenizer, splits, config.model.plain_prompt)
+    splits = guard_control_tokens(splits, tokenizer, config.data.control_tokens)
+    rows = tokenize_splits(splits, tokenizer, settings)
+    reader = RowReader(tokenizer, end_tokens(outline, tokenizer), settings)
+    check_rows(config.data, splits, rows, reader)
+    return PreparedRows(splits, tokenizer, outline, rows, list(template_notes(splits, rows, reader)))

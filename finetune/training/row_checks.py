@@ -7,17 +7,15 @@ from dataclasses import dataclass, replace
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 
-from finetune.config.choices import ControlTokens
-from finetune.config.schema import Data, UserError
+from finetune.config.schema import ControlTokens, Data
 from finetune.data.splits import Example, Splits
-from finetune.errors import complain
-from finetune.training import tokenize as tokens
+from finetune.errors import UserError, raise_problems
 from finetune.training.chat_template import prompt_tokens
-from finetune.training.tokenize import IGNORE, Rows
+from finetune.training.tokenize import IGNORE_INDEX_, TokenizedRows, truncation_length
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenizedExample:
     """One example with its tokens and labels, not cut."""
 
     example: Example
@@ -26,7 +24,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Reader:
+class RowReader:
     """What rows are judged against: the tokenizer, the tokens that end an answer, and how rows were prepared."""
 
     tokenizer: PreTrainedTokenizerBase
@@ -39,17 +37,17 @@ class Reader:
         return text if len(text) <= 80 else f"{text[:38]} ... {text[-38:]}"
 
 
-def check(data: Data, splits: Splits, rows: Rows, reader: Reader) -> None:
+def check_rows(data: Data, splits: Splits, rows: TokenizedRows, reader: RowReader) -> None:
     """Raise one UserError that names every fault: how many rows have it, one of them, and what to do."""
     problems = []
     for name, examples in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
         whole = rows.whole[name]
-        table = [Row(*row) for row in zip(examples, whole["input_ids"], whole["labels"], strict=True)]
+        table = [TokenizedExample(*row) for row in zip(examples, whole["input_ids"], whole["labels"], strict=True)]
         problems += [*_faults(name, table, reader), *_cut(name, table, data.max_cut_share, reader.settings)]
-    complain(problems)
+    raise_problems(problems)
 
 
-def notes(splits: Splits, rows: Rows, reader: Reader) -> Iterator[str]:
+def template_notes(splits: Splits, rows: TokenizedRows, reader: RowReader) -> Iterator[str]:
     """What the chat template makes the model write before its answer, to judge by the first training row."""
     example, learnt = splits.train[0], rows.whole["train"][0]["input_ids"]
     asked = len(prompt_tokens(example.prompt, reader.tokenizer)) if example.prompt else 0
@@ -72,7 +70,7 @@ def require_template(tokenizer: PreTrainedTokenizerBase, splits: Splits, plain_p
         )
 
 
-def guard(splits: Splits, tokenizer: PreTrainedTokenizerBase, policy: ControlTokens) -> Splits:
+def guard_control_tokens(splits: Splits, tokenizer: PreTrainedTokenizerBase, policy: ControlTokens) -> Splits:
     """The splits with the tokenizer's control tokens inside their texts refused, escaped or left, and counted.
 
     Escaped, a token keeps its letters and gets a zero-width space behind the first, so that it is read as text.
@@ -114,29 +112,26 @@ def _escape(example: Example, pattern: re.Pattern[str]) -> Example:
     return replace(example, prompt=prompt, completion=escape(example.completion))
 
 
-# -- one row ----------------------------------------------------------------------------------------------------------
+def _without_loss(row: TokenizedExample, reader: RowReader) -> str | None:
+    return None if any(label != IGNORE_INDEX_ for label in row.labels) else f"its tokens: {reader.decode(row.tokens)}"
 
 
-def _without_loss(row: Row, reader: Reader) -> str | None:
-    return None if any(label != IGNORE for label in row.labels) else f"its tokens: {reader.decode(row.tokens)}"
-
-
-def _without_end(row: Row, reader: Reader) -> str | None:
+def _without_end(row: TokenizedExample, reader: RowReader) -> str | None:
     """Behind the answer there is only whitespace after the end token, and the end token itself carries loss."""
     last = len(row.tokens) - 1
     while last > 0 and row.tokens[last] not in reader.ends and _blank(row.tokens[last], reader):
         last -= 1
-    if row.tokens[last] in reader.ends and row.labels[last] != IGNORE:
+    if row.tokens[last] in reader.ends and row.labels[last] != IGNORE_INDEX_:
         return None
     found = "no end token" if row.tokens[last] not in reader.ends else "an end token without loss"
     return f"it ends with {reader.decode(row.tokens[-6:])}, {found}"
 
 
-def _blank(token: int, reader: Reader) -> bool:
+def _blank(token: int, reader: RowReader) -> bool:
     return not str(reader.tokenizer.decode([token])).strip()
 
 
-def _other_prompt(row: Row, reader: Reader) -> str | None:
+def _other_prompt(row: TokenizedExample, reader: RowReader) -> str | None:
     if not row.example.prompt:
         return None
     asked = prompt_tokens(row.example.prompt, reader.tokenizer)
@@ -151,16 +146,16 @@ def _other_prompt(row: Row, reader: Reader) -> str | None:
     return None
 
 
-def _learns_prompt(row: Row, reader: Reader) -> str | None:
+def _learns_prompt(row: TokenizedExample, reader: RowReader) -> str | None:
     """With `completion_only_loss`, on by default, loss begins where the answer does."""
     if not row.example.prompt or reader.settings.completion_only_loss is False or reader.settings.assistant_only_loss:
         return None
-    first = next(i for i, label in enumerate(row.labels) if label != IGNORE)
+    first = next(i for i, label in enumerate(row.labels) if label != IGNORE_INDEX_)
     asked = len(prompt_tokens(row.example.prompt, reader.tokenizer))
     return None if first >= asked else f"loss begins {asked - first} tokens before the answer"
 
 
-Fault = tuple[str, str, Callable[[Row, Reader], str | None]]
+Fault = tuple[str, str, Callable[[TokenizedExample, RowReader], str | None]]
 TEMPLATE = "Give a chat template that does with trainer.chat_template_path=FILE.jinja"
 # What is wrong, what to do, and whether a row has it: a detail, or None. A row's first fault hides the later ones.
 FAULTS: tuple[Fault, ...] = (
@@ -183,8 +178,8 @@ FAULTS: tuple[Fault, ...] = (
 )
 
 
-def _faults(split: str, rows: list[Row], reader: Reader) -> Iterator[str]:
-    found: dict[int, list[tuple[Row, str]]] = {}
+def _faults(split: str, rows: list[TokenizedExample], reader: RowReader) -> Iterator[str]:
+    found: dict[int, list[tuple[TokenizedExample, str]]] = {}
     for row in rows:
         details = ((number, find(row, reader)) for number, (_, _, find) in enumerate(FAULTS))
         first = next(((number, detail) for number, detail in details if detail is not None), None)
@@ -196,9 +191,9 @@ def _faults(split: str, rows: list[Row], reader: Reader) -> Iterator[str]:
         yield f"{row.example.place}: {what} ({detail}); {_share(len(cases), len(rows), split)}. {remedy}."
 
 
-def _cut(split: str, rows: list[Row], allowed: float, settings: SFTConfig) -> Iterator[str]:
+def _cut(split: str, rows: list[TokenizedExample], allowed: float, settings: SFTConfig) -> Iterator[str]:
     """Answers that lose their end at `max_length`, where they are more than the share `allowed`."""
-    limit = tokens.cut_at(settings)
+    limit = truncation_length(settings)
     if split == "test" or not limit:
         return
     cut = [row for row in rows if len(row.tokens) > limit]

@@ -11,7 +11,7 @@ from finetune.machine.device import Device
 CHECKPOINTING_FROM = 1_000_000_000
 
 
-def build(chosen: dict[str, Any], machine: Device, folder: Path, seed: int, parameters: int) -> SFTConfig:
+def build_sft_config(chosen: dict[str, Any], machine: Device, folder: Path, seed: int, parameters: int) -> SFTConfig:
     """TRL's settings: `chosen` (the user's, by SFTConfig's names) over what follows from the machine and the run.
 
     `parameters` is the number of the base model's parameters.

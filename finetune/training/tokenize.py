@@ -5,24 +5,23 @@ TRL's own preparation, called before the model is loaded: what is checked and sh
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from jinja2.exceptions import TemplateError, TemplateSyntaxError
+from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 from trl.chat_template_utils import has_generation_markers
 
-from finetune.config.schema import UserError
 from finetune.data.splits import Example, Splits
+from finetune.errors import UserError
 from finetune.training.chat_template import training_row, training_template
 
-IGNORE = -100
+IGNORE_INDEX_ = -100
 
 
 @dataclass(frozen=True)
-class Size:
+class SplitSize:
     """What a split holds before truncation and packing.
 
     truncated: the rows that are cut at `max_length`; dropped: those of them that lose all their loss tokens there, and
@@ -38,7 +37,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenizedRows:
     """The tokens of the splits `train`, `validation` and `test`, as columns `input_ids` and `labels`.
 
     whole: one row for each example, in their order, not cut. train and validation: the rows that the trainer reads,
@@ -48,52 +47,20 @@ class Rows:
     whole: dict[str, Dataset]
     train: Dataset
     validation: Dataset
-    sizes: dict[str, Size]
+    sizes: dict[str, SplitSize]
 
 
-def apply_settings(settings: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer the end token and the chat template that the settings name.
-
-    A missing padding token becomes the end token (padding never carries loss). Raises UserError for a token that it
-    does not have, for no end token at all, and for a template that is no Jinja.
-    """
-    if settings.eos_token:
-        if settings.eos_token not in tokenizer.get_vocab():
-            raise UserError(
-                f"trainer.eos_token={settings.eos_token}: the tokenizer has no such token. Its special tokens: "
-                f"{', '.join(map(str, tokenizer.all_special_tokens))}."
-            )
-        tokenizer.eos_token = settings.eos_token
-    if tokenizer.eos_token is None:
-        raise UserError(
-            f"model.path={tokenizer.name_or_path}: its tokenizer has no end token, so a model could not learn to stop. "
-            "Name the one that its chat template ends answers with, trainer.eos_token=TOKEN, or choose another model."
-        )
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if settings.chat_template_path:
-        tokenizer.chat_template = Path(settings.chat_template_path).read_text(encoding="utf-8")
-        try:
-            tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
-        except TemplateSyntaxError as error:
-            raise UserError(
-                f"trainer.chat_template_path={settings.chat_template_path}: the chat template cannot be read: {error}"
-            ) from error
-        except TemplateError:  # it may want other messages: the rows will tell
-            pass
-
-
-def tokenize(splits: Splits, tokenizer: PreTrainedTokenizerBase, settings: SFTConfig) -> Rows:
+def tokenize_splits(splits: Splits, tokenizer: PreTrainedTokenizerBase, settings: SFTConfig) -> TokenizedRows:
     """The tokens of all examples, prepared as `settings` say."""
     examples = {"train": splits.train, "validation": splits.validation, "test": splits.test}
     whole = {name: tokenize_examples(some, tokenizer, settings, name) for name, some in examples.items()}
     packs = settings.packing if settings.eval_packing is None else settings.eval_packing
     shape = _Preparation(tokenizer, settings, whole=False)
-    return Rows(
+    return TokenizedRows(
         whole,
         shape.run(whole["train"], settings.packing, "train"),
         shape.run(whole["validation"], packs, "validation"),
-        {name: _size(rows, cut_at(settings)) for name, rows in whole.items()},
+        {name: _size(rows, truncation_length(settings)) for name, rows in whole.items()},
     )
 
 
@@ -161,21 +128,21 @@ def _refusal(error: Exception) -> str:
     )
 
 
-def _size(tokenized: Dataset, max_length: int | None) -> Size:
+def _size(tokenized: Dataset, max_length: int | None) -> SplitSize:
     lengths = [len(row) for row in tokenized["input_ids"]]
-    answers = [sum(label != IGNORE for label in row[1:]) for row in tokenized["labels"]]
+    answers = [sum(label != IGNORE_INDEX_ for label in row[1:]) for row in tokenized["labels"]]
     truncated = sum(length > max_length for length in lengths) if max_length else 0
-    dropped = len(lengths) - len(kept(tokenized, max_length))
-    return Size(len(lengths), sum(lengths), sum(answers), truncated, dropped, max(answers, default=0))
+    dropped = len(lengths) - len(rows_with_loss(tokenized, max_length))
+    return SplitSize(len(lengths), sum(lengths), sum(answers), truncated, dropped, max(answers, default=0))
 
 
-def cut_at(settings: SFTConfig) -> int | None:
+def truncation_length(settings: SFTConfig) -> int | None:
     """The length beyond which tokens of a row are lost, if there is one: `bfd_split` and `wrapped` packing keep all."""
     keeps_all = settings.packing and settings.packing_strategy != "bfd"
     return None if keeps_all else settings.max_length
 
 
-def kept(tokenized: Dataset, max_length: int | None) -> list[int]:
+def rows_with_loss(tokenized: Dataset, max_length: int | None) -> list[int]:
     """The indices of the rows that have a loss token left when they are cut at `max_length`."""
     labels = tokenized["labels"]
-    return [i for i, row in enumerate(labels) if any(label != IGNORE for label in row[:max_length])]
+    return [i for i, row in enumerate(labels) if any(label != IGNORE_INDEX_ for label in row[:max_length])]

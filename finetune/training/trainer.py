@@ -19,9 +19,10 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from finetune.machine import device
-from finetune.training import flat_batch as batch
-from finetune.training.prepare import Prepared
+from finetune.machine.process_memory import release_freed_memory
+from finetune.model.shared_prefix_attention import shares_prefixes
+from finetune.training.flat_batch import IGNORE_INDEX, SharedPrefixCollator, negative_log_likelihood
+from finetune.training.prepare import PreparedRun
 from finetune.training.sft_config import checkpointing_name
 
 # Every so many steps, freed memory is given back; at each step, it would cost time to get it again.
@@ -34,7 +35,7 @@ class Trainer(SFTTrainer):
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
-        prepared: Prepared,
+        prepared: PreparedRun,
         callbacks: list[TrainerCallback],
     ) -> None:
         self.tokens: Any = 0
@@ -49,7 +50,7 @@ class Trainer(SFTTrainer):
             train_dataset=prepared.rows.train,
             eval_dataset=prepared.rows.validation,
             processing_class=prepared.tokenizer,
-            data_collator=batch.SharedPrefixCollator() if self.flat else None,
+            data_collator=SharedPrefixCollator() if self.flat else None,
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # progress.Watch shows the same on one line
@@ -60,7 +61,7 @@ class Trainer(SFTTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.state.global_step % TIDY_STEPS == 0:
-            device.release_freed_memory()
+            release_freed_memory()
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         return loss
 
@@ -74,10 +75,10 @@ class Trainer(SFTTrainer):
         if model.training:
             labels = inputs["shift_labels"] if self.flat else inputs["labels"][:, 1:]
             self.tokens += inputs["real_tokens"] if self.flat else _real_tokens(inputs)
-            self.loss_tokens += (labels != batch.IGNORE).sum()
+            self.loss_tokens += (labels != IGNORE_INDEX).sum()
         if not self.flat:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        nll, count = batch.negative_log_likelihood(model, inputs)
+        nll, count = negative_log_likelihood(model, inputs)
         if num_items_in_batch is None:
             return nll / count
         # the count is of all processes, whose gradients are averaged
@@ -86,10 +87,10 @@ class Trainer(SFTTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Validate, and leave the random state as it was: a data loader draws from it, and dropout comes next."""
-        device.release_freed_memory()
+        release_freed_memory()
         with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
             losses = super().evaluate(*args, **kwargs)
-        device.release_freed_memory()
+        release_freed_memory()
         return losses
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
@@ -120,15 +121,15 @@ def recompute_activations(trainer: Trainer) -> None:
         getattr(trainer.model, f"{name}_enable")(**{f"{name}_kwargs": getattr(trainer.args, f"{name}_kwargs")})
 
 
-def train(trainer: Trainer, checkpoint: Path | None) -> None:
+def run_training(trainer: Trainer, checkpoint: Path | None) -> None:
     """Train, from `checkpoint` on where there is one; after the last step's, nothing is left but to load it."""
-    device.release_freed_memory()
+    release_freed_memory()
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
     if state is None or state.global_step < state.max_steps:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     else:
         _load_trained(trainer, str(checkpoint), state)  # Trainer would begin the next epoch, and take a step of it
-    device.release_freed_memory()
+    release_freed_memory()
 
 
 def _load_trained(trainer: Trainer, checkpoint: str, state: TrainerState) -> None:
@@ -140,7 +141,7 @@ def _load_trained(trainer: Trainer, checkpoint: str, state: TrainerState) -> Non
     trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
 
 
-def save(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_trained(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write what was trained: `adapter/` in PEFT's format, or `model/` where all weights were trained."""
     target = folder / ("adapter" if isinstance(model, PeftModel) else "model")
     model.save_pretrained(str(target))
@@ -155,7 +156,7 @@ def _layout(model: PreTrainedModel | PeftModel, args: SFTConfig) -> tuple[bool, 
         return False, "padded batches: trainer.neftune_noise_alpha and trainer.pad_to_multiple_of are defined on these"
     if args.loss_type != "nll" or args.label_smoothing_factor:
         return False, f"padded batches: TRL computes this loss ({args.loss_type}) itself"
-    if not batch.shares_prefixes(model.config):
+    if not shares_prefixes(model.config):
         text = model.config.get_text_config()
         return False, f"padded batches: {text.model_type} with {text._attn_implementation} has no flat form here"
     return True, "flat batches: no padding, and what all rows of a batch begin with is computed once"

@@ -1,0 +1,114 @@
+"""What is trained on the base model, and how is the base model there without it?"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from bitsandbytes.nn import Linear8bitLt
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import PreTrainedModel
+
+from finetune.config.schema import Adapter
+from finetune.errors import UserError
+from finetune.model.base import TRAINED_PARTS, keep_gradients
+
+# Weights on the CPU, by name.
+Weights = dict[str, torch.Tensor]
+
+
+def add_adapter(base: PreTrainedModel, adapter: Adapter, seed: int) -> PreTrainedModel | PeftModel:
+    """The base with a fresh adapter in float32, or the base itself where all weights are trained.
+
+    Raises UserError where `adapter.target_modules` names no module of the model.
+    """
+    if not adapter.enabled:
+        return base
+    targets = adapter.target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=adapter.r,
+        lora_alpha=adapter.lora_alpha,
+        lora_dropout=adapter.lora_dropout,
+        bias=adapter.bias.value,
+        use_dora=adapter.use_dora,
+        use_rslora=adapter.use_rslora,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        modules_to_save=adapter.modules_to_save,
+        layers_to_transform=adapter.layers_to_transform,
+    )
+    torch.manual_seed(seed)
+    try:
+        model = get_peft_model(base, config)
+    except ValueError as error:
+        raise UserError(
+            f"adapter.target_modules={targets}: {error}. Linear layers here: {_linear_names(base)}."
+        ) from error
+    keep_gradients(model)
+    keep_scales(model)
+    return model
+
+
+def keep_scales(model: torch.nn.Module) -> None:
+    """Give int8 weights their scales back before each product.
+
+    On a CPU, DoRA replaces a weight by a copy without them after each product (PEFT 0.21 with bitsandbytes 0.50).
+    """
+
+    def restore(layer: Any, inputs: Any) -> None:
+        if layer.weight.SCB is None:
+            layer.weight.SCB = layer.state.SCB
+
+    for module in model.modules():
+        if isinstance(module, Linear8bitLt):
+            module.register_forward_pre_hook(restore)
+
+
+def trained_base_weights(model: torch.nn.Module) -> Weights:
+    """A copy of those weights of the base that training will change: biases (`adapter.bias`) or all of them."""
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not any(part in name for part in TRAINED_PARTS)
+    }
+
+
+@contextmanager
+def as_base_model(model: PreTrainedModel | PeftModel, originals: Weights) -> Iterator[None]:
+    """Within the block the model is the base as it was loaded: adapter off, and `originals` in their places.
+
+    PEFT's `disable_adapter` alone leaves trained biases in the base.
+    """
+    tuned = trained_base_weights(model) if originals else {}
+    _copy_into(model, originals)
+    try:
+        if isinstance(model, PeftModel):
+            with model.disable_adapter():
+                yield
+        else:
+            yield
+    finally:
+        _copy_into(model, tuned)
+
+
+def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
+    """All parameters and the trainable ones; a 4-bit weight counts as the numbers that it holds, not its bytes."""
+    sizes = [(_elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
+
+
+def _linear_names(model: torch.nn.Module) -> str:
+    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    return ", ".join(sorted(names))
+
+
+def _copy_into(model: torch.nn.Module, weights: Weights) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
+
+
+def _elements(parameter: torch.nn.Parameter) -> int:
+    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
+    return int(torch.Size(shape).numel()) if shape is not None else parameter.numel()

@@ -1,0 +1,25 @@
+"""How is a file written so that it is whole or not there?"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a whole file or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f".{file.name}.{os.getpid()}")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(file)
+
+
+def read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """The rows of a .jsonl file; a row may hold U+2028, which ends no line."""
+    with file.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def write_jsonl(file: Path, rows: list[dict[str, Any]]) -> None:
+    """Write a whole .jsonl file or nothing."""
+    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,0 +1,107 @@
+"""Which rows does the trainer read, token by token?"""
+
+import random
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+from trl import SFTConfig
+from trl.data_utils import pack_dataset
+
+from finetune.training.prepare import PreparedRun
+from finetune.training.tokenize import IGNORE_INDEX_, TokenizedRows, rows_with_loss
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class PreviewRow:
+    """A row as the trainer reads it: its tokens as texts, which of them carry loss, what is cut off behind, and where
+    in it another packed row begins.
+    """
+
+    place: str
+    pieces: list[str]
+    loss: list[bool]
+    cut: list[str]
+    starts: list[int]
+
+
+def preview_rows(prepared: PreparedRun, count: int) -> list[PreviewRow]:
+    """The first `count` training rows in the trainer's own data set."""
+    splits, rows, tokenizer, settings = prepared.splits, prepared.rows, prepared.tokenizer, prepared.settings
+    limit = None if settings.packing else settings.max_length
+    places = rows_with_loss(rows.whole["train"], limit)
+    seen = []
+    for number, row in enumerate(rows.train.select(range(min(count, len(rows.train))))):
+        pieces, loss = _pieces(tokenizer, row["input_ids"]), [label != IGNORE_INDEX_ for label in row["labels"]]
+        if settings.packing:
+            starts = _joins(row, number, rows, settings)
+            seen.append(PreviewRow(f"pack {number + 1}", pieces, loss, [], starts))
+        else:
+            index = places[number]
+            whole = rows.whole["train"][index]["input_ids"]
+            outside = whole[limit:] if limit else []
+            seen.append(PreviewRow(splits.train[index].place, pieces, loss, _pieces(tokenizer, outside), []))
+    return seen
+
+
+def _joins(row: dict[str, Any], number: int, rows: TokenizedRows, settings: SFTConfig) -> list[int]:
+    """Where in a pack other rows begin; TRL's `wrapped` packs are the stream of all rows, cut into equal pieces."""
+    if settings.packing_strategy != "wrapped":
+        return [int(place) for place in np.cumsum(row["seq_lengths"])[:-1]]
+    ends = np.cumsum([len(ids) for ids in rows.whole["train"]["input_ids"]]) - number * (settings.max_length or 0)
+    return [int(place) for place in ends if 0 < place < len(row["input_ids"])]
+
+
+def example_spans(prepared: PreparedRun) -> list[dict[str, Any]]:
+    """The first rows for a run's page: of each its place, and its text in spans of `context`, `loss` and `cut`."""
+    return [{"place": row.place, "spans": _spans(row)} for row in preview_rows(prepared, SHOWN)]
+
+
+def _spans(row: PreviewRow) -> list[tuple[str, str]]:
+    kinds = ["loss" if loss else "context" for loss in row.loss] + ["cut"] * len(row.cut)
+    pieces = zip(kinds, [*row.pieces, *row.cut], strict=True)
+    grouped = groupby(pieces, key=lambda pair: pair[0])
+    return [(kind, "".join(piece for _, piece in run)) for kind, run in grouped]
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+    """Each token as text; a character that spans tokens stands with the last of them, and nothing is cleaned up.
+
+    A token is decoded behind those before it, as some tokenizers leave out the first one's space.
+    """
+    pieces: list[str] = []
+    before = start = 0
+    for end in range(1, len(ids) + 1):
+        known, text = (str(tokenizer.decode(ids[before:to], clean_up_tokenization_spaces=False)) for to in (start, end))
+        if text.endswith("\ufffd") and end < len(ids) and end - start < 64:
+            pieces.append("")
+            continue
+        pieces.append(text[len(known) :])
+        before, start = start, end
+    return pieces
+
+
+def padding_share(rows: TokenizedRows, settings: SFTConfig, draws: int = 200) -> float:
+    """The share of padding in batches of training rows drawn at random, each padded to its longest row."""
+    batch = settings.per_device_train_batch_size
+    whole = rows.whole["train"] if settings.packing else rows.train
+    lengths = [len(row) for row in whole["input_ids"]]
+    draw = random.Random(0)
+    batches = [draw.sample(lengths, min(batch, len(lengths))) for _ in range(draws)]
+    return 1 - sum(map(sum, batches)) / sum(max(one) * len(one) for one in batches)
+
+
+def packing_share(rows: TokenizedRows, settings: SFTConfig) -> tuple[int, float]:
+    """How many packs of `max_length` tokens TRL makes of the training rows, and what share of them holds no token."""
+    limit = settings.max_length
+    if not limit:
+        return 0, 0.0
+    packs = rows.train
+    if not settings.packing:
+        whole = rows.train if settings.packing_strategy == "bfd" else rows.whole["train"]
+        packs = pack_dataset(whole, limit, settings.packing_strategy)
+    return len(packs), 1 - sum(map(len, packs["input_ids"])) / (limit * len(packs))
