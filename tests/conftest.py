@@ -26,15 +26,19 @@ def cache_of_its_own(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory):
     """A folder with a two-layer llama of random weights behind the embedded model's tokenizer and chat template."""
-    import tiny
     import torch
+    from support import tiny_models
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from finetune.data.embedded import embedded_model
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
     tokenizer = AutoTokenizer.from_pretrained(embedded_model("smollm2_135m"))
-    shape = tiny.SHAPE | {"vocab_size": len(tokenizer), "max_position_embeddings": 1024, "tie_word_embeddings": True}
+    shape = tiny_models.SHAPE | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+    }
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape, attention_bias=True)).save_pretrained(
         folder

@@ -11,7 +11,7 @@ from finetune.data.splits import data_digest, load_splits, normalise_text, quest
 from finetune.errors import UserError
 
 ROWS = [{"prompt": f"question {number}", "completion": f"answer {number}"} for number in range(50)]
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 
 
 @pytest.fixture

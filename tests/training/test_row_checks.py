@@ -3,8 +3,8 @@
 import json
 import shutil
 
-import building
 import pytest
+from support import builds
 from transformers import AutoTokenizer
 
 from finetune.errors import UserError
@@ -78,7 +78,7 @@ def rows(tmp_path, tiny_model, monkeypatch):
 
 def refused(overrides):
     with pytest.raises(UserError) as error:
-        building.prepared(overrides)
+        builds.prepared(overrides)
     return str(error.value)
 
 
@@ -93,7 +93,7 @@ def test_a_template_that_would_teach_something_else(rows, tmp_path, fault):
 
 def test_a_template_that_teaches_what_it_should_passes(rows, tmp_path):
     (tmp_path / "chat.jinja").write_text(CHATML)
-    prepared = building.prepared(rows(ROWS, "trainer.chat_template_path=chat.jinja"))
+    prepared = builds.prepared(rows(ROWS, "trainer.chat_template_path=chat.jinja"))
     assert prepared.rows.sizes["train"].rows == 16
 
 
@@ -119,7 +119,7 @@ def test_control_tokens_inside_a_text_are_refused_or_escaped_or_left_and_always_
     assert "data.control_tokens=escape" in message
     control = {}
     for policy in ("escape", "allow"):
-        prepared = building.prepared(rows([*ROWS, row], f"data.control_tokens={policy}", "data.test_fraction=0.01"))
+        prepared = builds.prepared(rows([*ROWS, row], f"data.control_tokens={policy}", "data.test_fraction=0.01"))
         assert prepared.splits.counts["with control tokens"] == 1
         special = prepared.tokenizer.convert_tokens_to_ids(token)
         ids = [ids for split in prepared.rows.whole.values() for ids in split["input_ids"]]
@@ -139,7 +139,7 @@ def test_answers_that_are_cut_off_beyond_the_stated_share_are_refused(rows):
     length = int(message.split("it has ")[1].split()[0])
     assert f"Write trainer.max_length={length}" in message
     for remedy in (f"trainer.max_length={length}", "data.max_cut_share=0.1"):
-        prepared = building.prepared(rows([*ROWS, long], "trainer.max_length=100", remedy))
+        prepared = builds.prepared(rows([*ROWS, long], "trainer.max_length=100", remedy))
         assert prepared.rows.sizes["train"].truncated == ("cut" in remedy)
 
 
@@ -147,12 +147,12 @@ def test_packing_that_discards_what_is_too_long_is_refused_and_packing_that_spli
     packing = ["trainer.packing=true", "trainer.max_length=100", "trainer.per_device_train_batch_size=1"]
     content = [*ROWS, {"prompt": "question", "completion": "word " * 300}]
     assert "its answer is cut off at trainer.max_length=100" in refused(rows(content, *packing))
-    assert building.prepared(rows(content, *packing, "trainer.packing_strategy=bfd_split"))
+    assert builds.prepared(rows(content, *packing, "trainer.packing_strategy=bfd_split"))
 
 
 def test_rows_that_lose_all_their_loss_to_the_cut_are_counted(rows):
     content = [*ROWS, {"prompt": "word " * 300, "completion": "a"}]
-    prepared = building.prepared(rows(content, "trainer.max_length=100", "data.max_cut_share=0.1"))
+    prepared = builds.prepared(rows(content, "trainer.max_length=100", "data.max_cut_share=0.1"))
     assert prepared.rows.sizes["train"].dropped == 1
     assert len(prepared.rows.train) == prepared.rows.sizes["train"].rows - 1
 
@@ -176,7 +176,7 @@ def test_a_tokenizer_without_a_chat_template_is_refused_with_both_remedies(rows,
     assert "no chat template" in message and "trainer.chat_template_path" in message
     (tmp_path / "chat.jinja").write_text(CHATML)
     for remedy in ("trainer.chat_template_path=chat.jinja", "model.plain_prompt=true"):
-        assert building.prepared(rows(ROWS, remedy, model=model))
+        assert builds.prepared(rows(ROWS, remedy, model=model))
 
 
 def test_a_tokenizer_without_an_end_token_is_refused(rows, tmp_path, tiny_model):
@@ -184,7 +184,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(rows, tmp_path, tiny_model)
     message = refused(rows(model=model))
     assert "its tokenizer has no end token, so a model could not learn to stop" in message
     assert "trainer.eos_token=TOKEN" in message
-    assert building.prepared(rows(ROWS, "trainer.eos_token='<|im_end|>'", model=model))
+    assert builds.prepared(rows(ROWS, "trainer.eos_token='<|im_end|>'", model=model))
 
 
 def test_a_folder_without_a_tokenizer_is_refused(rows, tmp_path, tiny_model):
@@ -198,7 +198,7 @@ def test_an_end_token_that_the_tokenizer_does_not_have_is_refused(rows):
 
 
 def test_the_end_token_keeps_its_loss_where_it_also_pads(rows):
-    trainer = building.trainer(rows(ROWS, "quantization=none", "model.attn_implementation=eager", "trainer=smoke"))
+    trainer = builds.trainer(rows(ROWS, "quantization=none", "model.attn_implementation=eager", "trainer=smoke"))
     tokenizer = trainer.processing_class
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     for inputs in trainer.get_train_dataloader():

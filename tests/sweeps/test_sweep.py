@@ -19,14 +19,14 @@ from finetune.runs.outcome import RunState
 from finetune.search import study
 from finetune.search.study import StudySettings
 
-ROOT = Path(__file__).parent.parent
-FAULTY = ROOT / "tests" / "faulty.py"
+ROOT = Path(__file__).parents[2]
+FAULTY = ROOT / "tests" / "support" / "faulty_run.py"
 GRID = ["-m", "adapter.r=2,4", "trainer.learning_rate=1e-3,1e-4", "hydra.launcher.n_jobs=1", "sweep.name=grid"]
 
 
 @pytest.fixture
 def faulty(tiny_run):
-    """`faulty(*arguments)` runs tests/faulty.py on the tiny model, and returns the finished process."""
+    """`faulty(*arguments)` runs tests/support/faulty_run.py on the tiny model, and returns the finished process."""
 
     def call(*arguments):
         command = [sys.executable, str(FAULTY), *arguments, *tiny_run]

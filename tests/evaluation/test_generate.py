@@ -1,8 +1,8 @@
 import shutil
 
 import pytest
-import tiny
 import torch
+from support import tiny_models
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
@@ -37,16 +37,16 @@ def answers(model, tokenizer, asked, **settings):
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_answers_in_a_batch_are_those_given_one_by_one(family, tokenizer, monkeypatch):
     monkeypatch.setattr(generate, "ROUND", 3)  # those that end leave the batch soon
-    model = tiny.model(family)
+    model = tiny_models.model(family)
     together = answers(model, tokenizer, prompts(), batch_size=4)
     alone = [answers(model, tokenizer, [prompt])[0] for prompt in prompts()]
-    eager = answers(tiny.model(family, attention="eager"), tokenizer, prompts(), batch_size=4)
+    eager = answers(tiny_models.model(family, attention="eager"), tokenizer, prompts(), batch_size=4)
     assert together == alone == eager
     assert len({answer.text for answer in together}) > 1
 
 
 def test_an_answer_ends_before_the_first_end_token_and_says_whether_it_ended(tokenizer):
-    model = tiny.model("llama")
+    model = tiny_models.model("llama")
     with torch.no_grad():
         model.lm_head.weight[:3] = 0  # no special tokens: each token that it says is a word
     endless = answers(model, tokenizer, prompts())
@@ -61,7 +61,7 @@ def test_an_answer_ends_before_the_first_end_token_and_says_whether_it_ended(tok
 
 
 def test_answers_follow_the_settings_of_eval_alone_and_not_those_that_a_model_brings(tokenizer, tmp_path):
-    model = tiny.model("llama")
+    model = tiny_models.model("llama")
     plain = answers(model, tokenizer, prompts())
     hot = answers(model, tokenizer, prompts(), temperature=2.0)
     bad = [[int(word[1:])] for word in plain[0].text.split()[:1]]
@@ -77,7 +77,7 @@ def test_answers_follow_the_settings_of_eval_alone_and_not_those_that_a_model_br
 
 
 def test_sampling_follows_the_seed_and_differs_from_greedy(tokenizer):
-    model = tiny.model("llama")
+    model = tiny_models.model("llama")
     hot = answers(model, tokenizer, prompts(), temperature=2.0)
     assert hot == answers(model, tokenizer, prompts(), temperature=2.0)
     assert hot != answers(model, tokenizer, prompts())

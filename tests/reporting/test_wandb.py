@@ -302,7 +302,7 @@ print("the run went on")
 
 
 def run_python(code, folder):
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": str(root)}
     return subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=folder, env=environment, capture_output=True, text=True

@@ -1,6 +1,6 @@
 import pytest
-import tiny
 import torch
+from support import tiny_models
 
 from finetune.model.shared_prefix_attention import ATTENTION, FAMILIES
 from finetune.training.flat_batch import SharedPrefixCollator, negative_log_likelihood
@@ -38,7 +38,7 @@ def loss_and_gradients(model, loss):
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("rows", [ROWS, ROWS[:1], UNLIKE], ids=["shared prefix", "one row", "no shared prefix"])
 def test_a_flat_batch_has_the_loss_and_gradients_of_the_padded_one(family, rows):
-    flat, padded = tiny.model(family), tiny.model(family, attention="eager")
+    flat, padded = tiny_models.model(family), tiny_models.model(family, attention="eager")
     flat_value, flat_gradients = loss_and_gradients(flat, flat_loss(flat, rows))
     padded_value, padded_gradients = loss_and_gradients(padded, padded_loss(padded, rows))
     assert flat_value == pytest.approx(padded_value, rel=1e-5)
@@ -64,7 +64,7 @@ def test_other_batches_go_through_transformers_own_attention(family):
     ids = torch.randint(5, 60, (2, 12), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[0, :4] = 0
-    ours, eager = (tiny.model(family, attention=name).eval() for name in (ATTENTION, "eager"))
+    ours, eager = (tiny_models.model(family, attention=name).eval() for name in (ATTENTION, "eager"))
     with torch.no_grad():
         expected, actual = (m(input_ids=ids, attention_mask=mask).logits[mask.bool()] for m in (eager, ours))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from leaving import answers, leave_run
+from support.run_folders import answers, leave_run
 
 from finetune.cli.compose import compose_config
 from finetune.cli.main import start_program
@@ -22,7 +22,7 @@ from finetune.runs.folder import BusyError, hold_run
 from finetune.runs.outcome import RunState
 from finetune.sweeps.other_launchers import run_submitted_trial
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # The smallest cluster: one node, whose two processors may be more than the machine has; a job of the partition `urgent`
 # pre-empts one of `main`, which is queued again.
 CONFIG = """
@@ -167,7 +167,13 @@ def test_four_trials_run_as_jobs_and_the_one_that_is_pre_empted_goes_on_from_its
 
 @pytest.mark.slow
 def test_other_launchers_record_how_trials_end_and_the_exit_code_tells(tiny_run, tmp_path):
-    faulty = [sys.executable, str(ROOT / "tests" / "faulty.py"), "-m", "hydra/launcher=submitit_local", *tiny_run]
+    faulty = [
+        sys.executable,
+        str(ROOT / "tests" / "support" / "faulty_run.py"),
+        "-m",
+        "hydra/launcher=submitit_local",
+        *tiny_run,
+    ]
     asked = [*faulty, "trainer.learning_rate=1e-3,2e-3", "sweep.name=pair"]  # the second raises an error
     done = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 1, done.stderr
@@ -180,7 +186,13 @@ def test_other_launchers_record_how_trials_end_and_the_exit_code_tells(tiny_run,
 
 @pytest.mark.slow
 def test_a_search_by_another_launcher_goes_on_after_a_trial_that_dies(tiny_run, tmp_path):
-    faulty = [sys.executable, str(ROOT / "tests" / "faulty.py"), "-m", "hydra/launcher=submitit_local", *tiny_run]
+    faulty = [
+        sys.executable,
+        str(ROOT / "tests" / "support" / "faulty_run.py"),
+        "-m",
+        "hydra/launcher=submitit_local",
+        *tiny_run,
+    ]
     asked = [*faulty, "hydra/sweeper=optuna", "trainer.learning_rate=choice(4e-3,1e-3)", "sweep.name='1e3'"]
     asked += ["hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=2", "hydra.sweeper.pruner=none"]
     done = subprocess.run(asked, capture_output=True, text=True, cwd=ROOT, check=False)

@@ -34,7 +34,7 @@ from finetune.training.prepare import PreparedRun, prepare_run
 from finetune.training.sft_config import build_sft_config
 from finetune.training.tokenize import tokenize_splits
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 LOCAL = ["data=local", "data.path=FOLDER/rows.jsonl"]
 BAD = ["data=local", "data.path=FOLDER/bad.jsonl"]

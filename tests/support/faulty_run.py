@@ -9,7 +9,7 @@ from pathlib import Path
 
 import hydra
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 found = importlib.util.spec_from_file_location("program", ROOT / "run.py")
 program = importlib.util.module_from_spec(found)

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from leaving import answers, leave_run
 from omegaconf import OmegaConf
+from support.run_folders import answers, leave_run
 from test_compare import drawn
 from test_tracking import read, read_records, values
 
@@ -26,7 +26,7 @@ from finetune.sweeps.best import SearchContext, report_best, report_best_of_grid
 from finetune.sweeps.report import show_ranking, write_sweep_report
 from finetune.sweeps.sweep_result import read_sweep
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # Trial -> rank, learning rate, and how many of 60 prompts it answers rightly.
 COMPLETE = {0: (16, 1e-3, 40), 1: (4, 1e-3, 38), 3: (4, 1e-4, 12), 5: (8, 1e-4, 15), 6: (16, 3e-4, 39)}
 PRUNED = "validation loss 2.000 at step 20: others do better"

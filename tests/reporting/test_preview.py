@@ -5,9 +5,9 @@ import json
 import shutil
 from types import SimpleNamespace
 
-import building
 import pytest
 import torch
+from support import builds
 
 from finetune.reporting.console import RunConsole
 from finetune.reporting.preview import SHOWN_ON_PAGE, show_preview
@@ -45,14 +45,14 @@ def rows_of(inputs):
 
 
 def rows_of_trainer(overrides):
-    trainer = building.trainer(overrides)
+    trainer = builds.trainer(overrides)
     rows = [row for inputs in trainer.get_train_dataloader() for row in rows_of(inputs)]
     return [([trainer.processing_class.decode([token]) for token in tokens], loss) for tokens, loss in rows]
 
 
 def shown(overrides, folder):
     """Write the page of a run; return its path and the rows that it shows."""
-    prepared = building.prepared(overrides)
+    prepared = builds.prepared(overrides)
     show_preview(prepared, RunConsole(folder, speaks=False))
     return folder / "preview.html", preview_rows(prepared, SHOWN_ON_PAGE)
 
@@ -62,7 +62,7 @@ def shown(overrides, folder):
 )
 def test_the_preview_shows_what_the_trainers_data_loader_yields(tiny_run, layout):
     overrides = [*tiny_run, *LAYOUTS[layout]]
-    seen = preview_rows(building.prepared(overrides), 100)
+    seen = preview_rows(builds.prepared(overrides), 100)
     expected = rows_of_trainer(overrides)
     assert len(expected) > 1
     assert sorted((row.pieces, row.loss[1:]) for row in seen) == sorted(expected)
@@ -117,7 +117,7 @@ def test_what_is_cut_and_where_packed_rows_meet_is_marked(tiny_run, tmp_path):
 def test_the_share_of_padding_is_that_of_batches_padded_to_their_longest_row(tiny_run):
     def padded(batch, *settings):
         size = f"trainer.per_device_train_batch_size={batch}"
-        prepared = building.prepared([*tiny_run, size, *settings])
+        prepared = builds.prepared([*tiny_run, size, *settings])
         return padding_share(prepared.rows, prepared.settings), prepared.rows
 
     everything, rows = padded(32)
@@ -129,8 +129,8 @@ def test_the_share_of_padding_is_that_of_batches_padded_to_their_longest_row(tin
 
 
 def test_the_room_left_by_packing_is_that_of_the_packs_that_are_trained_on(tiny_run):
-    plain = building.prepared([*tiny_run, "trainer.max_length=512"])
-    packed = building.prepared([*tiny_run, *LAYOUTS["packed"]])
+    plain = builds.prepared([*tiny_run, "trainer.max_length=512"])
+    packed = builds.prepared([*tiny_run, *LAYOUTS["packed"]])
     packs, room = packing_share(plain.rows, plain.settings)
     assert (packs, room) == packing_share(packed.rows, packed.settings)
     assert packs == len(packed.rows.train) and 0 < room < 1
@@ -153,7 +153,7 @@ def test_preview_is_shown_without_the_models_weights(tiny_run, tiny_model, progr
 
 
 def test_a_runs_page_shows_its_first_rows_with_what_carries_loss(tiny_run):
-    prepared = building.prepared(tiny_run)
+    prepared = builds.prepared(tiny_run)
     for example, row in zip(example_spans(prepared), preview_rows(prepared, 3), strict=True):
         assert [kind for kind, _ in example["spans"]] == ["context", "loss"]
         assert "".join(text for _, text in example["spans"]) == "".join(row.pieces)

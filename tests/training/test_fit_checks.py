@@ -2,9 +2,9 @@
 
 import json
 
-import building
 import pytest
 import torch
+from support import builds
 
 from finetune.cli.compose import compose_config
 from finetune.errors import UserError
@@ -60,13 +60,13 @@ RULES = {
 def test_it_is_refused_and_says_what_to_write(rows, tiny_model, rule):
     overrides, expected = RULES[rule]
     with pytest.raises(UserError) as error:
-        building.prepared([*rows, "model=local", f"model.path={tiny_model}", *overrides])
+        builds.prepared([*rows, "model=local", f"model.path={tiny_model}", *overrides])
     assert expected in str(error.value)
 
 
 def test_all_of_it_is_told_at_once(rows, tiny_model):
     with pytest.raises(UserError) as error:
-        building.prepared(
+        builds.prepared(
             [*rows, "model=local", f"model.path={tiny_model}", "trainer.max_length=2000", "trainer.warmup_steps=9"]
         )
     assert str(error.value).startswith("2 problems\n")

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-import building
 import pytest
 import trl
+from support import builds
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer
 
@@ -73,13 +73,13 @@ def learnt(prepared):
 
 @pytest.mark.parametrize("template", [THINKS, QWEN3.read_text()], ids=["miniature", "Qwen3"])
 def test_a_switch_of_the_template_holds_in_training_and_in_generation(run, template):
-    before = building.prepared(run(template))
+    before = builds.prepared(run(template))
     text, completion, asked = learnt(before)
     assert "<think>" in text and "<think>" not in asked
     [note] = before.notes
     assert "'<think>\\n\\n</think>\\n\\n' before each answer" in note and OFF in note
 
-    after = building.prepared(run(template, OFF))
+    after = builds.prepared(run(template, OFF))
     text, completion, asked = learnt(after)
     assert text.strip() == f"{completion}<|im_end|>"
     assert asked.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
@@ -87,7 +87,7 @@ def test_a_switch_of_the_template_holds_in_training_and_in_generation(run, templ
 
 
 def test_the_saved_tokenizer_has_the_switch_in_its_template(run, tmp_path):
-    prepared = building.prepared(run(THINKS, OFF))
+    prepared = builds.prepared(run(THINKS, OFF))
     prepared.tokenizer.save_pretrained(tmp_path / "saved")
     saved = AutoTokenizer.from_pretrained(tmp_path / "saved")
     asked = [{"role": "user", "content": "Hi"}]
@@ -99,7 +99,7 @@ def test_the_saved_tokenizer_has_the_switch_in_its_template(run, tmp_path):
 
 
 def test_a_switch_leaves_trls_form_of_a_known_template_in_use(run):
-    text, completion, _ = learnt(building.prepared(run(QWEN3.read_text(), OFF, "trainer.assistant_only_loss=true")))
+    text, completion, _ = learnt(builds.prepared(run(QWEN3.read_text(), OFF, "trainer.assistant_only_loss=true")))
     assert text.strip().endswith(f"{completion}<|im_end|>")
 
 
@@ -118,8 +118,8 @@ def test_a_variable_that_the_template_does_not_read_is_refused(run):
     with pytest.raises(
         UserError, match=r"enable_thinkin=false: this model's chat template does not read enable_thinkin"
     ):
-        building.prepared(run(THINKS, "model.chat_template_kwargs.enable_thinkin=false"))
+        builds.prepared(run(THINKS, "model.chat_template_kwargs.enable_thinkin=false"))
     with pytest.raises(UserError, match="expected the name of a variable"):
-        building.prepared(run(THINKS, "model.chat_template_kwargs.enable_thinking=[1]"))
+        builds.prepared(run(THINKS, "model.chat_template_kwargs.enable_thinking=[1]"))
     with pytest.raises(UserError, match="plain_prompt=true uses no template"):
-        building.prepared(run(THINKS, OFF, "model.plain_prompt=true"))
+        builds.prepared(run(THINKS, OFF, "model.plain_prompt=true"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from leaving import answers, leave_run
+from support.run_folders import answers, leave_run
 
 from finetune.comparison.compare import compare_runs
 from finetune.comparison.pairwise import compact_letters, compare_pairs, correct_holm, setting_importance
@@ -17,7 +17,7 @@ from finetune.evaluation.metrics import HIGHER_IS_BETTER
 from finetune.reporting.run_page import write_run_page
 from finetune.runs.read import find_runs
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ XML = b"""<AddressCollection>
 </AddressCollection>"""
 MEMBER = "fake-1.0/labeled.xml"
 NOWHERE = "http://127.0.0.1:9/simple"
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 PROGRAM = (
     "import sys, json; from finetune.data.embedded import Pin, embedded_data; "
     "print(embedded_data('fake', Pin(**json.loads(sys.argv[1]))))"

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-import tiny
+from support import tiny_models
 from torch.autograd.graph import saved_tensors_hooks
 
 import run
@@ -115,7 +115,7 @@ def without_weights(folder, **shape):
 
 @pytest.mark.slow
 def test_a_deep_model_is_gone_through_at_two_depths_only(tiny_run, tmp_path, monkeypatch):
-    shape = tiny.SHAPE | {"vocab_size": 49152, "num_hidden_layers": 9, "max_position_embeddings": 512}
+    shape = tiny_models.SHAPE | {"vocab_size": 49152, "num_hidden_layers": 9, "max_position_embeddings": 512}
     settings = [*tiny_run, *without_weights(tmp_path, **shape), "trainer.max_length=512"]
     trainer, work, _ = estimate_memory(*prepared_run(*settings))
     extrapolated = training_bytes(trainer, work.largest[0])

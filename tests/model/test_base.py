@@ -2,10 +2,10 @@ import hashlib
 import math
 
 import pytest
-import tiny
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import PeftModel
+from support import tiny_models
 
 from finetune.cli.compose import compose_config
 from finetune.errors import UserError
@@ -148,8 +148,8 @@ def test_the_adapters_scale_follows_r_alpha_and_rslora(tiny_model, setting, expe
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_family_that_shares_prefixes_says_so(family):
-    assert shares_prefixes(tiny.model(family).config)
-    assert not shares_prefixes(tiny.model(family, attention="eager").config)
+    assert shares_prefixes(tiny_models.model(family).config)
+    assert not shares_prefixes(tiny_models.model(family, attention="eager").config)
 
 
 def test_a_local_models_files_are_told_with_their_checksums(tiny_model):

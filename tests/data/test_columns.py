@@ -10,7 +10,7 @@ import data_recipes
 from data_recipes import alpaca, messages, prompt_completion, sharegpt, text, usaddress, usaddress_zip
 
 USER = {"role": "user", "content": "Hi"}
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 
 
 def crossing(*labels):

@@ -3,9 +3,9 @@
 import json
 import math
 
-import building
 import pytest
 import yaml
+from support import builds
 
 from finetune.cli.compose import compose_config
 from finetune.evaluation.answer_cache import Reply
@@ -16,7 +16,7 @@ from finetune.evaluation.generate import Answer
 
 def asked(tiny_run, *overrides):
     overrides = [*tiny_run, "eval.retention=true", *overrides]
-    return choose_general_prompts(compose_config(overrides), building.prepared(overrides))
+    return choose_general_prompts(compose_config(overrides), builds.prepared(overrides))
 
 
 def arms(prompts, nll, right):
@@ -72,7 +72,7 @@ def test_the_perplexity_of_the_passages_is_transformers_own(tiny_run, tiny_model
     import torch
     from transformers import AutoModelForCausalLM
 
-    prepared = building.prepared(tiny_run)
+    prepared = builds.prepared(tiny_run)
     prompts = asked(tiny_run)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     found = describe_forgetting(prompts, answer_general_prompts(base, prepared.tokenizer, prompts, {}))

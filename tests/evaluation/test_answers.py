@@ -6,11 +6,11 @@ import sys
 import threading
 from pathlib import Path
 
-import building
 import pytest
 import sacrebleu
 from bitsandbytes.nn import Linear4bit
 from scipy import stats
+from support import builds
 
 import run
 from finetune.cli.compose import compose_config
@@ -39,7 +39,7 @@ def finished(*overrides):
 
 
 def chosen(overrides):
-    prepared = building.prepared(overrides)
+    prepared = builds.prepared(overrides)
     return prepared, choose_prompts(compose_config(overrides), prepared)
 
 
@@ -167,7 +167,7 @@ def test_a_second_run_reuses_the_answers_of_the_same_base(tiny_run, cache):
 
 @pytest.mark.slow
 def test_two_runs_that_start_together_answer_for_the_base_once(tiny_run, cache, tmp_path):
-    script = Path(__file__).parent.parent / "run.py"
+    script = Path(__file__).parents[2] / "run.py"
     commands = [[sys.executable, script, *tiny_run, f"trainer.learning_rate={rate}"] for rate in (1e-3, 1e-4)]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
     told = [process.communicate()[0] for process in both]

@@ -1,13 +1,13 @@
-import building
 import pytest
 import torch
+from support import builds
 
 from finetune.training import sft_config
 from finetune.training.flat_batch import IGNORE_INDEX
 
 
 def trainer(tiny_run, *overrides):
-    return building.trainer([*tiny_run, *overrides])
+    return builds.trainer([*tiny_run, *overrides])
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8", "none"])
@@ -43,7 +43,7 @@ def test_flat_batches_give_the_loss_and_gradients_of_padded_ones(tiny_run, adapt
 
 
 def test_rows_are_cut_at_max_length_and_counted(tiny_run):
-    rows = building.prepared([*tiny_run, "trainer.max_length=200", "data.max_cut_share=1"]).rows
+    rows = builds.prepared([*tiny_run, "trainer.max_length=200", "data.max_cut_share=1"]).rows
     size = rows.sizes["train"]
     assert size.truncated > 0
     assert size.truncated == sum(len(row) == 200 for row in rows.train["input_ids"])
@@ -51,7 +51,7 @@ def test_rows_are_cut_at_max_length_and_counted(tiny_run):
 
 
 def test_sizes_count_what_the_labels_hold(tiny_run):
-    rows = building.prepared(tiny_run).rows
+    rows = builds.prepared(tiny_run).rows
     labels = [label for row in rows.train["labels"] for label in row[1:]]
     assert rows.sizes["train"].loss_tokens == sum(label != IGNORE_INDEX for label in labels)
     assert rows.sizes["train"].tokens == sum(map(len, rows.train["input_ids"]))
