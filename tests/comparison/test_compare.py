@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.pages import drawn
 from support.run_folders import answers, leave_run
 
 from finetune.comparison.compare import compare_runs
@@ -155,16 +156,6 @@ def test_only_what_differs_from_the_defaults_is_changed(tmp_path):
     config = to_plain(compose_config(["adapter.r=4", "trainer.weight_decay=0.1", "tracking=none", "name=x"]))
     assert changed_settings(config) == {"adapter.r": (4, 16), "trainer.weight_decay": (0.1, None)}
     assert changed_settings(to_plain(compose_config([]))) == {}
-
-
-def drawn(browser, file):
-    """The page, once its figures are drawn, and what its scripts complained of."""
-    said = []
-    browser.on("console", lambda message: message.type == "error" and said.append(message.text))
-    browser.on("pageerror", lambda error: said.append(str(error)))
-    browser.goto(file.as_uri())
-    browser.wait_for_selector("body[data-drawn=yes]")
-    return said
 
 
 def test_the_page_shows_groups_curves_and_answers_without_errors_and_is_small(three, browser, tmp_path):

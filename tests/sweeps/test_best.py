@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from support.pages import drawn
 from support.run_folders import answers, leave_run
-from test_compare import drawn
-from test_tracking import read, read_records, values
+from support.wandb_files import read, read_records, values
 
 import run
 from finetune.cli.compose import compose_config
