@@ -1,10 +1,38 @@
-"""What may this process use of the machine?"""
+"""What may this process use of the machine? Made once, where the process begins, and passed on."""
 
+from dataclasses import dataclass
+from enum import Enum
+
+GIB = 2**30
 # Above this share of the available memory a run is called tight: predictions may be off by as much.
 TIGHT = 0.85
 
 
-def fit_verdict(needed: int, available: int) -> str:
-    """Whether so many bytes of memory have room in so many: `fits`, `tight` or `will not fit`."""
+@dataclass(frozen=True)
+class Allowance:
+    """What a run may use; by default, all of the machine."""
+
+    # Runs that share the device at a time, as the trials of a sweep do.
+    runs_at_a_time: int = 1
+    # How many of them have yet to begin, this one included.
+    runs_to_begin: int = 1
+    # Bytes that this process was forked with.
+    inherited_bytes: int = 0
+    # Whether the run is known to fit, because its sweep was planned.
+    known_to_fit: bool = False
+
+
+class Fit(Enum):
+    """Whether a run's memory has room in what is available."""
+
+    fits = "fits"
+    tight = "tight"
+    will_not_fit = "will not fit"
+
+
+def assess_fit(needed: int, available: int) -> Fit:
+    """Whether so many bytes of memory have room in so many."""
     share = needed / available
-    return "will not fit" if share > 1 else "tight" if share > TIGHT else "fits"
+    if share > 1:
+        return Fit.will_not_fit
+    return Fit.tight if share > TIGHT else Fit.fits

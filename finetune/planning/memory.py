@@ -14,7 +14,7 @@ from finetune.config.schema import Config, Quantization
 from finetune.evaluation.forgetting import choose_general_prompts
 from finetune.evaluation.generate import prefix_cache
 from finetune.evaluation.prompts import choose_prompts
-from finetune.machine.allowance import fit_verdict
+from finetune.machine.allowance import Fit, assess_fit
 from finetune.machine.device import Device
 from finetune.machine.process_memory import available_memory_bytes, held_memory_bytes, release_freed_memory
 from finetune.planning.meta_model import Parts, build_meta_model, peak_tensor_bytes
@@ -54,9 +54,9 @@ class MemoryNeed:
         return self.bytes_of(self.peak_phase)
 
     @property
-    def verdict(self) -> str:
+    def fit(self) -> Fit:
         """`fits`, `tight` or `will not fit`."""
-        return fit_verdict(self.peak, self.available)
+        return assess_fit(self.peak, self.available)
 
     @property
     def unpacks(self) -> bool:

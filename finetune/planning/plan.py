@@ -7,6 +7,7 @@ from finetune.config.schema import Config
 from finetune.errors import UserError
 from finetune.evaluation.forgetting import ANSWER_TOKENS
 from finetune.evaluation.generate import ROUND
+from finetune.machine.allowance import Fit
 from finetune.machine.device import Device
 from finetune.planning.memory import GIB, MemoryNeed, estimate_memory
 from finetune.planning.remedies import Remedy, advise_remedies, find_remedies
@@ -36,7 +37,7 @@ def make_plan(config: Config, prepared: PreparedRun, machine: Device, prepare_se
     started = time.perf_counter()
     trainer, work, need = estimate_memory(config, prepared, machine)
     prepare_seconds += time.perf_counter() - started  # the run does so too
-    remedies = list(find_remedies(config, prepared, machine, need)) if need.verdict == "will not fit" else []
+    remedies = list(find_remedies(config, prepared, machine, need)) if need.fit is Fit.will_not_fit else []
     if config.plan.tflops:
         speed, measured = (
             throughput_from_rate(prepared, work, config.plan.tflops * 1e12),
@@ -54,7 +55,7 @@ def require_memory(config: Config, prepared: PreparedRun, machine: Device) -> No
     if config.force or known_to_fit:
         return
     _, _, need = estimate_memory(config, prepared, machine)
-    if need.verdict == "will not fit":
+    if need.fit is Fit.will_not_fit:
         remedies = list(find_remedies(config, prepared, machine, need))
         raise UserError(
             f"This run will not fit: it needs about {need.peak / GIB:.2f} GiB ({need.peak_phase}), and there are "

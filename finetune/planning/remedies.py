@@ -10,6 +10,7 @@ from finetune.config.schema import Config, Quantization
 from finetune.config.spelling import spell
 from finetune.data.splits import load_splits
 from finetune.errors import UserError
+from finetune.machine.allowance import Fit
 from finetune.machine.device import Device
 from finetune.planning.memory import GIB, MemoryNeed, estimate_memory
 from finetune.training.prepare import PreparedRun, prepare_run
@@ -133,7 +134,7 @@ def _try(
         return None
     need = estimate_memory(changed, again, machine, held)[2]
     written = " ".join(f"{key}={spell(value)}" for key, value in settings.items())
-    return Remedy(written, cost, need.peak) if need.verdict != "will not fit" else None
+    return Remedy(written, cost, need.peak) if need.fit is not Fit.will_not_fit else None
 
 
 def _prepare(config: Config, prepared: PreparedRun, machine: Device) -> PreparedRun:

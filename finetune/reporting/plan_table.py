@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from finetune.machine.allowance import Fit
 from finetune.planning.memory import GIB, MemoryNeed
 from finetune.planning.plan import RunPlan
 from finetune.planning.remedies import advise_remedies
@@ -30,11 +31,11 @@ def show_plan(plan: RunPlan, screen: RunConsole) -> None:
     )
     screen.say(f"  attention: {plan.layout}")
     screen.say(_memory_table(need))
-    style = {"fits": "bold green", "tight": "bold yellow", "will not fit": "bold red"}[need.verdict]
-    screen.say(f"{need.verdict}: {need.peak / GIB:.2f} GiB of {need.available / GIB:.2f} GiB", style=style)
-    if need.verdict == "will not fit":
+    style = {Fit.fits: "bold green", Fit.tight: "bold yellow", Fit.will_not_fit: "bold red"}[need.fit]
+    screen.say(f"{need.fit.value}: {need.peak / GIB:.2f} GiB of {need.available / GIB:.2f} GiB", style=style)
+    if need.fit is Fit.will_not_fit:
         screen.say(advise_remedies(plan.remedies))
-    if need.verdict == "tight":
+    if need.fit is Fit.tight:
         screen.say(MORE_ROOM)
     parts = " · ".join(f"{name} {format_duration(seconds)}" for name, seconds in plan.seconds.items())
     screen.say(f"{format_duration(sum(plan.seconds.values()))} in all: {parts} ({plan.measured})")
@@ -73,7 +74,7 @@ def _plain_plan(plan: RunPlan) -> dict[str, Any]:
         "samples": work.samples,
         "tokens": work.tokens,
         "memory": {"phases": plan.need.phases, "peak_bytes": plan.need.peak, "available_bytes": plan.need.available},
-        "verdict": plan.need.verdict,
+        "verdict": plan.need.fit.value,
         "remedies": [asdict(one) for one in plan.remedies],
         "seconds": {phase: round(seconds, 2) for phase, seconds in plan.seconds.items()},
         "measured": plan.measured,

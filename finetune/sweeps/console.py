@@ -59,7 +59,7 @@ class SweepConsole:
         self.terminal.print(
             f"{trials} trials to run, {at_a_time} at a time: {'about' if measured else 'at least'} "
             f"{format_duration(self.expected * trials / min(at_a_time, trials))}. The largest needs "
-            f"{largest.peak_bytes / GIB:.2f} of {largest.available_bytes / GIB:.2f} GiB: {largest.verdict}.",
+            f"{largest.peak_bytes / GIB:.2f} of {largest.available_bytes / GIB:.2f} GiB: {largest.fit.value}.",
             soft_wrap=True,
         )
 

@@ -70,4 +70,4 @@ def _estimate(config: Config, slower: float, trials: int) -> tuple[TrialCost, fl
             speed, _ = measure_throughput(config, prepared, machine, work, need.unpacks)
             slower = sum(estimate_seconds(work, speed).values()) / least
     seconds = least * (slower or 1.0)
-    return TrialCost(seconds, need.peak, need.available, need.verdict, slower > 0 or bool(config.plan.tflops)), slower
+    return TrialCost(seconds, need.peak, need.available, need.fit, slower > 0 or bool(config.plan.tflops)), slower

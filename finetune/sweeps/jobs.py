@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from finetune.config.schema import Config
+from finetune.machine.allowance import Fit
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class CostSurvey:
 
 @dataclass(frozen=True)
 class TrialCost:
-    """What a trial is expected to take. Its verdict is that of `stage=plan`."""
+    """What a trial is expected to take. Its fit is that of `stage=plan`."""
 
     seconds: float
     peak_bytes: int
     available_bytes: int
-    verdict: str
+    fit: Fit
     # False: the seconds are those of matrix products alone, so that the trial takes longer.
     measured: bool

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune.config.schema import Config
 from finetune.errors import UserError, raise_problems
-from finetune.machine.allowance import TIGHT, fit_verdict
+from finetune.machine.allowance import TIGHT, Fit, assess_fit
 from finetune.runs.folder import run_folder, run_identity
 from finetune.runs.outcome import SUCCESSFUL, Outcome, RunState, conclude_run, settled_outcome
 from finetune.runs.sweep_record import SweepRecord, ended
@@ -172,7 +172,7 @@ class TrialPool:
         self.running[number] = Running(number, config, folder, free[0], time.monotonic(), _kills_for_memory())
         self.screen.began(number)
         share, fits = self.slots.count(free[0]), self._known_to_fit(config)
-        base_fits = fits or any(cost.verdict != "will not fit" for cost in self.costs.values())
+        base_fits = fits or any(cost.fit is not Fit.will_not_fit for cost in self.costs.values())
         self.server.send(TrialJob(number, config, self.threads, free[0], share, fits, base_fits))
 
     def _survey(self, examples: Sequence[Config], total: int) -> None:
@@ -209,7 +209,7 @@ class TrialPool:
             self._divide()
             room = together // len(self.slots)
             self.costs = {
-                key: replace(cost, available_bytes=room, verdict=fit_verdict(cost.peak_bytes, room))
+                key: replace(cost, available_bytes=room, fit=assess_fit(cost.peak_bytes, room))
                 for key, cost in self.costs.items()
             }
 
@@ -217,7 +217,7 @@ class TrialPool:
         """Whether the plan said so, of this trial or of all with room to spare; else the trial looks for itself."""
         cost = self.costs.get(run_identity(config))
         roomy = bool(self.costs) and all(one.peak_bytes < one.available_bytes / 2 for one in self.costs.values())
-        return roomy or (cost is not None and cost.verdict != "will not fit")
+        return roomy or (cost is not None and cost.fit is not Fit.will_not_fit)
 
     def _divide(self) -> None:
         """Divide the machine among the trials."""

@@ -1,0 +1,85 @@
+"""What did each arm answer to each held-out prompt? The rows of `predictions.jsonl`, written and read here."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from finetune.data.splits import Message
+from finetune.runs.files import read_jsonl, write_jsonl
+
+History = list[dict[str, float]]
+"""The rows of `history.jsonl`: what training logged, by step."""
+
+OWN = ("place", "prompt", "reference")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What one arm replied to one prompt, with its scores; of several few-shot samples their mean, and each of them."""
+
+    scores: dict[str, float]
+    # None where no answer was asked for.
+    answer: str | None = None
+    finished: bool | None = None
+    # The reference's summed negative log-likelihood in nats, and its tokens, where perplexity was asked for.
+    nll: float | None = None
+    tokens: int | None = None
+    draws: "list[Answered] | None" = None
+
+    @property
+    def samples(self) -> "list[Answered]":
+        """The reply to each few-shot sample; without samples, the one reply."""
+        return self.draws or [self]
+
+    @property
+    def first_answer(self) -> str:
+        """The answer to the first sample; empty where none was asked for."""
+        return self.samples[0].answer or ""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One held-out prompt, its reference, and what each arm replied."""
+
+    place: str
+    prompt: list[Message]
+    reference: str
+    arms: dict[str, Answered]
+
+    @property
+    def question(self) -> str:
+        """The last message of the prompt; empty for plain text."""
+        return self.prompt[-1]["content"] if self.prompt else ""
+
+
+def write_predictions(file: Path, predictions: list[Prediction]) -> None:
+    """Write one row for each prompt, the arms beside `place`, `prompt` and `reference`."""
+    rows = [
+        {name: getattr(row, name) for name in OWN} | {arm: _compact(asdict(reply)) for arm, reply in row.arms.items()}
+        for row in predictions
+    ]
+    write_jsonl(file, rows)
+
+
+def read_predictions(file: Path) -> list[Prediction]:
+    """The rows of a file that `write_predictions` wrote."""
+    return [
+        Prediction(
+            row["place"],
+            row["prompt"],
+            row["reference"],
+            {arm: _answered(reply) for arm, reply in row.items() if arm not in OWN},
+        )
+        for row in read_jsonl(file)
+    ]
+
+
+def _compact(reply: dict[str, Any]) -> dict[str, Any]:
+    """Without what was not asked for."""
+    kept = {key: value for key, value in reply.items() if value is not None and key != "draws"}
+    return kept | ({"draws": [_compact(sample) for sample in reply["draws"]]} if reply["draws"] else {})
+
+
+def _answered(reply: dict[str, Any]) -> Answered:
+    draws = [_answered(sample) for sample in reply["draws"]] if "draws" in reply else None
+    return Answered(**(reply | {"draws": draws}))

@@ -1,0 +1,255 @@
+"""What did a run come to? The one definition of `result.json`, written and read here."""
+
+import json
+from dataclasses import dataclass, field
+from math import inf, nan
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from finetune.errors import UserError
+from finetune.runs.files import write_text
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
+
+# Raised when a field changes its name, type or meaning; a file of another format is refused.
+FORMAT = 2
+RESULT = "result.json"
+# What a trial of a search writes instead of result.json: its score on validation prompts.
+SELECTION = "selection.json"
+
+VerdictKind = Literal["tuning_wins", "prompting_is_enough", "nothing_works", "tuning_hurts", "cannot_tell"]
+
+
+@dataclass(frozen=True)
+class NullAs:
+    """The number that `null` stands for, as JSON has neither infinity nor NaN."""
+
+    number: float
+
+    def __get_pydantic_core_schema__(self, source: object, handler: "GetCoreSchemaHandler") -> "CoreSchema":
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(
+            lambda value: self.number if value is None else value, handler(source)
+        )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate (a mean, or a corpus metric's value) and the ends of its 95 % interval; infinite where unknown."""
+
+    mean: Annotated[float, NullAs(nan)]
+    low: Annotated[float, NullAs(-inf)]
+    high: Annotated[float, NullAs(inf)]
+
+
+@dataclass(frozen=True)
+class Difference(Interval):
+    """First arm minus second on the same prompts; p is two-sided, by the named test."""
+
+    p: float
+    test: Literal["McNemar", "permutation"]
+    prompts: int
+    draws: int
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether tuning was worth it, in a sentence, and the arm that tuning was compared with."""
+
+    kind: VerdictKind
+    sentence: str
+    against: str
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One way of answering the held-out prompts: its scores by metric, and what the answers took."""
+
+    scores: dict[str, Interval]
+    unfinished_answers: int
+    seconds: float
+    # Every answer was computed by an earlier run.
+    reused: bool
+
+
+@dataclass(frozen=True)
+class ForgettingPart:
+    """One general set before and after training: forgot is beyond doubt, suspected is likely."""
+
+    metric: str
+    base: Interval
+    tuned: Interval
+    difference: Difference
+    forgot: bool
+    suspected: bool
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """What the model forgot: the `passages` and the `questions`, and a sentence."""
+
+    parts: dict[str, ForgettingPart]
+    forgot: bool
+    sentence: str
+
+
+@dataclass(frozen=True)
+class HarnessScore:
+    """A metric of a task of lm-evaluation-harness before and after training, with standard errors."""
+
+    base: float | None
+    base_stderr: float | None
+    tuned: float | None
+    tuned_stderr: float | None
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What the arms scored on held-out prompts; `differences` are tuned minus the arm, by arm and metric."""
+
+    split: str
+    prompts: int
+    # The headline metric, which decides the verdict.
+    metric: str
+    max_new_tokens: int
+    # The places of the demonstrations of each few-shot sample.
+    shots: list[list[str]]
+    arms: dict[str, ArmResult]
+    differences: dict[str, dict[str, Difference]]
+    retention: Forgetting | None
+    # None where the tuned model alone has answered.
+    verdict: Verdict | None
+    # By task and metric.
+    harness: dict[str, dict[str, HarnessScore]] = field(default_factory=dict)
+
+    def tuned(self, metric: str | None = None) -> Interval:
+        """The tuned model's score by a metric, by default the headline metric."""
+        return self.arms["tuned"].scores[metric or self.metric]
+
+
+@dataclass(frozen=True)
+class SplitSize:
+    """What a split holds before truncation and packing.
+
+    truncated: the rows that are cut at `max_length`; dropped: those of them that lose all their loss tokens there, and
+    so teach nothing (TRL leaves them out).
+    """
+
+    rows: int
+    tokens: int
+    loss_tokens: int
+    truncated: int
+    dropped: int
+    longest_answer: int
+
+
+@dataclass(frozen=True)
+class ExampleSpans:
+    """A training row: its place, and its text in spans of `context`, `loss` and `cut`."""
+
+    place: str
+    spans: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class DataResult:
+    """What was trained on."""
+
+    fingerprint: str
+    counts: dict[str, int]
+    bad_rows: list[str]
+    shared: list[str]
+    splits: dict[str, SplitSize]
+    examples: list[ExampleSpans]
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """Which weights were trained; `provenance` says where they came from."""
+
+    provenance: dict[str, Any]
+    parameters: int
+    trainable_parameters: int
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What training did. Tokens are real ones, padding not counted; seconds are those spent in training steps."""
+
+    steps: int
+    epochs: float
+    tokens: int
+    loss_tokens: int
+    seconds: float
+    tokens_per_second: float
+    train_loss: float | None
+    validation_loss: float | None
+    peak_memory_bytes: int
+    resumed_from_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """A complete run."""
+
+    format: int = FORMAT
+    name: str
+    status: Literal["complete"] = "complete"
+    seed: int
+    config: dict[str, Any]
+    # The settings that are not the defaults': value and default, null for a setting that is absent.
+    changed_settings: dict[str, tuple[Any, Any]]
+    data: DataResult
+    model: ModelResult
+    training: TrainingResult
+    evaluation: EvaluationResult
+    peak_memory_bytes: int
+    # By phase.
+    seconds: dict[str, float]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedResult:
+    """A run that ended without a result: `status` is the name of its RunState."""
+
+    format: int = FORMAT
+    name: str
+    status: str
+    reason: str
+    seconds_in_all: float
+    config: dict[str, Any]
+
+
+def write_result(file: Path, result: RunResult | FailedResult) -> None:
+    """Write a result as JSON; numbers that JSON does not have become null."""
+    from pydantic import TypeAdapter
+
+    adapter: TypeAdapter[RunResult | FailedResult] = TypeAdapter(type(result))
+    write_text(file, adapter.dump_json(result, indent=2).decode() + "\n")
+
+
+def read_result(file: Path) -> RunResult | FailedResult | None:
+    """The result in a file, or None where there is no such file.
+
+    Raises UserError for a file of another format, and for one that is no result.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    if not file.exists():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.get("format") != FORMAT:
+            raise UserError(
+                f"{file}: another version of this program wrote it. Start the run again under a new name, or with the "
+                "version that wrote it."
+            )
+        kind = RunResult if content["status"] == "complete" else FailedResult
+        adapter: TypeAdapter[RunResult | FailedResult] = TypeAdapter(kind)
+        return adapter.validate_python(content)
+    except (OSError, ValueError, KeyError, AttributeError, ValidationError) as error:
+        raise UserError(f"{file}: it cannot be read: {' '.join(str(error).split())}") from error
