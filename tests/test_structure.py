@@ -1,6 +1,7 @@
 """The shape of the code: what may import what, how long files and functions may be, and who may set what."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,11 @@ def test_every_folder_is_in_the_order_and_asks_its_question():
     for path in (ROOT / "finetune").rglob("__init__.py"):
         tree = ast.parse(path.read_text())
         assert len(tree.body) == 1 and ast.get_docstring(tree), f"{path} holds more than one docstring"
+
+
+def test_the_page_of_the_architecture_lists_the_folders_in_this_order():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    assert re.findall(r"^\| `(\w+)(?:/|\.py)` \| .+\? \|$", page, re.MULTILINE) == list(FOLDERS)
 
 
 @pytest.mark.parametrize(
