@@ -4,19 +4,20 @@ A small fixed set of general passages and questions (forgetting.yaml) is scored 
 as plain text and the questions asked without the task's system prompt, so that what is measured is not the task.
 """
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import yaml
+from transformers import PreTrainedTokenizerBase
 
 from finetune.config.schema import Config, Eval
 from finetune.data.splits import Example
 from finetune.evaluation.answers import Arm, answer_prompts
 from finetune.evaluation.prompts import Prompts, PromptSet
+from finetune.evaluation.scores import ArmScores, score_arms
 from finetune.evaluation.statistics import MAX_P
-from finetune.evaluation.verdict import ArmScores, score_arms
 from finetune.model.adapter import Weights
+from finetune.model.base import TrainedModel
+from finetune.runs.result import Forgetting, ForgettingPart
 from finetune.training.prepare import PreparedRun
 from finetune.training.tokenize import tokenize_examples
 
@@ -32,67 +33,64 @@ def choose_general_prompts(config: Config, prepared: PreparedRun) -> dict[str, P
     if not config.eval.retention or config.sweep.on_validation:
         return {}
     content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    place = FILE.name
-    passages = [Example([], text, f"{place}: passage {number}") for number, text in enumerate(content["passages"], 1)]
+    passages = [Example([], text, f"{FILE.name}: passage {i}") for i, text in enumerate(content["passages"], 1)]
     questions = [
-        Example([{"role": "user", "content": question}], answer, f"{place}: question {number}")
-        for number, (question, answer) in enumerate(content["questions"].items(), 1)
+        Example([{"role": "user", "content": question}], answer, f"{FILE.name}: question {i}")
+        for i, (question, answer) in enumerate(content["questions"].items(), 1)
     ]
     decoding = Eval(shots=0, batch_size=config.eval.batch_size)
 
-    def ask(examples: list[Example], metric: str) -> Prompts:
+    def general(examples: list[Example], metric: str) -> Prompts:
         tokenized = tokenize_examples(examples, prepared.tokenizer, prepared.settings, "general")
         return Prompts(PromptSet(examples, tokenized, []), [], [metric], decoding, ANSWER_TOKENS, config.data.seed)
 
-    asked = {"passages": ask(passages, "perplexity")}
-    return asked | ({"questions": ask(questions, "contains")} if prepared.splits.train[0].prompt else {})
+    prompts = {"passages": general(passages, "perplexity")}
+    return prompts | ({"questions": general(questions, "contains")} if prepared.splits.train[0].prompt else {})
 
 
 def answer_general_prompts(
-    model: Any, tokenizer: Any, asked: dict[str, Prompts], originals: Weights
+    model: TrainedModel, tokenizer: PreTrainedTokenizerBase, general: dict[str, Prompts], originals: Weights
 ) -> dict[str, dict[str, Arm]]:
-    """The replies of the base and the tuned model to all that is asked."""
+    """The replies of the base and the tuned model to the general prompts."""
     return {
-        name: answer_prompts(model, tokenizer, prompts, originals, _ignore, _ignore) for name, prompts in asked.items()
+        name: answer_prompts(model, tokenizer, prompts, originals, _ignore, _ignore)
+        for name, prompts in general.items()
     }
 
 
-def describe_forgetting(asked: dict[str, Prompts], answered: dict[str, dict[str, Arm]]) -> dict[str, Any] | None:
-    """What result.json says about forgetting: scores before and after, whether it is beyond doubt, and a sentence."""
-    found = {name: score_arms(prompts, answered[name]) for name, prompts in asked.items()}
-    if not found:
+def describe_forgetting(general: dict[str, Prompts], arms: dict[str, dict[str, Arm]]) -> Forgetting | None:
+    """The scores before and after training, whether the model forgot beyond doubt, and a sentence."""
+    if not general:
         return None
-    parts = {name: _part(judgement, asked[name].metrics[0]) for name, judgement in found.items()}
-    forgot = any(part["forgot"] for part in parts.values())
-    return parts | {"forgot": forgot, "sentence": _sentence(parts, forgot)}
+    parts = {name: _part(score_arms(prompts, arms[name]), prompts.metrics[0]) for name, prompts in general.items()}
+    forgot = any(part.forgot for part in parts.values())
+    opinion = "It forgot" if forgot else "It forgot little"
+    if not forgot and any(part.suspected for part in parts.values()):
+        opinion = "It may have forgotten, not beyond doubt"
+    return Forgetting(parts, forgot, f"{opinion}: {' and '.join(map(_sentence, parts.values()))}")
 
 
-def _part(judgement: ArmScores, metric: str) -> dict[str, Any]:
-    base, tuned = (judgement.scores[arm][metric] for arm in ("zero_shot", "tuned"))
-    apart = judgement.differences["zero_shot"][metric]
-    # How much worse the tuned model is than may be, at least (by the interval) and most likely (by the mean).
-    rise = MOST_RISE * base.mean
-    least, likely = (apart.low, apart.mean) if metric == "perplexity" else (-apart.high, -apart.mean)
-    allowed = rise if metric == "perplexity" else MOST_LOST
-    return {"metric": metric, "base": asdict(base), "tuned": asdict(tuned), "difference": asdict(apart)} | {
-        "forgot": bool(least > allowed and apart.p <= MAX_P),
-        "suspected": bool(likely > allowed),
-    }
+def _part(scored: ArmScores, metric: str) -> ForgettingPart:
+    base, tuned = (scored.scores[arm][metric] for arm in ("zero_shot", "tuned"))
+    difference = scored.differences["zero_shot"][metric]
+    # How much worse the tuned model is, at least (by the interval) and most likely (by the mean), and may be.
+    least, likely, allowed = -difference.high, -difference.mean, MOST_LOST
+    if metric == "perplexity":
+        least, likely, allowed = difference.low, difference.mean, MOST_RISE * base.mean
+    forgot = least > allowed and difference.p <= MAX_P
+    return ForgettingPart(metric, base, tuned, difference, forgot=bool(forgot), suspected=bool(likely > allowed))
 
 
-def _sentence(parts: dict[str, Any], forgot: bool) -> str:
-    told = []
-    for name, part in parts.items():
-        what = "perplexity on general text" if name == "passages" else "the share of simple questions answered"
-        apart = part["difference"]
-        told.append(
-            f"{what} went from {part['base']['mean']:.2f} to {part['tuned']['mean']:.2f} "
-            f"(difference {apart['mean']:z.2f} [{apart['low']:z.2f}, {apart['high']:z.2f}])"
-        )
-    suspected = any(part["suspected"] for part in parts.values())
-    opinion = "It forgot" if forgot else "It may have forgotten, not beyond doubt" if suspected else "It forgot little"
-    return f"{opinion}: {' and '.join(told)}"
+def _sentence(part: ForgettingPart) -> str:
+    measured = "perplexity on general text"
+    if part.metric != "perplexity":
+        measured = "the share of simple questions answered"
+    change = part.difference
+    return (
+        f"{measured} went from {part.base.mean:.2f} to {part.tuned.mean:.2f} "
+        f"(difference {change.mean:z.2f} [{change.low:z.2f}, {change.high:z.2f}])"
+    )
 
 
-def _ignore(*_: Any) -> None:
+def _ignore(*_: object) -> None:
     pass

@@ -9,26 +9,34 @@ from dataclasses import dataclass
 from itertools import chain
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from transformers import PreTrainedTokenizerBase
 
 from finetune.config.harness_tasks import is_task_path
 from finetune.config.schema import Eval
 from finetune.errors import UserError, did_you_mean
 from finetune.model.adapter import Weights, as_base_model
+from finetune.model.base import TrainedModel
+from finetune.runs.result import HarnessScore
+
+if TYPE_CHECKING:
+    from lm_eval.tasks import TaskManager
 
 BATCH_SIZE = 8
 RESAMPLES = 1000  # for the standard errors that no formula gives; the harness's own 100,000 take minutes
 # What a task raises that cannot be read, or whose data cannot.
 UNREADABLE = (OSError, KeyError, ValueError, TypeError, yaml.YAMLError)
+# By task and metric the value and its standard error.
+Scores = dict[str, dict[str, tuple[float | None, float | None]]]
 
 
 @dataclass(frozen=True)
 class HarnessTasks:
     """The harness's manager of tasks, and what is to be run, by name or file."""
 
-    manager: Any
+    manager: "TaskManager"
     chosen: list[str]
 
 
@@ -41,9 +49,9 @@ def load_harness_tasks(settings: Eval) -> HarnessTasks | None:
         return None
     from lm_eval.tasks import TaskManager
 
-    places = [str(Path(task).expanduser()) for task in settings.harness_tasks if is_task_path(task)]
+    paths = [str(Path(task).expanduser()) for task in settings.harness_tasks if is_task_path(task)]
     names = [task for task in settings.harness_tasks if not is_task_path(task)]
-    folders = [place for place in places if Path(place).is_dir()]
+    folders = [path for path in paths if Path(path).is_dir()]
     manager = TaskManager(include_path=folders, include_defaults=bool(names))
     for name in names:
         if name not in manager.all_tasks:
@@ -52,8 +60,7 @@ def load_harness_tasks(settings: Eval) -> HarnessTasks | None:
                 "Give a task of your own as a file: eval.harness_tasks=[./mine.yaml]."
             )
     inside = [TaskManager(include_path=folder, include_defaults=False).all_subtasks for folder in folders]
-    files = [place for place in places if place not in folders]
-    chosen = [*names, *files, *chain.from_iterable(inside)]
+    chosen = [*names, *(path for path in paths if path not in folders), *chain.from_iterable(inside)]
     for task in chosen:
         try:
             manager.load([task])
@@ -67,47 +74,34 @@ def load_harness_tasks(settings: Eval) -> HarnessTasks | None:
 
 
 def score_harness_tasks(
-    model: Any,
-    tokenizer: Any,
+    model: TrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
     tasks: HarnessTasks | None,
     settings: Eval,
     originals: Weights,
-    say: Callable[[str], None],
-) -> dict[str, Any] | None:
-    """By task and metric the base's and the tuned model's values with their standard errors; None without tasks.
-
-    One process does all of it.
-    """
+    log: Callable[[str], object],
+) -> dict[str, dict[str, HarnessScore]]:
+    """By task and metric what the base and the tuned model score; empty without tasks. One process does all of it."""
     if tasks is None:
-        return None
-    found = {}
+        return {}
+    scores = {}
     for arm in ("base", "tuned"):
         started = time.perf_counter()
         with as_base_model(model, originals) if arm == "base" else nullcontext():
-            found[arm] = _evaluate(model, tokenizer, tasks, settings)
-        say(f"  lm-evaluation-harness: {arm} model scored in {time.perf_counter() - started:.0f} s")
+            scores[arm] = _evaluate(model, tokenizer, tasks, settings)
+        log(f"  lm-evaluation-harness: {arm} model scored in {time.perf_counter() - started:.0f} s")
     return {
-        task: {
-            metric: {
-                "base": value,
-                "base_stderr": error,
-                "tuned": found["tuned"][task][metric][0],
-                "tuned_stderr": found["tuned"][task][metric][1],
-            }
-            for metric, (value, error) in metrics.items()
-        }
-        for task, metrics in found["base"].items()
+        task: {metric: HarnessScore(*base, *scores["tuned"][task][metric]) for metric, base in metrics.items()}
+        for task, metrics in scores["base"].items()
     }
 
 
-def _evaluate(
-    model: Any, tokenizer: Any, tasks: HarnessTasks, settings: Eval
-) -> dict[str, dict[str, tuple[float | None, float | None]]]:
+def _evaluate(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: HarnessTasks, settings: Eval) -> Scores:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())  # its progress bars
-    with quiet, _tied_as_it_is(model):
+    with quiet, _without_tying(model):
         results = simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size or BATCH_SIZE),
             tasks=tasks.chosen,
@@ -128,18 +122,17 @@ def _metrics(values: dict[str, Any]) -> Iterator[tuple[str, tuple[float | None, 
             yield name, (_number(value), _number(values.get(f"{metric}_stderr,{filtered}")))
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     return float(value) if isinstance(value, int | float) and isfinite(value) else None
 
 
 @contextmanager
-def _tied_as_it_is(model: Any) -> Iterator[None]:
-    """Within the block nothing ties the model's weights anew.
-
-    The harness does, which embeddings that are trained with an adapter do not bear.
+def _without_tying(model: TrainedModel) -> Iterator[None]:
+    """Within the block nothing ties the model's weights, as the harness would: it breaks embeddings that an adapter
+    trains.
     """
-    model.tie_weights = lambda *_, **__: None
+    vars(model)["tie_weights"] = lambda *_, **__: None
     try:
         yield
     finally:
-        del model.tie_weights
+        del vars(model)["tie_weights"]

@@ -1,6 +1,6 @@
 """How good is one answer? All scores but the perplexity lie between 0 and 1, and more is better.
 
-Nothing heavy is imported here before it is used: check.py reads the names from this file.
+Nothing heavy is imported here before it is used: cli/validate.py reads the names from this file.
 """
 
 import json
@@ -34,8 +34,8 @@ def field_f1(answer: str, reference: str) -> float:
     given = _read_object(answer)
     if given is None:
         return 0.0
-    pairs, others = _pairs(given), _pairs(expected)
-    return 2 * len(pairs & others) / (len(pairs) + len(others)) if pairs or others else 1.0
+    pairs, wanted = _pairs(given), _pairs(expected)
+    return 2 * len(pairs & wanted) / (len(pairs) + len(wanted)) if pairs or wanted else 1.0
 
 
 def accuracy(answer: str, reference: str) -> float:
@@ -72,9 +72,9 @@ def macro_f1(answers: Sequence[str], references: Sequence[str]) -> float:
     """Mean over the labels in the references of each label's F1; labels are compared as in `accuracy`."""
     # By hand: an interval takes thousands of these, each of which costs scikit-learn milliseconds.
     expected, given = [_label(text) for text in references], [_label(text) for text in answers]
-    known, asked = Counter(expected), Counter(given)
+    references_of, answers_of = Counter(expected), Counter(given)
     right = Counter(label for label, other in zip(expected, given, strict=True) if label == other)
-    return fmean(2 * right[label] / (known[label] + asked[label]) for label in known)
+    return fmean(2 * right[label] / (references_of[label] + answers_of[label]) for label in references_of)
 
 
 def perplexity(nll: float, tokens: int) -> float:
@@ -93,7 +93,7 @@ PER_PROMPT: dict[str, Callable[[str, str], float]] = {
 }
 # Defined for a whole test set only.
 CORPUS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {"macro_f1": macro_f1}
-# The model, not its answers, has a perplexity: evaluate.py computes it.
+# The model, not its answers, has a perplexity: it follows from likelihoods of references (answers.py).
 METRICS = (*PER_PROMPT, *CORPUS, "perplexity")
 HIGHER_IS_BETTER = {name: name != "perplexity" for name in METRICS}
 # The names in a sentence.
@@ -147,5 +147,5 @@ def _pairs(fields: dict[str, Any]) -> set[tuple[str, str]]:
     return {(key, _text(value)) for key, value in fields.items()}
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)

@@ -1,46 +1,28 @@
-"""Is a difference real? Intervals, tests and the verdict, from the scores of answers (pure functions).
+"""Is a difference real? Intervals and tests from the scores of answers (pure functions).
 
-Everywhere, scores come as one number for each prompt, or, where a prompt was answered with several draws of few-shot
-examples, as a matrix of prompts x draws. Intervals are BCa bootstrap intervals (Efron 1987) at 95 %, by SciPy.
+Everywhere, scores come as one number for each prompt, or, where a prompt was answered with several few-shot samples
+(draws), as a matrix of prompts x draws. Intervals are BCa bootstrap intervals (Efron 1987) at 95 %, by SciPy.
 """
 
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from math import inf, isnan
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from finetune.evaluation.metrics import CORPUS, perplexity
+from finetune.runs.result import Difference, Interval
 
 RESAMPLES = 9999
 CORPUS_RESAMPLES = 1999  # a corpus metric is computed anew for each; for BCa Efron advises 1,000 or more
 MAX_P = 0.05
 BATCH = 2**20  # numbers held at once, so that memory does not grow with the number of prompts
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate (a mean, or a corpus metric's value) and the ends of its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class Difference(Interval):
-    """First arm minus second on the same prompts; p is two-sided, by the named test."""
-
-    p: float
-    test: Literal["McNemar", "permutation"]
-    prompts: int
-    draws: int
+SAME = 1e-12  # scores that differ by less are equal but for rounding
 
 
 def mean_interval(scores: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Interval:
@@ -61,30 +43,31 @@ def mean_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = RESA
     allows for other draws.
     """
     first, second = _paired(a, b, float)
-    apart = first - second
-    found = _mean(apart, (-1, 1), seed, resamples)
-    if apart.shape[1] == 1 and np.isin([first, second], (0, 1)).all():
-        better, worse = int((apart > 0).sum()), int((apart < 0).sum())
-        p = stats.binomtest(better, better + worse).pvalue if better + worse else 1.0
-        return Difference(found.mean, found.low, found.high, float(p), "McNemar", *apart.shape)
-    p = _permute(apart.mean(axis=1), np.mean, seed, resamples, vectorized=True)
-    return Difference(found.mean, found.low, found.high, p, "permutation", *apart.shape)
+    gains = first - second
+    interval = vars(_mean(gains, (-1, 1), seed, resamples))
+    prompts, draws = gains.shape
+    if draws == 1 and np.isin([first, second], (0, 1)).all():
+        better, worse = int((gains > 0).sum()), int((gains < 0).sum())
+        p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
+        return Difference(**interval, p=p, test="McNemar", prompts=prompts, draws=draws)
+    p = _permute(gains.mean(axis=1), np.mean, seed, resamples, vectorized=True)
+    return Difference(**interval, p=p, test="permutation", prompts=prompts, draws=draws)
 
 
 def corpus_interval(
     metric: str, given: ArrayLike, references: Sequence[Any], seed: int, resamples: int = CORPUS_RESAMPLES
 ) -> Interval:
-    """A metric of the whole set and its interval; prompts and draws are resampled as in `interval`.
+    """A metric of the whole set and its interval; prompts and draws are resampled as in `mean_interval`.
 
     `given` and `references` are answers and references, or for perplexity each reference's summed negative
     log-likelihood in nats and its number of tokens. A resample's macro F1 is over the labels of that resample.
     """
-    answers, known = _matrix(given, object), np.asarray(references, object)
+    answers, expected = _matrix(given, object), np.asarray(references, object)
 
     def value(prompts: NDArray[Any], draws: NDArray[Any]) -> float:
-        return _value(metric, answers[np.ix_(prompts, draws)], known[prompts])
+        return _value(metric, answers[np.ix_(prompts, draws)], expected[prompts])
 
-    return _corpus(metric, value, answers.shape, known, (0, 1), seed, resamples)
+    return _corpus(metric, value, answers.shape, expected, (0, 1), seed, resamples)
 
 
 def corpus_difference(
@@ -92,20 +75,21 @@ def corpus_difference(
 ) -> Difference:
     """A whole-set metric of `a` minus that of `b`, with its interval and a permutation test; see `corpus_interval`."""
     first, second = _paired(a, b, object)
-    known = np.asarray(references, object)
+    expected = np.asarray(references, object)
 
     def value(prompts: NDArray[Any], draws: NDArray[Any]) -> float:
         chosen = np.ix_(prompts, draws)
-        return _value(metric, first[chosen], known[prompts]) - _value(metric, second[chosen], known[prompts])
+        return _value(metric, first[chosen], expected[prompts]) - _value(metric, second[chosen], expected[prompts])
 
     def flipped(signs: NDArray[Any]) -> float:
         stays = signs[:, None] > 0
         kept, swapped = np.where(stays, first, second), np.where(stays, second, first)
-        return _value(metric, kept, known) - _value(metric, swapped, known)
+        return _value(metric, kept, expected) - _value(metric, swapped, expected)
 
-    found = _corpus(metric, value, first.shape, known, (-1, 1), seed, resamples)
-    p = _permute(np.ones(len(known)), flipped, seed, resamples, vectorized=False)
-    return Difference(found.mean, found.low, found.high, p, "permutation", *first.shape)
+    interval = vars(_corpus(metric, value, first.shape, expected, (-1, 1), seed, resamples))
+    p = _permute(np.ones(len(expected)), flipped, seed, resamples, vectorized=False)
+    prompts, draws = first.shape
+    return Difference(**interval, p=p, test="permutation", prompts=prompts, draws=draws)
 
 
 def _matrix(scores: ArrayLike, kind: type) -> NDArray[Any]:
@@ -125,14 +109,14 @@ def _paired(a: ArrayLike, b: ArrayLike, kind: type) -> tuple[NDArray[Any], NDArr
 def _mean(scores: NDArray[Any], bounds: tuple[float, float], seed: int, resamples: int) -> Interval:
     prompts, draws = scores.shape
     mean = float(scores.mean())
-    if prompts == 1 or np.ptp(scores) < 1e-12:
+    if prompts == 1 or np.ptp(scores) < SAME:
         return _of_equal(mean, [prompts], bounds)
     if draws == 1:
-        found = _bootstrap((scores[:, 0],), np.mean, seed, resamples, vectorized=True)
+        ends = _bootstrap((scores[:, 0],), np.mean, seed, resamples, vectorized=True)
     else:
         indices = np.arange(prompts), np.arange(draws)
-        found = _bootstrap(indices, lambda i, j: scores[np.ix_(i, j)].mean(), seed, resamples, vectorized=False)
-    return Interval(mean, *found)
+        ends = _bootstrap(indices, lambda i, j: scores[np.ix_(i, j)].mean(), seed, resamples, vectorized=False)
+    return Interval(mean, *ends)
 
 
 def _corpus(
@@ -146,14 +130,13 @@ def _corpus(
 ) -> Interval:
     prompts, draws = (np.arange(size) for size in shape)
     mean = value(prompts, draws)
-    data = (prompts, draws) if len(draws) > 1 else (prompts,)
-    found = None
     if len(prompts) > 1:
-        found = _bootstrap(data, lambda i, j=draws: value(i, j), seed, resamples, vectorized=False)
-    if found and found[0] < found[1]:
-        return Interval(mean, *found)
+        data = (prompts, draws) if len(draws) > 1 else (prompts,)
+        low, high = _bootstrap(data, lambda i, j=draws: value(i, j), seed, resamples, vectorized=False)
+        if low < high:
+            return Interval(mean, low, high)
     if metric == "perplexity":  # without bounds; of several prompts only those of one and the same model are all equal
-        return Interval(mean, mean, mean) if found else Interval(mean, -inf, inf)
+        return Interval(mean, mean, mean) if len(prompts) > 1 else Interval(mean, -inf, inf)
     return _of_equal(mean, Counter(references.tolist()).values(), bounds)
 
 
@@ -170,8 +153,8 @@ def _of_equal(value: float, counts: Iterable[int], bounds: tuple[float, float]) 
 
 def _value(metric: str, given: NDArray[Any], references: NDArray[Any]) -> float:
     """The metric's mean over the draws."""
-    judge: Callable[..., float] = CORPUS.get(metric, _perplexity)
-    return fmean(judge(draw, references.tolist()) for draw in given.T.tolist())
+    compute: Callable[..., float] = CORPUS.get(metric, _perplexity)
+    return fmean(compute(draw, references.tolist()) for draw in given.T.tolist())
 
 
 def _perplexity(nlls: Sequence[float], tokens: Sequence[int]) -> float:
@@ -184,12 +167,11 @@ def _bootstrap(
     options: dict[str, Any] = {"vectorized": vectorized, "batch": max(1, BATCH // len(data[0]))}
     generator = np.random.default_rng(seed)
     with warnings.catch_warnings(action="ignore"):  # of what is handled below
-        found = stats.bootstrap(data, statistic, method="BCa", n_resamples=resamples, rng=generator, **options)
-        if isnan(found.confidence_interval.low):  # BCa needs resamples on both sides of the estimate
-            found = stats.bootstrap(
-                data, statistic, method="percentile", n_resamples=0, bootstrap_result=found, **options
-            )
-    return float(found.confidence_interval.low), float(found.confidence_interval.high)
+        result = stats.bootstrap(data, statistic, method="BCa", n_resamples=resamples, rng=generator, **options)
+        if isnan(result.confidence_interval.low):  # BCa needs resamples on both sides of the estimate
+            options |= {"method": "percentile", "n_resamples": 0, "bootstrap_result": result}
+            result = stats.bootstrap(data, statistic, **options)
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def _permute(values: NDArray[Any], statistic: Callable[..., Any], seed: int, resamples: int, vectorized: bool) -> float:
@@ -197,8 +179,5 @@ def _permute(values: NDArray[Any], statistic: Callable[..., Any], seed: int, res
     if len(values) == 1:
         return 1.0
     options: dict[str, Any] = {"vectorized": vectorized, "batch": max(1, BATCH // len(values))}
-    generator = np.random.default_rng(seed)
-    found = stats.permutation_test(
-        (values,), statistic, permutation_type="samples", n_resamples=resamples, rng=generator, **options
-    )
-    return float(found.pvalue)
+    options |= {"permutation_type": "samples", "n_resamples": resamples, "rng": np.random.default_rng(seed)}
+    return float(stats.permutation_test((values,), statistic, **options).pvalue)

@@ -1,25 +1,39 @@
 """What happened? The run's result.json, predictions.jsonl, history.jsonl and report.html."""
 
-import json
 import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from finetune.config.schema import Config
 from finetune.config.settings import changed_settings, to_plain
 from finetune.errors import without_secrets
 from finetune.machine.process_memory import peak_memory_bytes
 from finetune.model.adapter import count_parameters
-from finetune.model.base import model_provenance
+from finetune.model.base import TrainedModel, model_provenance
 from finetune.reporting.progress import TrainingProgress
 from finetune.reporting.run_page import write_run_page
-from finetune.runs.files import write_jsonl, write_text
-from finetune.runs.folder import SELECTION
+from finetune.runs.files import write_json, write_jsonl
+from finetune.runs.folder import run_folder
+from finetune.runs.predictions import (
+    HISTORY,
+    PREDICTIONS,
+    VALIDATION_PREDICTIONS,
+    History,
+    Prediction,
+    write_predictions,
+)
+from finetune.runs.result import (
+    RESULT,
+    SELECTION,
+    DataResult,
+    EvaluationResult,
+    ModelResult,
+    RunResult,
+    TrainingResult,
+)
 from finetune.training.prepare import PreparedRun
 from finetune.training.row_preview import example_spans
 
@@ -43,40 +57,34 @@ class PhaseTimer:
 def collect_result(
     config: Config,
     defaults: Config,
-    folder: Path,
-    trained: Any,
+    model: TrainedModel,
     prepared: PreparedRun,
-    watch: TrainingProgress,
-    evaluation: dict[str, Any],
-    clock: PhaseTimer,
-) -> dict[str, Any]:
-    """Everything that result.json holds."""
-    parameters, trainable = count_parameters(trained)
-    return {
-        "name": folder.name,
-        "status": "complete",
-        "seed": config.seed,
-        "config": without_secrets(to_plain(config)),
-        "changed_settings": changed_settings(without_secrets(to_plain(config)), to_plain(defaults)),
-        "data": {
-            "fingerprint": prepared.splits.fingerprint,
-            "counts": prepared.splits.counts,
-            "bad_rows": prepared.splits.bad,
-            "shared": prepared.splits.shared,
-            "splits": {name: asdict(size) for name, size in prepared.rows.sizes.items()},
-            "examples": example_spans(prepared),
-        },
-        "model": {
-            **model_provenance(config.model, trained),
-            "parameters": parameters,
-            "trainable_parameters": trainable,
-        },
-        "training": watch.outcome(),
-        "evaluation": evaluation,
-        "peak_memory_bytes": peak_memory_bytes(),
-        "seconds": {phase: round(seconds, 2) for phase, seconds in clock.seconds.items()},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
-    }
+    training: TrainingResult,
+    evaluation: EvaluationResult,
+    seconds: dict[str, float],
+) -> RunResult:
+    """Everything that result.json holds; `seconds` are those of each phase."""
+    settings, splits = without_secrets(to_plain(config)), prepared.splits
+    return RunResult(
+        name=run_folder(config).name,
+        seed=config.seed,
+        config=settings,
+        changed_settings=changed_settings(settings, to_plain(defaults)),
+        data=DataResult(
+            fingerprint=splits.fingerprint,
+            counts=splits.counts,
+            bad_rows=splits.bad,
+            shared=splits.shared,
+            splits=prepared.rows.sizes,
+            examples=example_spans(prepared),
+        ),
+        model=ModelResult(model_provenance(config.model, model), *count_parameters(model)),
+        training=training,
+        evaluation=evaluation,
+        peak_memory_bytes=peak_memory_bytes(),
+        seconds={phase: round(spent, 2) for phase, spent in seconds.items()},
+        versions={"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
+    )
 
 
 @contextmanager
@@ -86,23 +94,19 @@ def keep_history(folder: Path, watch: TrainingProgress) -> Iterator[None]:
         yield
     except BaseException:
         if watch.history and watch.screen.logs:
-            write_jsonl(folder / "history.jsonl", watch.history)
+            write_jsonl(folder / HISTORY, watch.history)
         raise
 
 
-def write_run_files(
-    folder: Path, result: dict[str, Any], predictions: list[dict[str, Any]], history: list[dict[str, Any]]
-) -> None:
+def write_run_files(folder: Path, result: RunResult, predictions: list[Prediction], history: History) -> None:
     """Write the run's files; with result.json it is complete, and report.html follows from the others.
 
     A trial of a search is left as a run that is complete but for its test prompts: selection.json takes the place of
     result.json, and there is no page.
     """
-    final = result["evaluation"]["split"] == "test"
-    answered = "predictions" if final else "validation_predictions"
-    for name, rows in ((answered, predictions), ("history", history)):
-        write_jsonl(folder / f"{name}.jsonl", rows)
-    name = "result.json" if final else SELECTION
-    write_text(folder / name, json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    final = result.evaluation.split == "test"
+    write_predictions(folder / (PREDICTIONS if final else VALIDATION_PREDICTIONS), predictions)
+    write_jsonl(folder / HISTORY, history)
+    write_json(folder / (RESULT if final else SELECTION), result)
     if final:
         write_run_page(folder)

@@ -11,27 +11,41 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from threading import Thread
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from finetune.config.schema import Tracking, TrackingMode
 from finetune.errors import UserError, without_secrets
 from finetune.reporting.wandb_summary import prediction_table, summarise_result
+from finetune.runs.folder import RunLabels
 from finetune.runs.outcome import SUCCESSFUL, RunState, state_after_error
+from finetune.runs.predictions import Prediction
 from finetune.runs.read import run_folders
+from finetune.runs.result import RunResult
 
-CONNECT_SECONDS = 2.0  # to open a connection
-INIT_SECONDS = 4.0  # for the service to answer, once connected
-FINISH_SECONDS = 20.0  # to send what is left at the end
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+    from wandb import Run
+
+Print = Callable[[str], object]
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds that W&B may take: to open a connection, to answer once connected, and to send the rest at the end."""
+
+    connect: float = 2.0
+    answer: float = 4.0
+    finish: float = 20.0
 
 
 @dataclass
 class TrackedRun:
     """One run in W&B; without `wandb_run`, nothing is sent and every method does nothing."""
 
-    wandb_run: Any = None
-    say: Callable[[str], object] = print
+    wandb_run: "Run | None" = None
+    print: Print = print
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Add a point to each value's curve. A logged `tokens` can be chosen in W&B as the axis instead of the step."""
@@ -43,28 +57,23 @@ class TrackedRun:
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
         """Add a table."""
-
-        def add(run: Any) -> None:
+        if self.wandb_run:
             from wandb import Table
 
-            run.log({key: Table(columns=[*columns], data=rows, allow_mixed_types=True)})
+            table = Table(columns=[*columns], data=rows, allow_mixed_types=True)
+            self._send(lambda run: run.log({key: table}))
 
-        self._send(add)
-
-    def plot(self, key: str, figure: Any) -> None:
+    def plot(self, key: str, figure: "Figure") -> None:
         """Add a figure of plotly's."""
-
-        def add(run: Any) -> None:
+        if self.wandb_run:
             from wandb import Plotly
 
-            run.log({key: Plotly(figure)})
-
-        self._send(add)
+            self._send(lambda run: run.log({key: Plotly(figure)}))
 
     def artifact(self, kind: str, file: Path) -> None:
         """Add a file."""
 
-        def add(run: Any) -> None:
+        def add(run: "Run") -> None:
             from wandb import Artifact
 
             artifact = Artifact(f"{run.id}-{kind}", type=kind)
@@ -73,19 +82,19 @@ class TrackedRun:
 
         self._send(add)
 
-    def finish(self, result: dict[str, Any], folder: Path) -> None:
+    def finish(self, result: RunResult, predictions: list[Prediction], folder: Path) -> None:
         """Send what a complete run leaves: data, costs and scores as its summary, all answers as a table, its page."""
         if self.wandb_run:
             self.summarise(summarise_result(result))
-            if result["evaluation"]["split"] == "test":
-                self.table("predictions", *prediction_table(folder))
+            if result.evaluation.split == "test":
+                self.table("predictions", *prediction_table(predictions))
                 self.artifact("report", folder / "report.html")
 
     def close(self, exit_code: int) -> None:
         """Wait until everything is sent, but not for long; an exit code above 0 marks the run as failed."""
         self._send(lambda run: run.finish(exit_code))
 
-    def _send(self, action: Callable[[Any], object]) -> None:
+    def _send(self, action: Callable[["Run"], object]) -> None:
         if not self.wandb_run:
             return
         from wandb.sdk.mailbox import HandleAbandonedError
@@ -94,7 +103,7 @@ class TrackedRun:
             action(self.wandb_run)
         except (OSError, HandleAbandonedError) as error:  # a timeout, a full disk, or wandb's process was killed
             how = f"wandb sync {self.wandb_run.settings.sync_dir}"
-            self.say(f"W&B: not everything was sent ({str(error) or type(error).__name__}). To send the rest: {how}")
+            self.print(f"W&B: not everything was sent ({str(error) or type(error).__name__}). To send the rest: {how}")
             self.wandb_run = None
             _tear_down()
 
@@ -102,38 +111,35 @@ class TrackedRun:
 @contextmanager
 def start_tracking(
     tracking: Tracking,
-    *,
-    name: str,
+    labels: RunLabels,
     folder: Path,
-    config: dict[str, Any],
-    tags: list[str],
-    group: str,
-    job_type: str = "train",
+    *,
     is_main_process: bool = True,
-    say: Callable[[str], object] = print,
+    print_line: Print = print,
+    timeouts: Timeouts = Timeouts(),
 ) -> Iterator[TrackedRun]:
     """The run in W&B for the length of the block; an exception in the block marks it as failed, unless it is pruned.
 
     The name gives the run its id: the same name again continues the run. Files lie in `folder / "wandb"`. Where the
-    service cannot be used, the run is kept in these files, to be sent later; `say` is given one line about it.
+    service cannot be used, the run is kept in these files, to be sent later; `print_line` is given one line about it.
     """
     if not (tracking.enabled and is_main_process):
         yield TrackedRun()
         return
     identity = {
-        "id": run_id(name),
-        "name": name,
+        "id": run_id(labels.name),
+        "name": labels.name,
         "project": tracking.project,
         "entity": tracking.entity,
-        "group": tracking.group or group,
-        "job_type": job_type,
-        "tags": list(dict.fromkeys([*tracking.tags, *tags])),
-        "config": without_secrets(config),
+        "group": tracking.group or labels.group,
+        "job_type": labels.job_type,
+        "tags": list(dict.fromkeys([*tracking.tags, *labels.tags])),
+        "config": without_secrets(labels.config),
         "dir": folder,
     }
     folder.mkdir(parents=True, exist_ok=True)
     with _environment(folder):
-        run = TrackedRun(_init(tracking.mode, identity, say), say)
+        run = TrackedRun(_init(tracking.mode, identity, print_line, timeouts), print_line)
         try:
             yield run
         except BaseException as error:  # wandb's own `with` would print the stack besides
@@ -154,34 +160,34 @@ def run_id(name: str) -> str:
 @contextmanager
 def _environment(folder: Path) -> Iterator[None]:
     """What wandb reads from the environment only: tables are staged in the run's folder, no telemetry is sent."""
-    ours = {"WANDB_DATA_DIR": str((folder / "wandb").absolute()), "WANDB_ERROR_REPORTING": "false"}
-    ours = {key: value for key, value in ours.items() if key not in os.environ}
-    os.environ.update(ours)
+    wanted = {"WANDB_DATA_DIR": str((folder / "wandb").absolute()), "WANDB_ERROR_REPORTING": "false"}
+    added = {key: value for key, value in wanted.items() if key not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        for key in ours:
+        for key in added:
             os.environ.pop(key, None)
 
 
-def _init(mode: TrackingMode, identity: dict[str, Any], say: Callable[[str], object]) -> Any:
+def _init(mode: TrackingMode, identity: dict[str, Any], print_line: Print, timeouts: Timeouts) -> "Run":
     import wandb
 
     _check_users_settings()
     try:
-        why_offline = _why_offline(mode)
+        why_offline = _why_offline(mode, timeouts)
         if why_offline is None:
-            run = _open("online", identity)
-            say(f"W&B: {run.url}")
+            run = _open("online", identity, timeouts)
+            print_line(f"W&B: {run.url}")
             return run
     except wandb.errors.Error as error:
         why_offline = str(error).splitlines()[0]
         _tear_down()  # the run that could not be opened holds the id
     try:
-        run = _open("offline", identity)
+        run = _open("offline", identity, timeouts)
     except wandb.errors.UsageError as error:
         raise UserError(f"tracking: {error}") from error
-    say(f"W&B: offline ({why_offline}). To send it later: python -m finetune sync {identity['dir']}")
+    print_line(f"W&B: offline ({why_offline}). To send it later: python -m finetune sync {identity['dir']}")
     return run
 
 
@@ -201,7 +207,7 @@ def _check_users_settings() -> None:
         ) from None
 
 
-def _open(mode: Literal["online", "offline"], identity: dict[str, Any]) -> Any:
+def _open(mode: Literal["online", "offline"], identity: dict[str, Any], timeouts: Timeouts) -> "Run":
     import wandb
 
     settings = wandb.Settings(
@@ -218,8 +224,8 @@ def _open(mode: Literal["online", "offline"], identity: dict[str, Any]) -> Any:
         x_disable_machine_info=True,
         x_disable_stats=True,
         x_save_requirements=False,
-        init_timeout=INIT_SECONDS,
-        finish_timeout=FINISH_SECONDS,
+        init_timeout=timeouts.answer,
+        finish_timeout=timeouts.finish,
         finish_timeout_raises=True,
     )
     return wandb.init(mode=mode, resume="allow", settings=settings, **identity)
@@ -232,7 +238,7 @@ def _tear_down() -> None:
         wandb.teardown()
 
 
-def _why_offline(mode: TrackingMode) -> str | None:
+def _why_offline(mode: TrackingMode, timeouts: Timeouts) -> str | None:
     """Why the run cannot or shall not be sent now; None: it can."""
     import wandb
 
@@ -243,7 +249,7 @@ def _why_offline(mode: TrackingMode) -> str | None:
         return f"wandb's own mode is {settings.mode}"
     if not is_logged_in():
         return "nobody is logged in, see wandb login"
-    if not _is_reachable(settings.base_url):
+    if not is_reachable(settings.base_url, timeouts.connect):
         return f"no connection to {settings.base_url}"
     return None
 
@@ -257,7 +263,7 @@ def is_logged_in() -> bool:
     return bool(settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url))
 
 
-def _is_reachable(url: str) -> bool:
+def is_reachable(url: str, seconds: float) -> bool:
     """Whether a connection to the URL's host, or to the proxy before it, opens in time."""
     address = urlsplit(url)
     proxy = None if proxy_bypass(address.hostname or "") else getproxies().get(address.scheme)
@@ -267,12 +273,12 @@ def _is_reachable(url: str) -> bool:
     opened = []
 
     def connect() -> None:
-        with suppress(OSError), socket.create_connection((address.hostname, port), timeout=CONNECT_SECONDS):
+        with suppress(OSError), socket.create_connection((address.hostname, port), timeout=seconds):
             opened.append(True)
 
-    attempt = Thread(target=connect, daemon=True)  # in a thread, as looking up a name obeys no timeout
-    attempt.start()
-    attempt.join(CONNECT_SECONDS)
+    connecting = Thread(target=connect, daemon=True)  # in a thread, as looking up a name obeys no timeout
+    connecting.start()
+    connecting.join(seconds)
     return bool(opened)
 
 

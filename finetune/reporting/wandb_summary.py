@@ -1,73 +1,74 @@
 """What stands for a run in Weights & Biases?"""
 
-import json
-from pathlib import Path
+from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
-
-def summarise_result(result: dict[str, Any]) -> dict[str, Any]:
-    """Scores with their intervals, differences, verdict, what was forgotten, data and costs of a result.json."""
-    outcome = result["evaluation"]
-    prefix = "evaluation" if outcome["split"] == "test" else outcome["split"]
-    scores = {f"{prefix}/{key}": value for key, value in _intervals(outcome["arms"]).items()}
-    apart = {f"evaluation/tuned - {key}": value for key, value in _intervals(outcome["differences"]).items()}
-    verdict = {f"verdict/{key}": value for key, value in (outcome["verdict"] or {}).items()}
-    data = result["data"]["counts"] | {"bad_rows": "\n".join(result["data"]["bad_rows"])}
-    costs = {"data": data, "training": result["training"], "seconds": result["seconds"]}
-    parts = {f"{part}/{key}": value for part, values in costs.items() for key, value in values.items()}
-    general = _retention(outcome["retention"] or {}) | _harness(outcome.get("harness") or {})
-    return scores | apart | verdict | general | parts
+from finetune.data.splits import Message
+from finetune.runs.predictions import Answered, Prediction
+from finetune.runs.result import Forgetting, Interval, RunResult
 
 
-def _harness(outcome: dict[str, Any]) -> dict[str, Any]:
-    return {
-        f"harness/{task}/{metric}/{key}": value
-        for task, metrics in outcome.items()
-        for metric, found in metrics.items()
-        for key, value in found.items()
-        if value is not None
-    }
+def summarise_result(result: RunResult) -> dict[str, Any]:
+    """Scores with their intervals, differences, verdict, what was forgotten, data and costs; None for NaN, infinity."""
+    evaluation = result.evaluation
+    prefix = "evaluation" if evaluation.split == "test" else evaluation.split
+    summary: dict[str, Any] = {}
+    for arm, outcome in evaluation.arms.items():
+        summary |= _intervals(f"{prefix}/{arm}", outcome.scores)
+    for arm, differences in evaluation.differences.items():
+        summary |= _intervals(f"evaluation/tuned - {arm}", differences)
+    summary |= _prefixed("verdict", vars(evaluation.verdict) if evaluation.verdict else {})
+    summary |= _forgetting(evaluation.retention) if evaluation.retention else {}
+    for task, scores in evaluation.harness.items():
+        for metric, score in scores.items():
+            known = {name: value for name, value in vars(score).items() if value is not None}
+            summary |= _prefixed(f"harness/{task}/{metric}", known)
+    summary |= _prefixed("data", result.data.counts | {"bad_rows": "\n".join(result.data.bad_rows)})
+    summary |= _prefixed("training", vars(result.training)) | _prefixed("seconds", result.seconds)
+    return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in summary.items()}
 
 
-def _retention(outcome: dict[str, Any]) -> dict[str, Any]:
-    scores = {
-        f"retention/{arm}/{part['metric']}": part[arm]["mean"]
-        for part in outcome.values()
-        if isinstance(part, dict)
-        for arm in ("base", "tuned")
-    }
-    return scores | {f"retention/{key}": outcome[key] for key in ("forgot", "sentence") if key in outcome}
+def _intervals(prefix: str, scores: Mapping[str, Interval]) -> dict[str, float]:
+    """By metric the mean, and under `low` and `high` below it the ends of its interval."""
+    values: dict[str, float] = {}
+    for metric, score in scores.items():
+        name = f"{prefix}/{metric}"
+        values |= {name: score.mean, f"{name}/low": score.low, f"{name}/high": score.high}
+    return values
 
 
-def _intervals(arms: dict[str, Any]) -> dict[str, float]:
-    """By `arm/metric` the mean, and under `low` and `high` below it the ends of its interval."""
-    found = {}
-    for arm, metrics in arms.items():
-        for metric, value in metrics.items():
-            if isinstance(value, dict):
-                found[f"{arm}/{metric}"] = value["mean"]
-                found |= {f"{arm}/{metric}/{end}": value[end] for end in ("low", "high")}
-    return found
+def _forgetting(forgetting: Forgetting) -> dict[str, Any]:
+    scores = {f"base/{part.metric}": part.base.mean for part in forgetting.parts.values()}
+    scores |= {f"tuned/{part.metric}": part.tuned.mean for part in forgetting.parts.values()}
+    return _prefixed("retention", scores | {"forgot": forgetting.forgot, "sentence": forgetting.sentence})
 
 
-def prediction_table(folder: Path) -> tuple[list[str], list[list[Any]]]:
+def _prefixed(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}/{key}": value for key, value in values.items()}
+
+
+def prediction_table(predictions: list[Prediction]) -> tuple[list[str], list[list[Any]]]:
     """The columns and rows of the table of held-out predictions."""
-    with (folder / "predictions.jsonl").open(encoding="utf-8") as lines:  # not splitlines: U+2028 may stand in a text
-        rows = [_flatten(json.loads(line)) for line in lines]
+    rows = [_columns(prediction) for prediction in predictions]
     return list(rows[0]), [list(row.values()) for row in rows]
 
 
-def _flatten(prediction: dict[str, Any]) -> dict[str, Any]:
-    arms = {key: value for key, value in prediction.items() if isinstance(value, dict)}
+def _columns(prediction: Prediction) -> dict[str, Any]:
+    arms = prediction.arms.items()
     return {
-        "prompt": "\n\n".join(f"{message['role']}: {message['content']}" for message in prediction["prompt"]),
-        "reference": prediction["reference"],
-        **{f"{arm}/answer": _answers(value) for arm, value in arms.items()},
-        **{f"{arm}/{metric}": score for arm, value in arms.items() for metric, score in value["scores"].items()},
+        "prompt": "\n\n".join(map(_message, prediction.prompt)),
+        "reference": prediction.reference,
+        **{f"{arm}/answer": _answers(reply) for arm, reply in arms},
+        **{f"{arm}/{metric}": score for arm, reply in arms for metric, score in reply.scores.items()},
     }
 
 
-def _answers(arm: dict[str, Any]) -> str | None:
-    """The arm's answer, or those to each draw of examples."""
-    given = [draw["answer"] for draw in arm.get("draws", [arm]) if "answer" in draw]
-    return "\n---\n".join(given) if given else None
+def _message(message: Message) -> str:
+    return f"{message['role']}: {message['content']}"
+
+
+def _answers(reply: Answered) -> str | None:
+    """The answer, or those to each few-shot sample; None where none was asked for."""
+    answers = [sample.answer for sample in reply.samples if sample.answer is not None]
+    return "\n---\n".join(answers) if answers else None

@@ -1,4 +1,4 @@
-"""Which runs have the same rows, the same base model, or the same cost? What they have in common is done once."""
+"""Which runs have the same rows, the same base model, or the same cost? What they share is computed once."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 # Settings of the trainer that change neither its rows nor the memory it needs.
-RATES = (
+RATES = {
     "learning_rate",
     "lr_scheduler_type",
     "lr_scheduler_kwargs",
@@ -24,9 +24,9 @@ RATES = (
     "adam_epsilon",
     "max_grad_norm",
     *OUTSIDE_TRAINER_IDENTITY,
-)
+}
 # Further ones that do not change its rows.
-AMOUNTS = (
+AMOUNTS = {
     "max_steps",
     "num_train_epochs",
     "per_device_train_batch_size",
@@ -37,13 +37,13 @@ AMOUNTS = (
     "save_strategy",
     "save_steps",
     "optim",
-)
+}
 
 
 def rows_key(config: Config) -> str:
     """The same for runs with the same tokens."""
     settings = to_plain(config)
-    return _hash([settings["data"], settings["model"], _without(config, RATES + AMOUNTS), data_digest(config.data)])
+    return _hash([settings["data"], settings["model"], _without(settings, RATES | AMOUNTS), data_digest(config.data)])
 
 
 def base_key(model: Model, quantization: Quantization, device: "Device") -> str:
@@ -55,11 +55,11 @@ def cost_key(config: Config) -> str:
     """The same for runs that need the same memory and take the same time."""
     settings = to_plain(config)
     sections = [settings[name] for name in ("data", "model", "quantization", "adapter", "eval", "plan")]
-    return _hash([*sections, _without(config, RATES), data_digest(config.data)])
+    return _hash([*sections, _without(settings, RATES), data_digest(config.data)])
 
 
-def _without(config: Config, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in to_plain(config)["trainer"].items() if name not in names}
+def _without(settings: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings["trainer"].items() if name not in names}
 
 
 def _hash(content: list[Any]) -> str:

@@ -14,6 +14,13 @@ def write_text(file: Path, text: str) -> None:
     unfinished.replace(file)
 
 
+def write_json(file: Path, content: object) -> None:
+    """Write plain values or dataclasses as JSON; numbers that JSON does not have become null."""
+    from pydantic_core import to_json
+
+    write_text(file, to_json(content, indent=2, inf_nan_mode="null").decode() + "\n")
+
+
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file; a row may hold U+2028, which ends no line."""
     with file.open(encoding="utf-8") as lines:

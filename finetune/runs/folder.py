@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,13 @@ from finetune.config.settings import OUTSIDE_IDENTITY, OUTSIDE_TRAINER_IDENTITY,
 from finetune.data.splits import data_digest
 from finetune.errors import UserError, without_secrets
 from finetune.runs.files import write_text
+from finetune.runs.result import RESULT, SELECTION, RunResult, read_result
 
 
 class BusyError(UserError):
     """Another process is at the run, or was while this one began."""
 
 
-# What a trial of a search leaves instead of result.json: its score on validation prompts.
-SELECTION = "selection.json"
 # The first line of a run's config.yaml, before its identity.
 IDENTITY = "# identity: "
 WHOLE_BYTES, PIECE_BYTES = 2**20, 2**16
@@ -60,7 +60,7 @@ def _files(config: Config) -> Iterator[Path]:
 
 def _fingerprint(file: Path) -> str:
     """A hash of the file; of a large one, which are weights, of its size and of three pieces."""
-    if not file.is_file():  # which is told elsewhere
+    if not file.is_file():  # the checks of the command line say so
         return ""
     size = file.stat().st_size
     with file.open("rb") as opened:
@@ -73,21 +73,32 @@ def _fingerprint(file: Path) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def run_labels(config: Config) -> dict[str, Any]:
-    """What the run is called beside others: `name`, `group`, `tags`, and its whole `config`."""
-    quantization, adapter = config.quantization, config.adapter
+@dataclass(frozen=True)
+class RunLabels:
+    """What a run is called beside others, and its whole configuration."""
+
+    name: str
+    group: str
+    tags: list[str]
+    config: dict[str, Any]
+    job_type: str = "train"
+
+
+def run_labels(config: Config) -> RunLabels:
+    """The labels of a run; the tags say what is trained on which data."""
+    quantization, adapter, sweep = config.quantization, config.adapter, config.sweep.name
+    stored, trained = "unquantised", "lora"
     if quantization.load_in_4bit:
         stored = quantization.bnb_4bit_quant_type.value
-    else:
-        stored = "int8" if quantization.load_in_8bit else "unquantised"
-    trained = "dora" if adapter.use_dora else "rslora" if adapter.use_rslora else "lora"
-    tags = [config.model.name, data_name(config), stored, trained if adapter.enabled else "full"]
-    return {
-        "name": run_folder(config).name,
-        "group": config.sweep.name or f"{config.model.name}-{data_name(config)}",
-        "tags": [*tags, config.sweep.name] if config.sweep.name else tags,
-        "config": to_plain(config),
-    }
+    elif quantization.load_in_8bit:
+        stored = "int8"
+    if not adapter.enabled:
+        trained = "full"
+    elif adapter.use_dora or adapter.use_rslora:
+        trained = "dora" if adapter.use_dora else "rslora"
+    model, data = config.model.name, data_name(config)
+    tags = [model, data, stored, trained, *([sweep] if sweep else [])]
+    return RunLabels(run_folder(config).name, sweep or f"{model}-{data}", tags, to_plain(config))
 
 
 def newest_checkpoint(run: Path) -> Path | None:
@@ -103,10 +114,14 @@ def _require_same(config: Config, run: Path) -> None:
     if first == f"{IDENTITY}{run_identity(config)}" or not first.startswith(IDENTITY):
         return
     before, now = flatten_all(yaml.safe_load(text)), flatten_all(without_secrets(to_plain(config)))
-    other = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    other = [key for key in other if key.partition(".")[0] not in OUTSIDE_IDENTITY]
-    apart = ", ".join(f"{key}={now.get(key)} (there: {before.get(key)})" for key in other) or "the data files"
-    raise UserError(f"name={config.name}: {run} holds another run; different: {apart}. Choose another name.")
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    changes = [
+        f"{key}={now.get(key)} (there: {before.get(key)})"
+        for key in changed
+        if key.partition(".")[0] not in OUTSIDE_IDENTITY
+    ]
+    different = ", ".join(changes) or "the data files"
+    raise UserError(f"name={config.name}: {run} holds another run; different: {different}. Choose another name.")
 
 
 @contextmanager
@@ -145,12 +160,11 @@ def is_run_held(run: Path) -> bool:
         return True
 
 
-def complete_result(config: Config, run: Path) -> dict[str, Any] | None:
+def complete_result(config: Config, run: Path) -> RunResult | None:
     """The result of the run in its folder if it is complete, else None.
 
     Raises UserError where the folder, which `name` may choose, holds a run of other settings or data.
     """
     _require_same(config, run)
-    file = run / (SELECTION if config.sweep.on_validation else "result.json")
-    content = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    return content if content.get("status") == "complete" else None
+    result = read_result(run / (SELECTION if config.sweep.on_validation else RESULT))
+    return result if isinstance(result, RunResult) else None

@@ -1,19 +1,19 @@
 """How did a run end?"""
 
-import json
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from finetune.config.schema import Config
 from finetune.config.settings import to_plain
 from finetune.errors import UserError, without_secrets
-from finetune.runs.files import write_text
+from finetune.runs.files import write_json
 from finetune.runs.folder import BusyError, complete_result, hold_run
+from finetune.runs.result import RESULT, FailedResult, RunResult, read_result
 
 
 class RunState(Enum):
@@ -53,6 +53,10 @@ class Pruned(Exception):  # noqa: N818 (it is no error)
     """Raised within a run to end it early; its message is the reason."""
 
 
+class FailedTrialsError(Exception):
+    """Raised at the end of a sweep in which trials failed, each of which was reported: the program ends with code 1."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a trial ended."""
@@ -68,30 +72,25 @@ class Outcome:
     known: bool = False
 
 
-def unheard(note: str) -> None:
-    """Nobody listens to what this process's run is doing."""
-
-
-# Within a trial, what it is doing goes to the sweep's screen.
-tell: Callable[[str], None] = unheard
-
-
 def settled_outcome(config: Config, folder: Path) -> Outcome | None:
     """How a trial ended earlier, if it would end so again.
 
     Raises UserError where the folder holds another run.
     """
     if result := complete_result(config, folder):
-        score, metric = headline_score(result)
-        return Outcome(RunState.complete, "", folder, sum(result["seconds"].values()), score, metric, known=True)
-    file = folder / "result.json"
-    earlier = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    state = RunState(earlier.get("status", "waiting"))
-    if state is RunState.pruned and config.sweep.trial is None:
-        return None  # a search gave it up, which is no reason for others to
-    if state not in FINAL or config.sweep.repeat_failures:
+        return _complete(result, folder, sum(result.seconds.values()), known=True)
+    earlier = read_result(folder / RESULT)
+    if not isinstance(earlier, FailedResult) or config.sweep.repeat_failures:
         return None
-    return Outcome(state, earlier["reason"], folder, earlier["seconds_in_all"], known=True)
+    state = RunState(earlier.status)
+    if state not in FINAL or (state is RunState.pruned and config.sweep.trial is None):
+        return None  # that a search gave it up is no reason for others to
+    return Outcome(state, earlier.reason, folder, earlier.seconds_in_all, known=True)
+
+
+def _complete(result: RunResult, folder: Path, seconds: float, known: bool) -> Outcome:
+    metric = result.evaluation.metric
+    return Outcome(RunState.complete, "", folder, seconds, result.evaluation.tuned().mean, metric, known)
 
 
 def state_after_error(error: BaseException) -> RunState:
@@ -104,52 +103,43 @@ def state_after_error(error: BaseException) -> RunState:
         SystemExit: RunState.exited,
         KeyboardInterrupt: RunState.killed,
     }
-    known = next((state for kind, state in kinds.items() if isinstance(error, kind)), None)
-    return known or (RunState.out_of_memory if _is_out_of_memory(error) else RunState.failed)
+    for kind, state in kinds.items():
+        if isinstance(error, kind):
+            return state
+    return RunState.out_of_memory if _is_out_of_memory(error) else RunState.failed
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
-    told = any(text in str(error) for text in OUT_OF_MEMORY)
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and told)
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY):
+        return True
+    return isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def conclude_run(config: Config, folder: Path, state: RunState, reason: str, seconds: float) -> Outcome:
     """How a trial ended, with its score; one that has none leaves a result.json that says why."""
-    outcome = Outcome(state, reason, folder, seconds)
     if state is RunState.complete:
         result = complete_result(config, folder)
         assert result
-        score, metric = headline_score(result)
-        return replace(outcome, score=score, metric=metric)
+        return _complete(result, folder, seconds, known=False)
     if state is not RunState.busy:
-        write_failure(config, folder, state.value, reason, seconds)
-    return outcome
+        _write_failure(config, folder, state, reason, seconds)
+    return Outcome(state, reason, folder, seconds)
 
 
-def headline_score(result: dict[str, Any]) -> tuple[float, str]:
-    """The tuned model's mean on the headline metric, and that metric's name."""
-    metric = result["evaluation"]["metric"]
-    return result["evaluation"]["arms"]["tuned"][metric]["mean"], metric
-
-
-def write_failure(config: Config, run: Path, status: str, reason: str, seconds: float) -> None:
-    """Leave a result.json that says how the run ended, unless its folder is in another process's or run's hands."""
-    file = run / "result.json"
-    try:
-        if complete_result(config, run) or (file.exists() and json.loads(file.read_text())["status"] == "complete"):
+def _write_failure(config: Config, folder: Path, state: RunState, reason: str, seconds: float) -> None:
+    """Write a result.json that says how the run ended, unless its folder is in another process's or run's hands."""
+    settings = without_secrets(to_plain(config))
+    with suppress(UserError):
+        if complete_result(config, folder) or isinstance(read_result(folder / RESULT), RunResult):
             return
-        with hold_run(config, run, is_main_process=True):
-            content = {"name": run.name, "status": status, "reason": reason, "seconds_in_all": round(seconds, 1)}
-            content |= {"config": without_secrets(to_plain(config))}
-            write_text(run / "result.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    except UserError:
-        return
+        with hold_run(config, folder, is_main_process=True):
+            write_json(folder / RESULT, FailedResult(folder.name, state.value, reason, round(seconds, 1), settings))
 
 
-def run_to_outcome(run: Callable[[Config], None], config: Config) -> tuple[RunState, str]:
-    """Run, and tell how that ended; what is to end the whole process goes through."""
+def run_to_outcome(run: Callable[[Config], object], config: Config) -> tuple[RunState, str]:
+    """Run, and return how that ended and why; an exception that is to end the whole process goes through."""
     try:
         run(config)
     except Exception as error:
@@ -159,7 +149,7 @@ def run_to_outcome(run: Callable[[Config], None], config: Config) -> tuple[RunSt
 
 
 def _reason(error: Exception, state: RunState) -> str:
-    """Why the run ended, in words; what no message tells goes into its log, too."""
+    """Why the run ended, in words; a stack, where there is no message, also goes into its log."""
     if isinstance(error, Pruned | UserError | FloatingPointError):
         if state is RunState.refused:
             print(f"Error: {error}", file=sys.stderr)

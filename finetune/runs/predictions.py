@@ -7,9 +7,12 @@ from typing import Any
 from finetune.data.splits import Message
 from finetune.runs.files import read_jsonl, write_jsonl
 
+# The rows of history.jsonl: what training logged, by step.
 History = list[dict[str, float]]
-"""The rows of `history.jsonl`: what training logged, by step."""
-
+HISTORY = "history.jsonl"
+# A trial of a search answers validation prompts.
+PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.jsonl", "validation_predictions.jsonl"
+# The columns of a row that are no arms.
 OWN = ("place", "prompt", "reference")
 
 

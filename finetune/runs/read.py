@@ -1,16 +1,26 @@
-"""What do the files of complete runs tell?"""
+"""Which runs do these folders hold, and what do their files say?"""
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from finetune.errors import UserError
+from finetune.runs.files import read_jsonl
+from finetune.runs.predictions import (
+    HISTORY,
+    PREDICTIONS,
+    VALIDATION_PREDICTIONS,
+    History,
+    Prediction,
+    read_predictions,
+)
+from finetune.runs.result import RESULT, Interval, RunResult, read_result
 from finetune.runs.sweep_record import REPETITIONS, TrialRecord, read_trials
 
-BEGUN = ("result.json", "log.txt", "checkpoints", "wandb")
+# Any of these in a folder shows that a run was begun there.
+BEGUN = (RESULT, "log.txt", "checkpoints", "wandb")
 
 
 @dataclass(frozen=True)
@@ -18,9 +28,9 @@ class CompletedRun:
     """A complete run, as its files tell of it."""
 
     folder: Path
-    result: dict[str, Any]
-    predictions: list[dict[str, Any]]
-    history: list[dict[str, Any]]
+    result: RunResult
+    predictions: list[Prediction]
+    history: History
     # Its number, where it is looked at as a part of its sweep.
     trial: int | None = None
 
@@ -32,29 +42,28 @@ class CompletedRun:
     @cached_property
     def asked(self) -> str:
         """The prompts and their references: equal for runs that can be paired."""
-        return json.dumps([self.split, *([row["prompt"], row["reference"]] for row in self.predictions)])
+        return json.dumps([self.split, *([row.prompt, row.reference] for row in self.predictions)])
 
     def measured(self, metric: str | None) -> str:
         """What else must be equal for the metric (None: the run's first one): perplexity's tokens, of one tokenizer."""
-        if (metric or self.result["evaluation"]["metric"]) != "perplexity":
+        if (metric or self.result.evaluation.metric) != "perplexity":
             return ""
-        return json.dumps([row["tuned"].get("tokens") for row in self.predictions])
+        return json.dumps([row.arms["tuned"].tokens for row in self.predictions])
 
     @property
     def verdict(self) -> str:
         """Whether this run was worth it, in its own words; empty for a search's trial, which has no rival."""
-        found = self.result["evaluation"]["verdict"]
-        return str(found["sentence"]) if found else ""
+        verdict = self.result.evaluation.verdict
+        return verdict.sentence if verdict else ""
 
     @property
     def split(self) -> str:
         """Whether the prompts are of the test or of the validation rows."""
-        return str(self.result["evaluation"]["split"])
+        return self.result.evaluation.split
 
-    def tuned(self, metric: str) -> dict[str, Any]:
+    def tuned(self, metric: str) -> Interval:
         """The tuned model's score with its interval."""
-        found: dict[str, Any] = self.result["evaluation"]["arms"]["tuned"][metric]
-        return found
+        return self.result.evaluation.tuned(metric)
 
 
 def find_runs(arguments: Iterable[str]) -> tuple[list[CompletedRun], list[Path]]:
@@ -62,9 +71,9 @@ def find_runs(arguments: Iterable[str]) -> tuple[list[CompletedRun], list[Path]]
 
     Raises UserError where there is no run.
     """
-    places = dict.fromkeys(place for argument in arguments for place in _places(argument))
-    found = [(folder, read_run(folder, file)) for folder, file in places]
-    complete, unfinished = [run for _, run in found if run], [folder for folder, run in found if not run]
+    files = dict.fromkeys(file for argument in arguments for file in _result_files(argument))
+    runs = [(file.parent, read_run(file.parent, file.name)) for file in files]
+    complete, unfinished = [run for _, run in runs if run], [folder for folder, run in runs if not run]
     if not complete:
         names = ", ".join(str(folder) for folder in unfinished)
         raise UserError(f"{names}: no run is complete. The command that started one finishes it.")
@@ -76,7 +85,7 @@ def run_folders(argument: str) -> Iterator[Path]:
     for folder in _named_folders(argument):
         yield folder
         if is_sweep(folder):
-            yield from (trial_folder(folder, trial) for trial in _trials(folder))
+            yield from (trial_folder(folder, trial) for trial in _begun_trials(folder))
 
 
 def is_sweep(folder: Path) -> bool:
@@ -94,53 +103,41 @@ def _named_folders(argument: str) -> list[Path]:
     """The folders of runs and of sweeps that an argument names."""
     path = Path(argument)
     matches = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
-    known = [match.resolve() for match in matches if match.is_dir()]
-    found = [inner for folder in known for inner in ([folder] if _begun(folder) else _inside(folder))]
-    if not found:
-        why = "holds no run" if known else "is no folder" if path.exists() else "does not exist"
-        raise UserError(f"{argument}: {why}. Name folders of runs, such as outputs/NAME or outputs.")
-    return found
+    folders = [match.resolve() for match in matches if match.is_dir()]
+    inside = ([folder] if _is_begun(folder) else filter(_is_begun, sorted(folder.iterdir())) for folder in folders)
+    if runs := [run for folder in inside for run in folder]:
+        return runs
+    why = "is no folder" if path.exists() else "does not exist"
+    if folders:
+        why = "holds no run"
+    raise UserError(f"{argument}: {why}. Name folders of runs, such as outputs/NAME or outputs.")
 
 
-def _inside(folder: Path) -> Iterable[Path]:
-    return filter(_begun, sorted(path for path in folder.iterdir() if path.is_dir()))
-
-
-def _begun(folder: Path) -> bool:
+def _is_begun(folder: Path) -> bool:
     return is_sweep(folder) or any((folder / name).exists() for name in BEGUN)
 
 
-def _places(argument: str) -> Iterator[tuple[Path, str]]:
-    """The folders of the runs that an argument names, and the file in each that says what it came to."""
+def _result_files(argument: str) -> Iterator[Path]:
+    """For each run that an argument names the file that says what it came to, whether it is there or not."""
     for folder in _named_folders(argument):
         if is_sweep(folder):
-            known = (trial for trial in _trials(folder) if trial.number < REPETITIONS)
-            yield from ((trial_folder(folder, trial), trial.result) for trial in known)
+            trials = (trial for trial in _begun_trials(folder) if trial.number < REPETITIONS)
+            yield from (trial_folder(folder, trial) / trial.result for trial in trials)
         else:
-            yield folder, "result.json"
+            yield folder / RESULT
 
 
-def _trials(sweep: Path) -> list[TrialRecord]:
+def _begun_trials(sweep: Path) -> list[TrialRecord]:
     return [trial for trial in read_trials(sweep / "sweep.json").values() if trial.folder]
 
 
-def read_run(folder: Path, file: str = "result.json") -> CompletedRun | None:
+def read_run(folder: Path, file: str = RESULT) -> CompletedRun | None:
     """The run in a folder by the file that says what it came to; None if it is not complete."""
-    answered = "predictions.jsonl" if file == "result.json" else "validation_predictions.jsonl"
+    result = read_result(folder / file)
+    if not isinstance(result, RunResult):
+        return None
+    predictions = PREDICTIONS if file == RESULT else VALIDATION_PREDICTIONS
     try:
-        found = folder / file
-        result = json.loads(found.read_text(encoding="utf-8")) if found.exists() else {}
-        if result.get("status") != "complete":
-            return None
-        run = CompletedRun(folder, result, _lines(folder / answered), _lines(folder / "history.jsonl"))
-    except (OSError, ValueError) as error:
+        return CompletedRun(folder, result, read_predictions(folder / predictions), read_jsonl(folder / HISTORY))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: a file of the run cannot be read: {error}") from error
-    known = result.get("evaluation", {})
-    if not {"arms", "verdict", "metric"} <= known.keys() or not all("tuned" in row for row in run.predictions):
-        raise UserError(f"{folder}: another version of this program wrote the run; start it again under a new name.")
-    return run
-
-
-def _lines(file: Path) -> list[dict[str, Any]]:
-    with file.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]

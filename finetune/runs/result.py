@@ -2,15 +2,15 @@
 
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from math import inf, nan
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from finetune.errors import UserError
-from finetune.runs.files import write_text
 
 if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler
+    from pydantic import GetCoreSchemaHandler, TypeAdapter
     from pydantic_core import CoreSchema
 
 # Raised when a field changes its name, type or meaning; a file of another format is refused.
@@ -212,24 +212,16 @@ class RunResult:
     versions: dict[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class FailedResult:
     """A run that ended without a result: `status` is the name of its RunState."""
 
-    format: int = FORMAT
     name: str
     status: str
     reason: str
     seconds_in_all: float
     config: dict[str, Any]
-
-
-def write_result(file: Path, result: RunResult | FailedResult) -> None:
-    """Write a result as JSON; numbers that JSON does not have become null."""
-    from pydantic import TypeAdapter
-
-    adapter: TypeAdapter[RunResult | FailedResult] = TypeAdapter(type(result))
-    write_text(file, adapter.dump_json(result, indent=2).decode() + "\n")
+    format: int = FORMAT
 
 
 def read_result(file: Path) -> RunResult | FailedResult | None:
@@ -237,8 +229,6 @@ def read_result(file: Path) -> RunResult | FailedResult | None:
 
     Raises UserError for a file of another format, and for one that is no result.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     if not file.exists():
         return None
     try:
@@ -248,8 +238,15 @@ def read_result(file: Path) -> RunResult | FailedResult | None:
                 f"{file}: another version of this program wrote it. Start the run again under a new name, or with the "
                 "version that wrote it."
             )
-        kind = RunResult if content["status"] == "complete" else FailedResult
-        adapter: TypeAdapter[RunResult | FailedResult] = TypeAdapter(kind)
-        return adapter.validate_python(content)
-    except (OSError, ValueError, KeyError, AttributeError, ValidationError) as error:
-        raise UserError(f"{file}: it cannot be read: {' '.join(str(error).split())}") from error
+        result: RunResult | FailedResult = _adapter(content["status"]).validate_python(content)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file}: it is damaged: {reason}. Remove it, and the same command runs it again.") from error
+    return result
+
+
+@cache
+def _adapter(status: str) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(RunResult if status == "complete" else FailedResult)

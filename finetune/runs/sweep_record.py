@@ -5,13 +5,12 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from finetune.runs.files import write_text
-from finetune.runs.folder import SELECTION
 from finetune.runs.outcome import UNENDED, Outcome, RunState
+from finetune.runs.result import RESULT, SELECTION
 
 # Numbers in a sweep's record from which on they are a search's repetitions over seeds, and its test of the winner.
 REPETITIONS, CONFIRMATION = 10_000, 20_000
@@ -34,11 +33,7 @@ class TrialRecord:
     @property
     def result(self) -> str:
         """The file in its folder that says what it came to; a search's trials are scored on validation prompts."""
-        return SELECTION if "sweep.on_validation=true" in self.overrides else "result.json"
-
-
-# What the trials of this process came to, by number; the exit code follows from it.
-ended: dict[int, RunState] = {}
+        return SELECTION if "sweep.on_validation=true" in self.overrides else RESULT
 
 
 @dataclass
@@ -62,8 +57,8 @@ class SweepRecord:
 
     def end(self, number: int, outcome: Outcome) -> None:
         """Write how a trial that was begun ended."""
-        found = replace(self.trials[number], state=outcome.state, reason=outcome.reason, score=outcome.score)
-        self.write(replace(found, seconds=round(outcome.seconds, 1)))
+        seconds, ended = round(outcome.seconds, 1), self.trials[number]
+        self.write(replace(ended, state=outcome.state, reason=outcome.reason, score=outcome.score, seconds=seconds))
 
     def give_up(self, number: int, reason: str) -> None:
         """Write that a trial, perhaps of another process, was killed, where its line says that it runs."""
@@ -73,18 +68,16 @@ class SweepRecord:
 
     def swept(self, number: int) -> str:
         """What sets a trial apart from the others."""
-        known = {*self.command, *self.common}
-        given = self.trials[number].overrides
-        return " ".join(text for text in given if text not in known and not text.startswith("sweep."))
+        shared, own = {*self.command, *self.common}, self.trials[number].overrides
+        return " ".join(text for text in own if text not in shared and not text.startswith("sweep."))
 
     def write(self, *changed: TrialRecord) -> None:
         """Write lines, in the place of those of the same numbers."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(self.folder / ".lock"):
             self.trials = read_trials(self.file) | {trial.number: trial for trial in changed}
-            lines = [
-                json.dumps(_plain_trial(self.trials[number]), ensure_ascii=False) for number in sorted(self.trials)
-            ]
+            plain = [vars(trial) | {"state": trial.state.value} for _, trial in sorted(self.trials.items())]
+            lines = [json.dumps(trial, ensure_ascii=False) for trial in plain]
             head = json.dumps({"name": self.folder.name, "command": self.command}, ensure_ascii=False)[:-1]
             write_text(self.file, f'{head}, "trials": [\n' + ",\n".join(lines) + "\n]}\n")
 
@@ -106,7 +99,3 @@ def sweep_name(command: Iterable[str]) -> str:
     swept = sorted(text for text in command if not text.lstrip("+").startswith(OUTSIDE_NAME))
     presets = [text.partition("=")[2] for text in swept if text.startswith("sweep=")]
     return "-".join([*presets, hashlib.sha256(json.dumps(swept).encode()).hexdigest()[:8]])
-
-
-def _plain_trial(trial: TrialRecord) -> dict[str, Any]:
-    return vars(trial) | {"state": trial.state.value}

@@ -1,82 +1,88 @@
 """A folder with the files that a complete run leaves, made in no time: what its models answered is given."""
 
-import json
-
 from finetune.cli.compose import compose_config
-from finetune.config.settings import to_plain
+from finetune.config.settings import changed_settings, to_plain
 from finetune.data.splits import Example
 from finetune.evaluation.answer_cache import Reply
 from finetune.evaluation.answers import Arm
 from finetune.evaluation.generate import Answer
 from finetune.evaluation.prompts import Prompts, PromptSet
-from finetune.evaluation.verdict import describe_evaluation, list_predictions
-from finetune.runs.files import write_text
-from finetune.runs.folder import SELECTION
+from finetune.evaluation.scores import describe_evaluation, list_predictions
+from finetune.runs.files import write_json, write_jsonl
+from finetune.runs.predictions import HISTORY, PREDICTIONS, VALIDATION_PREDICTIONS, write_predictions
+from finetune.runs.result import (
+    RESULT,
+    SELECTION,
+    DataResult,
+    ExampleSpans,
+    ModelResult,
+    RunResult,
+    TrainingResult,
+)
 
-EXAMPLES = [{"place": "a.jsonl:9", "spans": [("context", "Say <b>9</b>"), ("loss", "9<|im_end|>")]}]
+EXAMPLES = [ExampleSpans("a.jsonl:9", [("context", "Say <b>9</b>"), ("loss", "9<|im_end|>")])]
 
 
-def leave_run(
+def write_run(
     folder, *overrides, tuned, base=None, metrics=("exact_match",), system="Answer.", likelihoods=None, split="test"
 ):
-    """Leave the run in the folder; `tuned` and `base` are answers to prompts whose references are 0, 1, 2 and so on.
+    """Write the run into the folder; `tuned` and `base` are answers to prompts whose references are 0, 1, 2 and so on.
 
     On the `split` validation it is a search's trial.
     """
     config = compose_config([*overrides, "data.metrics=[" + ",".join(metrics) + "]"])
+    prompts = made_prompts(config, len(tuned), metrics, system, split)
+    arms = {"zero_shot": made_arm(base or ["?"] * len(tuned), likelihoods)} if split == "test" else {}
+    arms["tuned"] = made_arm(tuned, likelihoods)
+    final = split == "test"
+    write_predictions(folder / (PREDICTIONS if final else VALIDATION_PREDICTIONS), list_predictions(prompts, arms))
+    write_jsonl(folder / HISTORY, made_history())
+    result = made_result(config, describe_evaluation(prompts, arms, None, {}), folder.name)
+    write_json(folder / (RESULT if final else SELECTION), result)
+    return folder
+
+
+leave_run = write_run
+
+
+def made_prompts(config, count, metrics, system="Answer.", split="test"):
     examples = [
         Example(
             [{"role": "system", "content": system}, {"role": "user", "content": f"Say {i}"}], str(i), f"a.jsonl:{i}"
         )
-        for i in range(len(tuned))
+        for i in range(count)
     ]
-    prompts = Prompts(PromptSet(examples, None, []), [], list(metrics), config.eval, 16, config.data.seed, split)
-    likelihoods = likelihoods or [None] * len(tuned)
+    return Prompts(PromptSet(examples, None, []), [], list(metrics), config.eval, 16, config.data.seed, split)
 
-    def arm(texts):
-        answers = [Answer(text, len(text), True) for text in texts]
-        return Arm([[Reply(*pair) for pair in zip(answers, likelihoods, strict=True)]], 1.0, False)
 
-    arms = {"zero_shot": arm(base or ["?"] * len(tuned))} if split == "test" else {}
-    arms["tuned"] = arm(tuned)
+def made_arm(texts, likelihoods=None):
+    """An arm that answered with these texts."""
+    answers = [Answer(text, len(text), True) for text in texts]
+    return Arm([[Reply(*pair) for pair in zip(answers, likelihoods or [None] * len(texts), strict=True)]], 1.0, False)
+
+
+def made_history():
     history = [
         {"step": 5 * i, "loss": 2 / i, "learning_rate": 1e-3, "tokens": 100 * i, "train_seconds": float(i)}
         for i in range(1, 9)
     ]
-    history += [{"step": 20 * i, "eval_loss": 1 / i, "tokens": 400 * i, "train_seconds": 4.0 * i} for i in (1, 2)]
-    result = {
-        "name": folder.name,
-        "status": "complete",
-        "seed": config.seed,
-        "config": to_plain(config),
-        "data": {
-            "fingerprint": "f" * 64,
-            "counts": {"train": 9},
-            "bad_rows": [],
-            "shared": [],
-            "splits": {},
-            "examples": EXAMPLES,
-        },
-        "model": {"path": "tiny", "licence": None, "parameters": 1000, "trainable_parameters": 10},
-        "training": {
-            "steps": 40,
-            "epochs": 1.0,
-            "tokens": 800,
-            "tokens_per_second": 100.0,
-            "train_loss": 0.25,
-            "validation_loss": 0.5,
-            "peak_memory_bytes": 2**30,
-            "resumed_from_step": 0,
-        },
-        "evaluation": describe_evaluation(prompts, arms, None),
-        "seconds": {"train": 8.0, "evaluate": 2.0},
-        "versions": {"python": "3.11"},
-    }
-    answered = "predictions" if split == "test" else "validation_predictions"
-    for name, rows in ((answered, list_predictions(prompts, arms)), ("history", history)):
-        write_text(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    write_text(folder / ("result.json" if split == "test" else SELECTION), json.dumps(result))
-    return folder
+    return history + [{"step": 20 * i, "eval_loss": 1 / i, "tokens": 400 * i, "train_seconds": 4.0 * i} for i in (1, 2)]
+
+
+def made_result(config, evaluation, name="made"):
+    return RunResult(
+        name=name,
+        seed=config.seed,
+        config=to_plain(config),
+        changed_settings=changed_settings(to_plain(config), to_plain(compose_config([]))),
+        data=DataResult("f" * 64, {"train": 9}, [], [], {}, EXAMPLES),
+        model=ModelResult({"path": "tiny", "licence": None}, 1000, 10),
+        training=TrainingResult(40, 1.0, 800, 400, 8.0, 100.0, 0.25, 0.5, 2**30, 0),
+        evaluation=evaluation,
+        peak_memory_bytes=2**30,
+        seconds={"train": 8.0, "evaluate": 2.0},
+        versions={"python": "3.11"},
+    )
 
 
 def answers(right, count):
