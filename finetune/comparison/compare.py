@@ -3,14 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from finetune.comparison.pairwise import compact_letters, compare_pairs, correct_holm, disagreements, setting_importance
 from finetune.config.settings import varying_settings
 from finetune.errors import UserError
 from finetune.evaluation.metrics import HIGHER_IS_BETTER, METRICS, PER_PROMPT
-from finetune.evaluation.statistics import MAX_P, Difference
+from finetune.evaluation.statistics import MAX_P
 from finetune.runs.read import CompletedRun
+from finetune.runs.result import Difference
 
 # Up to so many runs all pairs are tested, of more only those with the best: their number grows with the square, and
 # a metric of the whole set, which is computed anew for every resample, takes a second for each.
@@ -19,8 +19,10 @@ MOST_PAIRED, MOST_PAIRED_CORPUS = 12, 5
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs on the same prompts, the best first: the groups of those that cannot be told apart, the differences to the
-    best with corrected p, the settings that differ, and the prompts whose scores do, with the largest difference.
+    """Runs on the same prompts, the best first.
+
+    Of each run: the groups of those that it cannot be told apart from, its difference to the best with corrected p, and
+    the settings that differ between the runs. `disagreements` are the prompts whose scores differ, and by how much.
     """
 
     metric: str
@@ -29,7 +31,7 @@ class Comparison:
     all_pairs: bool
     groups: list[str]
     to_best: list[Difference | None]
-    settings: list[dict[str, Any]]
+    settings: list[dict[str, object]]
     disagreements: list[tuple[int, float]]
 
     @property
@@ -43,29 +45,32 @@ class Comparison:
         others, prompts = len(self.runs) - 1, len(self.runs[0].predictions)
         count = len(self.runs) * others // 2 if self.all_pairs else others
         tests = f"{count} paired test{'s' if count > 1 else ''} on the same {prompts:,} prompts"
-        alike = (
-            "share a letter cannot be told apart"
-            if self.all_pairs
-            else "have the letter a cannot be told from the best"
-        )
-        told = f"Runs that {alike}: {tests}, p corrected by Holm's method and compared with {MAX_P}."
+        groups = "have the letter a cannot be told from the best"
+        if self.all_pairs:
+            groups = "share a letter cannot be told apart"
+        method = f"Runs that {groups}: {tests}, p corrected by Holm's method and compared with {MAX_P}."
         flattered = " The best is chosen on the test prompts themselves, which flatters it; a search's is not."
-        return told + (flattered if self.split == "test" and len(self.runs) > 2 else "")
+        return method + (flattered if self.split == "test" and len(self.runs) > 2 else "")
 
     @property
     def scores(self) -> list[float]:
         """The score of each run."""
-        return [run.tuned(self.metric)["mean"] for run in self.runs]
+        return [run.tuned(self.metric).mean for run in self.runs]
 
     @property
-    def varying(self) -> dict[str, list[Any]]:
-        """The settings that differ, each with the value that it has in every run."""
-        return {key: [one[key] for one in self.settings] for key in self.settings[0]}
+    def varying(self) -> dict[str, list[float] | list[str]]:
+        """The settings that differ, each with its value in every run; as texts, unless all are numbers."""
+        return {key: _comparable([settings[key] for settings in self.settings]) for key in self.settings[0]}
 
     @cached_property
     def importance(self) -> tuple[dict[str, float], str]:
         """The share of the scores' variance that each setting explains, or why that cannot be known."""
         return setting_importance(self.varying, self.scores) if self.varying else ({}, "The runs' settings are equal.")
+
+
+def _comparable(values: list[object]) -> list[float] | list[str]:
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return numbers if len(numbers) == len(values) else [str(value) for value in values]
 
 
 def compare_runs(runs: Iterable[CompletedRun], metric: str | None = None) -> list[Comparison]:
@@ -84,42 +89,40 @@ def _compare(runs: list[CompletedRun], metric: str | None) -> Comparison:
     for run in runs:
         _require_metric(run, metric)
     sign = -1 if HIGHER_IS_BETTER[metric] else 1
-    runs = sorted(runs, key=lambda run: (sign * run.tuned(metric)["mean"], run.name))
-    rows = [run.predictions for run in runs]
+    runs = sorted(runs, key=lambda run: (sign * run.tuned(metric).mean, run.name))
+    predictions, others = [run.predictions for run in runs], range(1, len(runs))
     all_pairs = len(runs) <= (MOST_PAIRED if metric in PER_PROMPT else MOST_PAIRED_CORPUS)
-    differences = compare_pairs(rows, metric, runs[0].result["config"]["data"]["seed"], only_best=not all_pairs)
-    corrected = dict(zip(differences, correct_holm([found.p for found in differences.values()]), strict=True))
-    apart = {pair: p <= MAX_P for pair, p in corrected.items()}
-    groups = (
-        compact_letters(len(runs), lambda i, j: apart[i, j])
-        if all_pairs
-        else ["a", *("" if apart[0, i] else "a" for i in range(1, len(runs)))]
-    )
+    differences = compare_pairs(predictions, metric, runs[0].result.config["data"]["seed"], only_best=not all_pairs)
+    corrected = dict(zip(differences, correct_holm([pair.p for pair in differences.values()]), strict=True))
+    if all_pairs:
+        groups = compact_letters(len(runs), lambda i, j: corrected[i, j] <= MAX_P)
+    else:
+        groups = ["a", *("" if corrected[0, i] <= MAX_P else "a" for i in others)]
     return Comparison(
         metric=metric,
         runs=runs,
         all_pairs=all_pairs,
         groups=groups,
-        to_best=[None, *(_to_best(differences[0, i], corrected[0, i]) for i in range(1, len(runs)))],
-        settings=varying_settings(run.result["config"] for run in runs),
-        disagreements=disagreements(rows, metric),
+        to_best=[None, *(_to_best(differences[0, i], corrected[0, i]) for i in others)],
+        settings=varying_settings(run.result.config for run in runs),
+        disagreements=disagreements(predictions, metric),
     )
 
 
-def _to_best(found: Difference, p: float) -> Difference:
+def _to_best(pair: Difference, p: float) -> Difference:
     """The run minus the best one, from the best one minus the run."""
-    return Difference(0 - found.mean, 0 - found.high, 0 - found.low, p, found.test, found.prompts, found.draws)
+    return Difference(0 - pair.mean, 0 - pair.high, 0 - pair.low, p, pair.test, pair.prompts, pair.draws)
 
 
 def _headline(runs: list[CompletedRun]) -> str:
-    names = {run.result["evaluation"]["metric"]: run.name for run in runs}
+    names = {run.result.evaluation.metric: run.name for run in runs}
     if len(names) > 1:
-        told = ", ".join(f"{metric} ({run})" for metric, run in names.items())
-        raise UserError(f"The runs are ranked by different metrics: {told}. Choose one with --metric.")
+        metrics = ", ".join(f"{metric} ({run})" for metric, run in names.items())
+        raise UserError(f"The runs are ranked by different metrics: {metrics}. Choose one with --metric.")
     return next(iter(names))
 
 
 def _require_metric(run: CompletedRun, metric: str) -> None:
-    known = [name for name in run.result["evaluation"]["arms"]["tuned"] if name in METRICS]
-    if metric not in known:
-        raise UserError(f"--metric {metric}: {run.folder} was not scored by it, but by {', '.join(known)}.")
+    scored = [name for name in run.result.evaluation.arms["tuned"].scores if name in METRICS]
+    if metric not in scored:
+        raise UserError(f"--metric {metric}: {run.folder} was not scored by it, but by {', '.join(scored)}.")

@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from math import ceil, floor, log10
+from math import ceil, floor, isfinite, log10
 from typing import Any
 
 from plotly import graph_objects as go
 
-History = Sequence[Mapping[str, Any]]
+from finetune.runs.predictions import History
+from finetune.runs.result import Interval
+
+SettingValues = Sequence[float] | Sequence[str]
+"""A setting's value in each of several runs."""
+
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#eab308", "#6366f1", "#ec4899", "#84cc16")
 AXES = {"step": "step", "tokens": "tokens", "train_seconds": "seconds of training"}
 # A longer legend stands beside its figure and scrolls.
@@ -46,20 +51,20 @@ def learning_rate(history: History) -> go.Figure:
     return figure
 
 
-def intervals(title: str, values: Mapping[str, Mapping[str, Any]], axis: str) -> go.Figure:
-    """Means with their 95 % intervals, one below the other."""
-    names, found = list(values), list(values.values())
-    figure = go.Figure(layout=_layout(title, axis, ""))
+def score_intervals(metric: str, scores: Mapping[str, Interval]) -> go.Figure:
+    """Scores with their 95 % intervals, one below the other."""
+    names, intervals = list(scores), list(scores.values())
+    figure = go.Figure(layout=_layout(metric, "", ""))
     figure.add_scatter(
-        x=[one["mean"] for one in found],
+        x=[interval.mean for interval in intervals],
         y=names,
         mode="markers",
         marker={"size": 10},
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": [_length(one["high"], one["mean"]) for one in found],
-            "arrayminus": [_length(one["mean"], one["low"]) for one in found],
+            "array": [_error_length(interval.high - interval.mean) for interval in intervals],
+            "arrayminus": [_error_length(interval.mean - interval.low) for interval in intervals],
         },
     )
     figure.update_layout(yaxis={"autorange": "reversed", "automargin": True}, height=150 + 45 * len(names))
@@ -75,25 +80,25 @@ def distributions(scores: Mapping[str, Sequence[float]], metric: str) -> go.Figu
     return figure
 
 
-def by_trial(
+def trial_scores(
     scores: Mapping[int, float], others: Mapping[str, Sequence[int]], metric: str, higher_is_better: bool
 ) -> go.Figure:
     """The score of each trial by its number, and the best so far; the `others`, by their state, lie at the bottom."""
     figure = go.Figure(layout=_layout("Score by trial", "trial", metric))
     figure.update_xaxes(tickformat="d")
     numbers = sorted(scores)
-    found = [scores[number] for number in numbers]
-    best = list(accumulate(found, max if higher_is_better else min))
-    figure.add_scatter(x=numbers, y=found, name="complete", mode="markers", marker={"size": 10})
+    values = [scores[number] for number in numbers]
+    best = list(accumulate(values, max if higher_is_better else min))
+    figure.add_scatter(x=numbers, y=values, name="complete", mode="markers", marker={"size": 10})
     figure.add_scatter(x=numbers, y=best, name="best so far", mode="lines", line={"shape": "hv"})
-    bottom = min(found) - 0.1 * (max(found) - min(found) or 1.0)
-    for state, theirs in others.items():
+    bottom = min(values) - 0.1 * (max(values) - min(values) or 1.0)
+    for state, trials in others.items():
         marker = {"symbol": "x", "size": 9}
-        figure.add_scatter(x=list(theirs), y=[bottom] * len(theirs), name=state, mode="markers", marker=marker)
+        figure.add_scatter(x=list(trials), y=[bottom] * len(trials), name=state, mode="markers", marker=marker)
     return figure
 
 
-def parallel_coordinates(settings: Mapping[str, Sequence[Any]], scores: Sequence[float], metric: str) -> go.Figure:
+def parallel_coordinates(settings: Mapping[str, SettingValues], scores: Sequence[float], metric: str) -> go.Figure:
     """One line for each run through its settings to its score; settings that are no numbers get a place each."""
     dimensions = [_dimension(name, values) for name, values in settings.items()]
     figure = go.Figure(layout=_layout("Settings and score", "", ""))
@@ -114,24 +119,26 @@ def bars(title: str, values: Mapping[str, float]) -> go.Figure:
     return figure
 
 
-def _dimension(name: str, values: Sequence[Any]) -> dict[str, Any]:
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        known = sorted({str(value) for value in values})
-        places = [known.index(str(value)) for value in values]
-        return {"label": name, "values": places, "tickvals": list(range(len(known))), "ticktext": known}
-    low, high = min(values), max(values)
+def _dimension(name: str, values: SettingValues) -> dict[str, Any]:
+    texts = sorted({value for value in values if isinstance(value, str)})
+    if texts:
+        positions = [texts.index(str(value)) for value in values]
+        return {"label": name, "values": positions, "tickvals": list(range(len(texts))), "ticktext": texts}
+    numbers = [value for value in values if not isinstance(value, str)]
+    low, high = min(numbers), max(numbers)
     if low <= 0 or high < WIDE * low:
-        return {"label": name, "values": list(values)}
-    ticks = sorted(set(values))
+        return {"label": name, "values": numbers}
+    ticks = sorted(set(numbers))
     if len(ticks) > MOST_TICKS:
         marks = (factor * 10.0**power for power in range(floor(log10(low)), ceil(log10(high))) for factor in (1, 2, 5))
         ticks = [mark for mark in marks if low <= mark <= high]
-    shown = {"tickvals": list(map(log10, ticks)), "ticktext": [f"{tick:g}" for tick in ticks]}
-    return {"label": name, "values": list(map(log10, values)), **shown}
+    labels = {"tickvals": list(map(log10, ticks)), "ticktext": [f"{tick:g}" for tick in ticks]}
+    return {"label": name, "values": list(map(log10, numbers)), **labels}
 
 
-def _length(end: float | None, start: float | None) -> float:
-    return 0.0 if end is None or start is None else max(end - start, 0.0)
+def _error_length(length: float) -> float:
+    """The length of an error bar; none is drawn where an end is unknown."""
+    return max(length, 0.0) if isfinite(length) else 0.0
 
 
 def _layout(title: str, x: str, y: str) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""What does a page look like that needs no network? One file with its texts escaped and its figures inside."""
+"""What does a page look like? One file that needs no network, with its texts escaped and its figures inside."""
 
 import base64
 import gzip
 import html
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -22,7 +22,8 @@ td:first-child, th:first-child, td.text { text-align: left; }
 td.text { min-width: 12rem; overflow-wrap: anywhere; white-space: pre-wrap; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .7rem; border-radius: .4rem; }
 .good { color: var(--good); } .bad { color: var(--bad); } .dim { opacity: .7; }
-.loss { color: var(--good); font-weight: 600; } .context { opacity: .7; }
+tr.bold { font-weight: 600; } hr { border: 0; border-top: 2px dashed #c88c00; }
+.loss { color: var(--good); background: #0a7d3622; } .context { opacity: .7; }
 .cut { color: var(--bad); text-decoration: line-through; }
 .example { border: 1px solid var(--line); border-radius: .4rem; margin: .6rem 0; padding: .2rem .8rem; }
 .example p { margin: .2rem 0; }
@@ -38,30 +39,30 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 DRAW = """
 (async () => {
   const packed = document.getElementById("plotly").textContent.trim();
-  const bytes = Uint8Array.from(atob(packed), one => one.charCodeAt(0));
+  const bytes = Uint8Array.from(atob(packed), byte => byte.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const script = document.createElement("script");
   script.textContent = await new Response(stream).text();
   document.head.append(script);
   const colour = getComputedStyle(document.body).color;
-  for (const place of document.querySelectorAll(".figure")) {
-    const figure = JSON.parse(place.querySelector("script").textContent);
+  for (const box of document.querySelectorAll(".figure")) {
+    const figure = JSON.parse(box.querySelector("script").textContent);
     Object.assign(figure.layout, {paper_bgcolor: "transparent", plot_bgcolor: "transparent", font: {color: colour}});
-    await Plotly.newPlot(place, figure.data, figure.layout, {responsive: true, displaylogo: false});
+    await Plotly.newPlot(box, figure.data, figure.layout, {responsive: true, displaylogo: false});
   }
   document.body.dataset.drawn = "yes";
 })();
 """
 
 
-def escape(value: Any) -> str:
+def escape(value: object) -> str:
     """A value as HTML that shows it and does nothing else."""
     return html.escape(str(value))
 
 
-def heading(title: str) -> str:
+def heading(title: str, level: int = 2) -> str:
     """A section's title."""
-    return f"<h2>{escape(title)}</h2>"
+    return f"<h{level}>{escape(title)}</h{level}>"
 
 
 def paragraph(content: str, style: str = "") -> str:
@@ -69,18 +70,19 @@ def paragraph(content: str, style: str = "") -> str:
     return f'<p class="{style}">{escape(content)}</p>'
 
 
-def html_table(header: Sequence[str], rows: Iterable[Sequence[Any]], texts: Sequence[int] = ()) -> str:
-    """A table of plain cells; the columns numbered in `texts` hold prose."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>" + "".join(_cell(cell, number in texts) for number, cell in enumerate(row)) + "</tr>" for row in rows
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+def span(style: str, content: str) -> str:
+    """A piece of plain text in a style."""
+    return f'<span class="{style}">{escape(content)}</span>'
 
 
-def example(title: str, lines: Iterable[tuple[str, str]]) -> str:
+def text_list(lines: Iterable[str]) -> str:
+    """A list of plain texts."""
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
+
+
+def example(title: str, texts: Iterable[tuple[str, str]]) -> str:
     """Named texts one below the other, the long ones with a scroll bar of their own."""
-    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(content)}</dd>" for name, content in lines)
+    body = "".join(f"<dt>{escape(name)}</dt><dd>{escape(content)}</dd>" for name, content in texts)
     return f'<div class="example"><p class="dim">{escape(title)}</p><dl>{body}</dl></div>'
 
 
@@ -89,37 +91,32 @@ def details(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>"
 
 
-def html_figure(drawn: "Figure") -> str:
+def figure(drawn: "Figure") -> str:
     """A plotly figure."""
     return f'<div class="figure"><script type="application/json">{_in_script(str(drawn.to_json()))}</script></div>'
 
 
-def html_data(name: str, content: str) -> str:
+def script_data(name: str, content: str) -> str:
     """JSON that a script of the page reads by the element's id."""
     return f'<script type="application/json" id="{escape(name)}">{_in_script(content)}</script>'
 
 
-def html_page(title: str, *parts: str, style: str = "", script: str = "") -> str:
-    """The whole page from parts of HTML; plotly comes with it if a part is a figure."""
-    figures = any('<div class="figure">' in part for part in parts)
-    scripts = [_plotly(), f"<script>{DRAW}</script>"] if figures else []
+def page(title: str, *parts: str, script: str = "") -> str:
+    """The whole page from parts of HTML; plotly comes with it if a part holds a figure."""
+    has_figures = any('<div class="figure">' in part for part in parts)
     return "\n".join(
         [
             '<!doctype html><html lang="en"><head><meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{STYLE}{style}</style></head><body>",
-            f"<h1>{escape(title)}</h1>",
+            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
+            heading(title, 1),
             *parts,
-            *scripts,
-            *([f"<script>{script}</script>"] if script else []),
+            f"{_plotly()}<script>{DRAW}</script>" if has_figures else "",
+            f"<script>{script}</script>" if script else "",
             "</body></html>\n",
         ]
     )
-
-
-def _cell(value: Any, prose: bool) -> str:
-    return f'<td class="text">{escape(value)}</td>' if prose else f"<td>{escape(value)}</td>"
 
 
 def _in_script(content: str) -> str:

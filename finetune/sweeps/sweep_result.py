@@ -1,4 +1,4 @@
-"""What has a sweep come to so far? Its trials, complete or not, by its sweep.json and by what each of them left."""
+"""What has a sweep come to so far? Its trials, complete or not, by its sweep.json and by the files of each of them."""
 
 import json
 from collections import Counter
@@ -6,37 +6,38 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from finetune.comparison.compare import Comparison, compare_runs
 from finetune.config.settings import flatten_settings
+from finetune.runs.files import read_jsonl
 from finetune.runs.folder import newest_checkpoint
 from finetune.runs.outcome import RunState
+from finetune.runs.predictions import HISTORY, History
 from finetune.runs.read import CompletedRun, read_run, trial_folder
 from finetune.runs.sweep_record import CONFIRMATION, REPETITIONS, TrialRecord, read_trials
 
 
 @dataclass(frozen=True)
 class SweepResult:
-    """A sweep as its files tell of it at this moment."""
+    """A sweep as its files show it at this moment."""
 
     folder: Path
-    # Those that were asked for, without what a search does with the best afterwards.
+    # Those of the command, without what a search does with the best afterwards.
     trials: list[TrialRecord]
     # For each trial what sets it apart from the others.
-    settings: dict[int, dict[str, Any]]
+    settings: dict[int, dict[str, object]]
     # Of the complete trials, one for each set of prompts; none where none is complete.
     comparisons: list[Comparison]
     # What each trial learnt, also where it ended early or is still at it.
-    histories: dict[str, list[dict[str, Any]]]
-    # The winner of a search, once it has answered the test prompts.
+    histories: dict[str, History]
+    # The best trial of a search, once it has answered the test prompts.
     tested: CompletedRun | None = None
 
     @property
     def scores(self) -> dict[int, float]:
         """The score of each complete trial by its number."""
-        pairs = (zip(found.runs, found.scores, strict=True) for found in self.comparisons)
-        return {run.trial: score for found in pairs for run, score in found if run.trial is not None}
+        pairs = (zip(ranked.runs, ranked.scores, strict=True) for ranked in self.comparisons)
+        return {run.trial: score for ranked in pairs for run, score in ranked if run.trial is not None}
 
     @property
     def others(self) -> list[TrialRecord]:
@@ -52,7 +53,7 @@ class SweepResult:
 
     @property
     def verdict(self) -> str:
-        """Whether the winner of a search was worth it."""
+        """Whether the best trial of a search was worth it."""
         return f"On the test prompts, {self.tested.name}: {self.tested.verdict}" if self.tested else ""
 
 
@@ -61,33 +62,34 @@ def read_sweep(folder: Path, metric: str | None = None) -> SweepResult:
 
     Raises UserError where they cannot be ranked by one.
     """
-    known = read_trials(folder / "sweep.json").values()
-    own = [trial for trial in known if trial.number < REPETITIONS]
-    swept = _swept(own)
+    trials = [trial for trial in read_trials(folder / "sweep.json").values() if trial.number < REPETITIONS]
     runs: dict[Path, CompletedRun] = {}
-    histories = {}
-    for trial in own:
-        place = trial_folder(folder, trial)
-        run = read_run(place, trial.result) if trial.state is RunState.complete else None
-        if run and place not in runs:  # two trials of the same settings are one run
-            runs[place] = replace(run, trial=trial.number)
+    histories: dict[str, History] = {}
+    for trial in trials:
+        own_folder = trial_folder(folder, trial)
+        run = read_run(own_folder, trial.result) if trial.state is RunState.complete else None
+        if run and own_folder not in runs:  # two trials of the same settings are one run
+            runs[own_folder] = replace(run, trial=trial.number)
         name = f"trial {trial.number}" + ("" if run else f" ({format_state(trial.state)})")
-        histories[name] = run.history if run else _history(place) if trial.folder else []
-    comparisons = compare_runs(runs.values(), metric)
-    comparisons = [replace(found, settings=_settings(found.runs, swept)) for found in comparisons]
-    histories = {name: history for name, history in histories.items() if history}
-    return with_test_result(SweepResult(folder, own, swept, comparisons, histories))
+        history = run.history if run else _unfinished_history(own_folder, trial)
+        histories |= {name: history} if history else {}
+    swept = _swept_settings(trials)
+    comparisons = [
+        replace(comparison, settings=_differing_settings(comparison.runs, swept))
+        for comparison in compare_runs(runs.values(), metric)
+    ]
+    return with_test_result(SweepResult(folder, trials, swept, comparisons, histories))
 
 
 def with_test_result(result: SweepResult) -> SweepResult:
-    """The same with what the winner of a search has answered to the test prompts, if it has by now."""
+    """The same with what the best trial of a search has answered to the test prompts, if it has by now."""
     confirmation = read_trials(result.folder / "sweep.json").get(CONFIRMATION)
     if confirmation is None or confirmation.state is not RunState.complete:
         return result
-    place = trial_folder(result.folder, confirmation)
-    numbers = {run.folder: run.trial for found in result.comparisons for run in found.runs}
-    run = read_run(place)
-    return replace(result, tested=run and replace(run, trial=numbers.get(place)))
+    folder = trial_folder(result.folder, confirmation)
+    numbers = {run.folder: run.trial for comparison in result.comparisons for run in comparison.runs}
+    run = read_run(folder)
+    return replace(result, tested=run and replace(run, trial=numbers.get(folder)))
 
 
 def format_state(state: RunState) -> str:
@@ -95,45 +97,45 @@ def format_state(state: RunState) -> str:
     return state.value.replace("_", " ")
 
 
-def _swept(known: list[TrialRecord]) -> dict[int, dict[str, Any]]:
+def _swept_settings(trials: list[TrialRecord]) -> dict[int, dict[str, object]]:
     """For each trial the settings of its command that not all trials have."""
-    common = set.intersection(*(set(trial.overrides) for trial in known)) if known else set()
+    common = set.intersection(*(set(trial.overrides) for trial in trials)) if trials else set()
     return {
-        trial.number: dict(_setting(text) for text in trial.overrides if text not in common and _is_setting(text))
-        for trial in known
+        trial.number: dict(
+            _setting(override)
+            for override in trial.overrides
+            if override not in common and "=" in override and not override.startswith("sweep.")
+        )
+        for trial in trials
     }
 
 
-def _is_setting(override: str) -> bool:
-    return "=" in override and not override.startswith("sweep.")
-
-
-def _setting(override: str) -> tuple[str, Any]:
+def _setting(override: str) -> tuple[str, object]:
     key, _, text = override.lstrip("+").partition("=")
     with suppress(ValueError):
         return key, json.loads(text)
     return key, text
 
 
-def _settings(runs: Iterable[CompletedRun], swept: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
+def _differing_settings(runs: Iterable[CompletedRun], swept: dict[int, dict[str, object]]) -> list[dict[str, object]]:
     """For each run the swept settings that differ; one that its own command does not name is its configuration's."""
-    keys = list(dict.fromkeys(key for one in swept.values() for key in one))
-    found = []
+    keys = dict.fromkeys(key for own in swept.values() for key in own)
+    settings = []
     for run in runs:
         own = swept[run.trial] if run.trial is not None else {}
-        flat = flatten_settings(run.result["config"])
-        found.append({key: own.get(key, flat.get(key)) for key in keys})
-    differ = [key for key in keys if len({json.dumps(one[key]) for one in found}) > 1]
-    return [{key: one[key] for key in differ} for one in found]
+        flat = flatten_settings(run.result.config)
+        settings.append({key: own.get(key, flat.get(key)) for key in keys})
+    differing = [key for key in keys if len({json.dumps(values[key]) for values in settings}) > 1]
+    return [{key: values[key] for key in differing} for values in settings]
 
 
-def _history(folder: Path) -> list[dict[str, Any]]:
+def _unfinished_history(folder: Path, trial: TrialRecord) -> History:
     """What a trial that is not complete has logged: when it ended, else until its newest checkpoint."""
-    with suppress(OSError, ValueError):  # a checkpoint may be in the midst of being written
-        file = folder / "history.jsonl"
-        if file.exists():
-            return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        if newest := newest_checkpoint(folder):
-            found: list[dict[str, Any]] = json.loads((newest / "trainer_state.json").read_text())["log_history"]
-            return found
+    if trial.folder:
+        with suppress(OSError, ValueError):  # a checkpoint may be in the midst of being written
+            if (folder / HISTORY).exists():
+                return read_jsonl(folder / HISTORY)
+            if newest := newest_checkpoint(folder):
+                history: History = json.loads((newest / "trainer_state.json").read_text())["log_history"]
+                return history
     return []

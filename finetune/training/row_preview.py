@@ -3,17 +3,19 @@
 import random
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
 from trl.data_utils import pack_dataset
 
+from finetune.runs.result import ExampleSpans
 from finetune.training.prepare import PreparedRun
-from finetune.training.tokenize import IGNORE_INDEX_, TokenizedRows, rows_with_loss
+from finetune.training.tokenize import IGNORE_INDEX, TokenizedRows, rows_with_loss
 
 SHOWN = 3
+# What a decoder writes for a character of which tokens are missing, and the most tokens that are waited for.
+REPLACEMENT, MOST_TOKENS_OF_CHARACTER = "\ufffd", 64
 
 
 @dataclass(frozen=True)
@@ -33,42 +35,41 @@ def preview_rows(prepared: PreparedRun, count: int) -> list[PreviewRow]:
     """The first `count` training rows in the trainer's own data set."""
     splits, rows, tokenizer, settings = prepared.splits, prepared.rows, prepared.tokenizer, prepared.settings
     limit = None if settings.packing else settings.max_length
-    places = rows_with_loss(rows.whole["train"], limit)
-    seen = []
+    trained = rows_with_loss(rows.whole["train"], limit)
+    shown = []
     for number, row in enumerate(rows.train.select(range(min(count, len(rows.train))))):
-        pieces, loss = _pieces(tokenizer, row["input_ids"]), [label != IGNORE_INDEX_ for label in row["labels"]]
+        pieces, loss = token_texts(tokenizer, row["input_ids"]), [label != IGNORE_INDEX for label in row["labels"]]
         if settings.packing:
-            starts = _joins(row, number, rows, settings)
-            seen.append(PreviewRow(f"pack {number + 1}", pieces, loss, [], starts))
+            starts = _row_starts(row, number, rows, settings)
+            shown.append(PreviewRow(f"pack {number + 1}", pieces, loss, [], starts))
         else:
-            index = places[number]
-            whole = rows.whole["train"][index]["input_ids"]
-            outside = whole[limit:] if limit else []
-            seen.append(PreviewRow(splits.train[index].place, pieces, loss, _pieces(tokenizer, outside), []))
-    return seen
+            index = trained[number]
+            cut = rows.whole["train"][index]["input_ids"][limit:] if limit else []
+            shown.append(PreviewRow(splits.train[index].place, pieces, loss, token_texts(tokenizer, cut), []))
+    return shown
 
 
-def _joins(row: dict[str, Any], number: int, rows: TokenizedRows, settings: SFTConfig) -> list[int]:
+def _row_starts(pack: dict[str, list[int]], number: int, rows: TokenizedRows, settings: SFTConfig) -> list[int]:
     """Where in a pack other rows begin; TRL's `wrapped` packs are the stream of all rows, cut into equal pieces."""
     if settings.packing_strategy != "wrapped":
-        return [int(place) for place in np.cumsum(row["seq_lengths"])[:-1]]
+        return [int(start) for start in np.cumsum(pack["seq_lengths"])[:-1]]
     ends = np.cumsum([len(ids) for ids in rows.whole["train"]["input_ids"]]) - number * (settings.max_length or 0)
-    return [int(place) for place in ends if 0 < place < len(row["input_ids"])]
+    return [int(start) for start in ends if 0 < start < len(pack["input_ids"])]
 
 
-def example_spans(prepared: PreparedRun) -> list[dict[str, Any]]:
-    """The first rows for a run's page: of each its place, and its text in spans of `context`, `loss` and `cut`."""
-    return [{"place": row.place, "spans": _spans(row)} for row in preview_rows(prepared, SHOWN)]
+def example_spans(prepared: PreparedRun) -> list[ExampleSpans]:
+    """The first rows, for a run's page."""
+    return [ExampleSpans(row.place, _spans(row)) for row in preview_rows(prepared, SHOWN)]
 
 
 def _spans(row: PreviewRow) -> list[tuple[str, str]]:
     kinds = ["loss" if loss else "context" for loss in row.loss] + ["cut"] * len(row.cut)
     pieces = zip(kinds, [*row.pieces, *row.cut], strict=True)
     grouped = groupby(pieces, key=lambda pair: pair[0])
-    return [(kind, "".join(piece for _, piece in run)) for kind, run in grouped]
+    return [(kind, "".join(piece for _, piece in group)) for kind, group in grouped]
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """Each token as text; a character that spans tokens stands with the last of them, and nothing is cleaned up.
 
     A token is decoded behind those before it, as some tokenizers leave out the first one's space.
@@ -76,23 +77,23 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     pieces: list[str] = []
     before = start = 0
     for end in range(1, len(ids) + 1):
-        known, text = (str(tokenizer.decode(ids[before:to], clean_up_tokenization_spaces=False)) for to in (start, end))
-        if text.endswith("\ufffd") and end < len(ids) and end - start < 64:
+        prior, text = (str(tokenizer.decode(ids[before:to], clean_up_tokenization_spaces=False)) for to in (start, end))
+        if text.endswith(REPLACEMENT) and end < len(ids) and end - start < MOST_TOKENS_OF_CHARACTER:
             pieces.append("")
             continue
-        pieces.append(text[len(known) :])
+        pieces.append(text[len(prior) :])
         before, start = start, end
     return pieces
 
 
-def padding_share(rows: TokenizedRows, settings: SFTConfig, draws: int = 200) -> float:
+def padding_share(rows: TokenizedRows, settings: SFTConfig, samples: int = 200) -> float:
     """The share of padding in batches of training rows drawn at random, each padded to its longest row."""
     batch = settings.per_device_train_batch_size
     whole = rows.whole["train"] if settings.packing else rows.train
     lengths = [len(row) for row in whole["input_ids"]]
-    draw = random.Random(0)
-    batches = [draw.sample(lengths, min(batch, len(lengths))) for _ in range(draws)]
-    return 1 - sum(map(sum, batches)) / sum(max(one) * len(one) for one in batches)
+    generator = random.Random(0)
+    batches = [generator.sample(lengths, min(batch, len(lengths))) for _ in range(samples)]
+    return 1 - sum(map(sum, batches)) / sum(max(drawn) * len(drawn) for drawn in batches)
 
 
 def packing_share(rows: TokenizedRows, settings: SFTConfig) -> tuple[int, float]:

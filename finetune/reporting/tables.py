@@ -1,0 +1,121 @@
+"""How does a table look in the terminal and on a page? And which tables of a run do both show?"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+
+from rich import markup
+from rich import table as rich_table
+from rich.text import Text
+
+from finetune.evaluation.metrics import HIGHER_IS_BETTER
+from finetune.reporting import html
+from finetune.runs.result import EvaluationResult, HarnessScore, Interval
+
+SECONDS_PER_MINUTE = 60
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells below the names of their columns. The first column and those of prose stand left, numbers stand right."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    # The columns whose texts may be long; they are wrapped, so that numbers are not.
+    prose: Collection[str] = ()
+    bold_rows: Collection[int] = ()
+    bold_column: str = ""
+
+    def without(self, *columns: str) -> "Table":
+        """The same table without these columns."""
+        kept = [i for i, name in enumerate(self.header) if name not in columns]
+        rows = [[row[i] for i in kept] for row in self.rows]
+        return replace(self, header=[self.header[i] for i in kept], rows=rows)
+
+
+def to_rich(table: Table) -> rich_table.Table:
+    """The table for the terminal; what its cells hold is never read as markup."""
+    drawn = rich_table.Table(title=markup.escape(table.title) or None, title_justify="left")
+    for number, name in enumerate(table.header):
+        style = "bold" if name == table.bold_column else ""
+        if number == 0 or name in table.prose:
+            drawn.add_column(Text(name), overflow="fold", style=style)
+        else:
+            drawn.add_column(Text(name), justify="right", no_wrap=bool(table.prose), style=style)
+    for number, row in enumerate(table.rows):
+        drawn.add_row(*(Text(str(cell)) for cell in row), style="bold" if number in table.bold_rows else "")
+    return drawn
+
+
+def to_html(table: Table) -> str:
+    """The table for a page, below its title as a heading."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.header)
+    body = []
+    for number, row in enumerate(table.rows):
+        style = ' class="bold"' if number in table.bold_rows else ""
+        cells = (_cell(cell, name in table.prose) for name, cell in zip(table.header, row, strict=True))
+        body.append(f"<tr{style}>{''.join(cells)}</tr>")
+    title = html.heading(table.title) if table.title else ""
+    rows = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+    return f'{title}<div class="wide"><table>{rows}</table></div>'
+
+
+def _cell(value: object, prose: bool) -> str:
+    return f'<td class="text">{html.escape(value)}</td>' if prose else f"<td>{html.escape(value)}</td>"
+
+
+def score_table(evaluation: EvaluationResult, against: str) -> Table:
+    """Each metric by arm with its interval, and tuned minus the arm `against`; the headline metric is bold."""
+    arms = {name: format_arm(name, evaluation) for name in evaluation.arms}
+    rows = [
+        [
+            metric if HIGHER_IS_BETTER[metric] else f"{metric} (less is better)",
+            *(format_interval(arm.scores[metric]) for arm in evaluation.arms.values()),
+            format_interval(difference, "+"),
+            f"{difference.p:.2g}",
+            difference.test,
+        ]
+        for metric, difference in evaluation.differences[against].items()
+    ]
+    return Table(
+        f"{evaluation.prompts} held-out {evaluation.split} prompts",
+        ["metric", *arms.values(), f"tuned - {arms[against]}", "p", "test"],
+        rows,
+        bold_rows=[list(evaluation.differences[against]).index(evaluation.metric)],
+    )
+
+
+def harness_table(scores: dict[str, dict[str, HarnessScore]]) -> Table:
+    """Each metric of each task of lm-evaluation-harness before and after training, with its standard error."""
+    rows = [
+        [task, metric, _with_error(score.base, score.base_stderr), _with_error(score.tuned, score.tuned_stderr)]
+        for task, metrics in scores.items()
+        for metric, score in metrics.items()
+    ]
+    return Table("lm-evaluation-harness", ["task", "metric", "base", "tuned"], rows, prose=["metric"])
+
+
+def _with_error(value: float | None, error: float | None) -> str:
+    """`0.417 ± 0.021`; what nobody knows is `?`."""
+    return " ± ".join("?" if number is None else f"{number:.3f}" for number in (value, error))
+
+
+def format_arm(arm: str, evaluation: EvaluationResult) -> str:
+    """An arm as users call it: `3-shot` for `few_shot`."""
+    shots = len(evaluation.shots[0]) if evaluation.shots else 0
+    return arm.replace("few_shot", f"{shots}-shot").replace("zero_shot", "zero-shot").replace("_", " ")
+
+
+def format_interval(interval: Interval, sign: str = "") -> str:
+    """A value and the ends of its interval: `0.417 [0.35, 0.48]`; an end that nobody knows is `?`."""
+    low, high = (f"{end:{sign}.2f}" if isfinite(end) else "?" for end in (interval.low, interval.high))
+    return f"{interval.mean:{sign}.3f} [{low}, {high}]"
+
+
+def format_duration(seconds: float) -> str:
+    """`45 s`, `12 min` or `3 h 5 min`."""
+    if seconds < 2 * SECONDS_PER_MINUTE:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / SECONDS_PER_MINUTE), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
