@@ -13,6 +13,7 @@ class UserError(Exception):
 
 SECRET = re.compile(r"(^|[._])(token|(api|access)?key|passw(or)?d|passphrase|secret|credentials?)$", re.IGNORECASE)
 NO_SECRET = re.compile(r"(^|[._])(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.IGNORECASE)
+LONGEST_VALUE = 60  # characters of a value in a message
 
 
 def names_secret(key: str) -> bool:
@@ -22,13 +23,13 @@ def names_secret(key: str) -> bool:
 
 def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration with `***` for every value whose key names a secret, such as `hub_token`."""
-    return {key: "***" if value and names_secret(str(key)) else _inside(value) for key, value in config.items()}
+    return {key: "***" if value and names_secret(str(key)) else _hide_inside(value) for key, value in config.items()}
 
 
-def _inside(value: Any) -> Any:
+def _hide_inside(value: Any) -> Any:
     if isinstance(value, dict):
         return without_secrets(value)
-    return [_inside(item) for item in value] if isinstance(value, list) else value
+    return [_hide_inside(item) for item in value] if isinstance(value, list) else value
 
 
 def raise_problems(problems: list[str]) -> None:
@@ -39,20 +40,29 @@ def raise_problems(problems: list[str]) -> None:
         raise UserError("\n".join([f"{len(problems)} problems", *(f"  {problem}" for problem in problems)]))
 
 
+def nearest_option(word: str, options: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The option that is spelt most like `word`; None where none has at least the similarity `cutoff`, from 0 to 1."""
+    return next(iter(difflib.get_close_matches(word, list(options), n=1, cutoff=cutoff)), None)
+
+
 def did_you_mean(word: str, options: Iterable[str], prefix: str = "") -> str:
     """` Did you mean <prefix>X?` of the option X nearest to `word`, or nothing where none is like it."""
-    close = difflib.get_close_matches(word, list(options), n=1)
-    return f" Did you mean {prefix}{close[0]}?" if close else ""
+    nearest = nearest_option(word, options)
+    return f" Did you mean {prefix}{nearest}?" if nearest else ""
 
 
-def describe_value(value: Any) -> str:
+def suggest_or_list(word: str, options: Iterable[str]) -> str:
+    """` Did you mean X?` of the nearest option, or the list of all options where none is like `word`."""
+    options = list(options)
+    return did_you_mean(word, options) or f" There is: {', '.join(options)}."
+
+
+def describe_value(value: object) -> str:
     """A value in words that a user knows, cut to a readable length: `the number 12`, `the text "abc"`."""
     shown = json.dumps(value, ensure_ascii=False, default=str)
-    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    shown = shown if len(shown) <= LONGEST_VALUE else shown[: LONGEST_VALUE - 3] + "..."
     shown = shown.encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be printed
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return shown
     kinds = {str: "the text", int: "the number", float: "the number", list: "the list", dict: "the object"}
     return f"{kinds.get(type(value), type(value).__name__)} {shown}"

@@ -1,10 +1,10 @@
 """Which `trainer` settings are wrong, and what should be written instead?"""
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from finetune.config.limits import limit_problem
 from finetune.config.sft_fields import Field, sft_fields
 from finetune.config.spelling import spell
 from finetune.errors import did_you_mean
@@ -68,28 +68,6 @@ RENAMED_FIELDS = {
     "lr_scheduler": "trainer.lr_scheduler_type",
     "optimizer": "trainer.optim",
 }
-Rule = tuple[str, Callable[[Any], bool]]
-RANGES: dict[str, Rule] = {
-    "max_length": ("at least 1, or null", lambda v: v >= 1),
-    "max_steps": ("at least 1, or -1 for num_train_epochs to decide", lambda v: v >= 1 or v == -1),
-    "num_train_epochs": ("above 0", lambda v: v > 0),
-    "per_device_train_batch_size": ("at least 1", lambda v: v >= 1),
-    "per_device_eval_batch_size": ("at least 1", lambda v: v >= 1),
-    "gradient_accumulation_steps": ("at least 1", lambda v: v >= 1),
-    "learning_rate": ("above 0, and finite", lambda v: 0 < v < math.inf),
-    "weight_decay": ("at least 0", lambda v: v >= 0),
-    "adam_beta1": ("at least 0 and below 1", lambda v: 0 <= v < 1),
-    "adam_beta2": ("at least 0 and below 1", lambda v: 0 <= v < 1),
-    "adam_epsilon": ("at least 0", lambda v: v >= 0),
-    "label_smoothing_factor": ("at least 0 and below 1", lambda v: 0 <= v < 1),
-    "dataloader_num_workers": ("at least 0", lambda v: v >= 0),
-    "warmup_steps": ("at least 0", lambda v: v >= 0),
-    "max_grad_norm": ("at least 0", lambda v: v >= 0),
-    "logging_steps": ("above 0", lambda v: v > 0),
-    "eval_steps": ("above 0", lambda v: v > 0),
-    "save_steps": ("above 0", lambda v: v > 0),
-    "save_total_limit": ("at least 1, or null", lambda v: v >= 1),
-}
 
 
 def trainer_problems(trainer: dict[str, Any], attention: str) -> Iterator[str]:
@@ -113,8 +91,8 @@ def trainer_field_problem(name: str, value: Any) -> str | None:
         return f"{setting}: expected {field.expected}.{_hint(field, value)}"
     if name in DEPRECATED and value == DEPRECATED[name][0]:
         return f"{setting}: it is deprecated in TRL. {DEPRECATED[name][1]}."
-    if name in RANGES and value is not None and not RANGES[name][1](value):
-        return f"{setting}: it must be {RANGES[name][0]}."
+    if problem := limit_problem(f"trainer.{name}", value):
+        return problem
     if name in FILES and isinstance(value, str) and not Path(value).is_file():
         return f"{setting}: there is no such file. It names {FILES[name]}."
     if name == "report_to" and any(v in ("wandb", "all") for v in (value if isinstance(value, list) else [value])):

@@ -1,6 +1,6 @@
 """Which tasks of lm-evaluation-harness are asked for, and what do they need?
 
-Nothing heavy is imported here, so that a mistake is told at once.
+Nothing heavy is imported here, so that a mistake is reported at once.
 """
 
 import re
@@ -34,8 +34,8 @@ def is_task_path(task: str) -> bool:
 
 def task_files(path: str) -> list[Path]:
     """The task files at a path."""
-    place = Path(path).expanduser()
-    return [place] if place.is_file() else sorted(place.glob("**/*.yaml"))
+    given = Path(path).expanduser()
+    return [given] if given.is_file() else sorted(given.glob("**/*.yaml"))
 
 
 def tasks_need_hub(tasks: list[str]) -> bool:

@@ -256,8 +256,10 @@ class Sweep:
     max_failures: int | None = None
     # Seconds after which a trial is taken to hang and is ended. None: no limit.
     time_limit: float | None = None
-    # After a search, repeat the best trials over more seeds: 3x2 is the best three over two more seeds each.
-    repeat_best: str | None = None
+    # After a search, run so many of its best trials over more seeds before one is chosen. None: no trial.
+    repeat_best: int | None = None
+    # The number of further seeds for each of them.
+    repeat_seeds: int = 2
     # Set by a search for its trials: where its study is, this trial's number in it, and what may end it early.
     study: str | None = None
     trial: int | None = None
@@ -296,9 +298,10 @@ class Config:
 def register_schema() -> None:
     """Make the schema known to Hydra as the option `schema`, the first entry of conf/config.yaml's defaults."""
     schema = OmegaConf.structured(Config)
-    OmegaConf.set_struct(schema.trainer, False)  # any SFTConfig field may be set with no plus; check.py refuses others
-    OmegaConf.set_struct(schema.data.columns, False)  # likewise the columns of any recipe; data.py refuses others
-    OmegaConf.set_struct(schema.model.chat_template_kwargs, False)  # and the variables of any template; chat.py
+    # Any key may be set here with no plus. Unknown ones are refused by cli/trainer_rules.py, data/columns.py and
+    # training/chat_template.py.
+    for mapping in (schema.trainer, schema.data.columns, schema.model.chat_template_kwargs):
+        OmegaConf.set_struct(mapping, False)
     ConfigStore.instance().store(name="schema", node=schema)
 
 

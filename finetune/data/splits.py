@@ -12,18 +12,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from finetune.config.schema import BadRows, Data, Source
 from finetune.data.columns import Column, check_group, check_row, find_columns, find_recipe
-from finetune.data.embedded import embedded_data
+from finetune.data.embedded import embedded_data, sha256_of_file
 from finetune.data.rows import Row, RowError, hub_place, read_hub_rows, read_rows, require_file
 from finetune.errors import UserError
 
 Message = dict[str, str]
 """{"role": "system" | "user" | "assistant", "content": text}"""
 
-EXAMPLES = 3  # of bad rows, that are shown
+BAD_ROWS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -62,20 +61,20 @@ def load_splits(data: Data) -> Splits:
     """
     counts: Counter[str] = Counter(rows=0, bad=0, repeated=0, cut=0)
     recipe = find_recipe(data)
-    reading = _Reading(data, recipe, find_columns(data, recipe), counts)
-    test = _read(reading, data.test) if data.test else []
-    validation = _read(reading, data.validation) if data.validation else []
-    train = _read(reading, None)
-    _require_rows(reading.bad, train=train)
+    reader = _Reader(data, recipe, find_columns(data, recipe), counts)
+    test = reader.read(data.test) if data.test else []
+    validation = reader.read(data.validation) if data.validation else []
+    train = reader.read(None)
+    _require_rows(reader.bad, train=train)
     rows_to_split = len(train)
     if not data.test:
         train, test = _hold_out(train, round(rows_to_split * data.test_fraction), "test", data.seed)
     if not data.validation:
         train, validation = _hold_out(train, round(rows_to_split * data.validation_fraction), "validation", data.seed)
-    _require_rows(reading.bad, train=train, validation=validation, test=test)
+    _require_rows(reader.bad, train=train, validation=validation, test=test)
     train = _cut(train, data.max_train_rows, data.seed, counts)
     counts.update(train=len(train), validation=len(validation), test=len(test))
-    return Splits(train, validation, test, dict(counts), _fingerprint(train, validation, test), reading.bad)
+    return Splits(train, validation, test, dict(counts), _fingerprint(train, validation, test), reader.bad)
 
 
 def data_digest(data: Data) -> str:
@@ -83,12 +82,12 @@ def data_digest(data: Data) -> str:
     if data.source is Source.hub:
         return ""
     files = [data.path if data.source is Source.local else None, data.validation, data.test]
-    checksums = [_checksum(Path(file).expanduser()) if file else "" for file in files]
+    checksums = [sha256_of_file(require_file(Path(file).expanduser())) if file else "" for file in files]
     return _sha256(checksums) if any(checksums) else ""
 
 
 @dataclass
-class _Reading:
+class _Reader:
     """What is known while the rows of a data set are read, whatever files they lie in."""
 
     data: Data
@@ -102,9 +101,8 @@ class _Reading:
         """Count a row that is wrong and keep the first messages; raise where none, or no more, may be left out."""
         if self.data.bad_rows is BadRows.error:
             raise RowError(message)
-        self.counts["rows"] += 1
-        self.counts["bad"] += 1
-        if len(self.bad) < EXAMPLES:
+        self.counts.update(rows=1, bad=1)
+        if len(self.bad) < BAD_ROWS_SHOWN:
             self.bad.append(message)
         limit = self.data.max_bad_rows
         if self.counts["bad"] > limit:
@@ -114,60 +112,52 @@ class _Reading:
                 f"The first:{first}"
             )
 
+    def read(self, held_out: str | None) -> list[Example]:
+        """The examples of the training rows, or of the held-out file or split, without repeated ones."""
+        examples: dict[object, Example] = {}
+        name, numbered_rows = self.open_rows(held_out)
+        for number, row in numbered_rows:
+            place = f"{name}:{number}"
+            try:
+                example = self.to_example(row, place)
+            except RowError as error:
+                self.leave_out(f"{place}: {error}")
+                continue
+            key = (example.completion, *(tuple(message.items()) for message in example.prompt))
+            self.counts.update(rows=1, repeated=int(key in examples))
+            examples.setdefault(key, example)
+        return list(examples.values())
 
-def _read(reading: _Reading, held_out: str | None) -> list[Example]:
-    """The examples of the training rows, or of the held-out file or split, without repeated ones."""
-    examples = []
-    counts = reading.counts
-    seen: set[Any] = set()
-    name, numbered = _open_rows(reading, held_out)
-    for number, row in numbered:
-        place = f"{name}:{number}"
+    def open_rows(self, held_out: str | None) -> tuple[str, Iterator[tuple[int, Row]]]:
+        """What stands for the file in places, and the rows with their numbers."""
+        data, bad = self.data, self.leave_out
+        if data.source is Source.hub:
+            split = held_out or data.train_split
+            return hub_place(data.path, split), read_hub_rows(data.path, data.subset, data.revision, split, bad)
+        if held_out or data.source is Source.local:
+            name = held_out or data.path
+            return name, read_rows(Path(name).expanduser(), name, bad)
+        file = embedded_data(data.path)
+        return file.name, read_rows(file, file.name, bad)
+
+    def to_example(self, row: Row, place: str) -> Example:
+        """The example that the recipe reads from a row; raises RowError for a row that is wrong."""
+        data, recipe = self.data, self.recipe
+        mapped = check_row(row, self.columns, data)
         try:
-            example = _to_example(row, place, reading)
-        except RowError as error:
-            reading.leave_out(f"{place}: {error}")
-            continue
-        counts["rows"] += 1
-        key = (example.completion, *(tuple(message.items()) for message in example.prompt))
-        if key in seen:
-            counts["repeated"] += 1
-        else:
-            seen.add(key)
-            examples.append(example)
-    return examples
-
-
-def _open_rows(reading: _Reading, held_out: str | None) -> tuple[str, Iterator[tuple[int, Row]]]:
-    """What stands for the file in places, and the rows with their numbers."""
-    data, bad = reading.data, reading.leave_out
-    if data.source is Source.hub:
-        split = held_out or data.train_split
-        return hub_place(data.path, split), read_hub_rows(data.path, data.subset, data.revision, split, bad)
-    if held_out or data.source is Source.local:
-        name = held_out or data.path
-        return name, read_rows(Path(name).expanduser(), name, bad)
-    fetched = embedded_data(data.path)
-    return fetched.name, read_rows(fetched, fetched.name, bad)
-
-
-def _to_example(row: Row, place: str, reading: _Reading) -> Example:
-    data, recipe = reading.data, reading.recipe
-    mapped = check_row(row, reading.columns, data)
-    try:
-        prompt, completion = recipe.read(mapped)
-        group = recipe.group(mapped) if hasattr(recipe, "group") else None
-    except ValueError as error:
-        raise RowError(f"{error} (recipe {data.recipe}).") from error
-    if prompt and not any(message["content"].strip() for message in prompt if message["role"] != "system"):
-        raise RowError(f"the prompt is empty, expected text to answer (recipe {data.recipe}).")
-    if not completion.strip():
-        raise RowError(f"the answer is empty, expected text to learn (recipe {data.recipe}).")
-    if data.group is not None:
-        value = check_group(row, data.group, reading.group_kind)
-        reading.group_kind = type(value)
-        group = json.dumps(value, ensure_ascii=False, default=str)
-    return Example(_with_system(prompt, data), completion, place, group)
+            prompt, completion = recipe.read(mapped)
+            group = recipe.group(mapped) if hasattr(recipe, "group") else None
+        except ValueError as error:
+            raise RowError(f"{error} (recipe {data.recipe}).") from error
+        if prompt and not any(message["content"].strip() for message in prompt if message["role"] != "system"):
+            raise RowError(f"the prompt is empty, expected text to answer (recipe {data.recipe}).")
+        if not completion.strip():
+            raise RowError(f"the answer is empty, expected text to learn (recipe {data.recipe}).")
+        if data.group is not None:
+            value = check_group(row, data.group, self.group_kind)
+            self.group_kind = type(value)
+            group = json.dumps(value, ensure_ascii=False, default=str)
+        return Example(_with_system(prompt, data), completion, place, group)
 
 
 def _with_system(prompt: list[Message], data: Data) -> list[Message]:
@@ -200,19 +190,15 @@ def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tup
             f"{split} split (data.{split}_fraction). Rows with the same prompt, or the same group, stay together. Add "
             f"rows, raise the fraction, name a column to group by in data.group, or give data.{split} rows of its own."
         )
-    parts: tuple[list[Example], list[Example]] = ([], [])
-    for example, group in zip(examples, groups, strict=True):
-        parts[group in chosen].append(example)
-    return parts
+    paired = list(zip(examples, groups, strict=True))
+    return [one for one, group in paired if group not in chosen], [one for one, group in paired if group in chosen]
 
 
 def _require_rows(bad: list[str], **splits: list[Example]) -> None:
+    reasons = "".join([", or bad:", *(f"\n  {message}" for message in bad)] if bad else ".")
     for name, examples in splits.items():
         if not examples:
-            raise UserError(
-                f"The {name} split has no rows left: all are repeated"
-                + "".join([", or bad:", *(f"\n  {message}" for message in bad)] if bad else ".")
-            )
+            raise UserError(f"The {name} split has no rows left: all are repeated{reasons}")
 
 
 def normalise_text(text: str) -> str:
@@ -232,20 +218,19 @@ def _groups(examples: list[Example]) -> list[str]:
     """For each example the name of those it stays together with: of the same prompt but for case, punctuation and
     whitespace, of the same group, and of what these share with others.
     """
-    leaders: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def leader(key: tuple[str, str]) -> tuple[str, str]:
-        leaders.setdefault(key, key)
-        while leaders[key] != key:
-            leaders[key] = leaders[leaders[key]]
-            key = leaders[key]
-        return key
+    from scipy.cluster.hierarchy import DisjointSet
 
     prompts = [("prompt", normalise_text(question_of(example))) for example in examples]
-    for example, prompt in zip(examples, prompts, strict=True):
+    sets = DisjointSet(prompts)
+    names: dict[tuple[str, str], str] = {}
+    for prompt, example in zip(prompts, examples, strict=True):
         if example.group is not None:
-            leaders[leader(prompt)] = leader(("group", example.group))
-    return [leader(prompt)[1] for prompt in prompts]
+            group = ("group", example.group)
+            sets.add(group)
+            name = names.get(sets[group], example.group)
+            sets.merge(prompt, group)
+            names[sets[prompt]] = name  # that of the last group that joined, so that splits stay as they were
+    return [names.get(sets[prompt], prompt[1]) for prompt in prompts]
 
 
 def _cut(train: list[Example], limit: int | None, seed: int, counts: Counter[str]) -> list[Example]:
@@ -265,11 +250,5 @@ def _content(example: Example) -> str:
     return _sha256([example.prompt, example.completion])
 
 
-def _sha256(value: Any) -> str:
+def _sha256(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
-
-
-def _checksum(path: Path) -> str:
-    require_file(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
