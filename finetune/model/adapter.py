@@ -1,7 +1,8 @@
 """What is trained on the base model, and how is the base model there without it?"""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,38 +12,28 @@ from transformers import PreTrainedModel
 
 from finetune.config.schema import Adapter
 from finetune.errors import UserError
-from finetune.model.base import TRAINED_PARTS, keep_gradients
+from finetune.model.base import TRAINED_PARTS, TrainedModel, keep_gradients
 
 # Weights on the CPU, by name.
 Weights = dict[str, torch.Tensor]
 
 
-def add_adapter(base: PreTrainedModel, adapter: Adapter, seed: int) -> PreTrainedModel | PeftModel:
+def add_adapter(base: PreTrainedModel, adapter: Adapter, seed: int) -> TrainedModel:
     """The base with a fresh adapter in float32, or the base itself where all weights are trained.
 
     Raises UserError where `adapter.target_modules` names no module of the model.
     """
     if not adapter.enabled:
         return base
-    targets = adapter.target_modules
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=adapter.r,
-        lora_alpha=adapter.lora_alpha,
-        lora_dropout=adapter.lora_dropout,
-        bias=adapter.bias.value,
-        use_dora=adapter.use_dora,
-        use_rslora=adapter.use_rslora,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        modules_to_save=adapter.modules_to_save,
-        layers_to_transform=adapter.layers_to_transform,
-    )
+    settings = {name: value for name, value in asdict(adapter).items() if name != "enabled"}
+    config = LoraConfig(task_type="CAUSAL_LM", **settings | {"bias": adapter.bias.value})
     torch.manual_seed(seed)
     try:
         model = get_peft_model(base, config)
     except ValueError as error:
         raise UserError(
-            f"adapter.target_modules={targets}: {error}. Linear layers here: {_linear_names(base)}."
+            f"adapter.target_modules={adapter.target_modules}: {error}. Linear layers here: "
+            f"{', '.join(linear_names(base))}."
         ) from error
     keep_gradients(model)
     keep_scales(model)
@@ -55,7 +46,7 @@ def keep_scales(model: torch.nn.Module) -> None:
     On a CPU, DoRA replaces a weight by a copy without them after each product (PEFT 0.21 with bitsandbytes 0.50).
     """
 
-    def restore(layer: Any, inputs: Any) -> None:
+    def restore(layer: Any, _: object) -> None:
         if layer.weight.SCB is None:
             layer.weight.SCB = layer.state.SCB
 
@@ -74,7 +65,7 @@ def trained_base_weights(model: torch.nn.Module) -> Weights:
 
 
 @contextmanager
-def as_base_model(model: PreTrainedModel | PeftModel, originals: Weights) -> Iterator[None]:
+def as_base_model(model: TrainedModel, originals: Weights) -> Iterator[None]:
     """Within the block the model is the base as it was loaded: adapter off, and `originals` in their places.
 
     PEFT's `disable_adapter` alone leaves trained biases in the base.
@@ -82,10 +73,7 @@ def as_base_model(model: PreTrainedModel | PeftModel, originals: Weights) -> Ite
     tuned = trained_base_weights(model) if originals else {}
     _copy_into(model, originals)
     try:
-        if isinstance(model, PeftModel):
-            with model.disable_adapter():
-                yield
-        else:
+        with model.disable_adapter() if isinstance(model, PeftModel) else nullcontext():
             yield
     finally:
         _copy_into(model, tuned)
@@ -97,9 +85,10 @@ def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
 
 
-def _linear_names(model: torch.nn.Module) -> str:
-    names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    return ", ".join(sorted(names))
+def linear_names(model: torch.nn.Module) -> list[str]:
+    """The names of the linear layers, without those of the modules that they are in."""
+    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
+    return sorted({name.rpartition(".")[2] for name in linear})
 
 
 def _copy_into(model: torch.nn.Module, weights: Weights) -> None:

@@ -1,7 +1,7 @@
-"""What exactly is trained? The tokenizer, the (quantised) base model and the adapter on it."""
+"""Which base model is trained, quantised how, and where do its weights come from?"""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
 from finetune.config.schema import AttentionKind, Model, Quantization, Source
-from finetune.data.embedded import embedded_model, embedded_provenance
+from finetune.data.embedded import embedded_model, embedded_provenance, sha256_of_file
 from finetune.errors import UserError
 from finetune.machine.device import Device
 from finetune.model.shared_prefix_attention import ATTENTION
 from finetune.runs.cache_keys import base_key
 
+TrainedModel = PreTrainedModel | PeftModel
+# What the names of trained parameters that the base does not have contain.
 TRAINED_PARTS = ("lora_", "modules_to_save")
-# Base models that are loaded already, by alike.base_key: the trials of a sweep are forked with theirs.
-ready: dict[str, PreTrainedModel] = {}
 
 
 def load_meta_model(model: Model) -> PreTrainedModel:
@@ -27,12 +27,10 @@ def load_meta_model(model: Model) -> PreTrainedModel:
     with explain_load_errors(model):
         config = AutoConfig.from_pretrained(model_path(model), **hub_options(model))
         with torch.device("meta"):
-            outline: PreTrainedModel = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=model.trust_remote_code
-            )
+            meta: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=model.trust_remote_code)
     with suppress(OSError):  # not every model has one
-        outline.generation_config = GenerationConfig.from_pretrained(model_path(model), **hub_options(model))
-    return outline
+        meta.generation_config = GenerationConfig.from_pretrained(model_path(model), **hub_options(model))
+    return meta
 
 
 def attention_name(model: Model) -> str:
@@ -40,10 +38,12 @@ def attention_name(model: Model) -> str:
     return ATTENTION if model.attn_implementation is AttentionKind.sdpa else model.attn_implementation.value
 
 
-def load_base(model: Model, quantization: Quantization, device: Device) -> PreTrainedModel:
-    """The base model on the run's device, quantised as configured."""
-    if ready and (known := ready.pop(base_key(model, quantization, device), None)):
-        return known
+def load_base(
+    model: Model, quantization: Quantization, device: Device, loaded: Mapping[str, PreTrainedModel] | None = None
+) -> PreTrainedModel:
+    """The base model on the run's device, quantised as configured; one in `loaded`, by `base_key`, is taken."""
+    if loaded and (loaded_for_all := loaded.get(base_key(model, quantization, device))):
+        return loaded_for_all
     with explain_load_errors(model):
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             model_path(model),
@@ -68,33 +68,27 @@ def keep_gradients(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def weights_digest(model: PreTrainedModel | PeftModel) -> str:
+def weights_digest(model: TrainedModel) -> str:
     """SHA-256 over the base model's weights as they are now, however they are stored, with or without an adapter."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         if isinstance(weight, torch.Tensor) and not any(part in name for part in TRAINED_PARTS):
-            plain = (
-                name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
-            )
-            found.update(f"{plain} {weight.dtype} {tuple(weight.shape)}".encode())
-            found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+            name = name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+            digest.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+            digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
-def model_provenance(model: Model, loaded: Any) -> dict[str, Any]:
+def model_provenance(model: Model, loaded: TrainedModel) -> dict[str, Any]:
     """Where the weights of the `loaded` model came from, for result.json; of the hub the commit, if it is known."""
-    where: dict[str, Any] = {"source": model.source.value, "path": model.path}
+    source: dict[str, Any] = {"source": model.source.value, "path": model.path}
     if model.source is Source.embedded:
-        return where | embedded_provenance(model.path)
+        return source | embedded_provenance(model.path)
     if model.source is Source.hub:
-        return where | {"revision": getattr(loaded.config, "_commit_hash", None) or model.revision}
+        commit = getattr(loaded.config, "_commit_hash", None)  # private: transformers, no public name has the commit
+        return source | {"revision": commit or model.revision}
     files = sorted(file for kind in ("*.safetensors", "*.bin") for file in Path(model_path(model)).glob(kind))
-    return where | {"files": {file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files}}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    return source | {"files": {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of_file(f)} for f in files}}
 
 
 def model_path(model: Model) -> str:
@@ -106,7 +100,7 @@ def model_path(model: Model) -> str:
 
 @contextmanager
 def explain_load_errors(model: Model) -> Iterator[None]:
-    """Tell a model that cannot be read or fetched in one paragraph."""
+    """Raise one UserError for a model that cannot be read or fetched."""
     try:
         yield
     except (OSError, ValueError) as error:

@@ -1,5 +1,7 @@
 """How do rows that begin alike attend to a prefix that is computed once?"""
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,10 +10,16 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-# The name under which transformers finds `attend`.
+# The name under which transformers finds `attend_shared_prefix`.
 ATTENTION = "shared_prefix"
 # Model families whose layers pass tokens to each other through attention alone; a test holds each to the padded batch.
 FAMILIES = frozenset({"gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3"})
+
+
+def common_prefix_length(rows: Sequence[list[int]]) -> int:
+    """How many leading tokens all rows share."""
+    columns = enumerate(zip(*rows, strict=False))
+    return next((i for i, column in columns if len(set(column)) > 1), min(map(len, rows)))
 
 
 def causal_mask(prefix: int, rest: int, window: int | None = None) -> torch.Tensor:
@@ -29,12 +37,12 @@ def _attend_from_last(
 ) -> torch.Tensor:
     """Attention of each row's last token, rows x heads x 1 x size; the result is rows x 1 x heads x size.
 
-    The query heads that share keys stand as queries side by side: repeating keys and values for each, as transformers
-    does under a mask, is most of the time of an answer on a CPU.
+    The query heads that share keys become queries side by side: to repeat keys and values for each of them, as
+    transformers does under a mask, is most of the time of an answer on a CPU.
     """
     rows, heads, _, size = query.shape
-    side_by_side = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
-    attended = functional.scaled_dot_product_attention(side_by_side, key, value, attn_mask=mask, scale=scaling)
+    grouped = query.reshape(rows, key.shape[1], heads // key.shape[1], size)
+    attended = functional.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
     return attended.reshape(rows, 1, heads, size)
 
 
@@ -79,13 +87,12 @@ def attend_shared_prefix(
         return torch.cat([prefix_of(states).expand(rows, -1, -1, -1), rows_of(states)], dim=2)
 
     groups = getattr(module, "num_key_value_groups", 1)
-    remainders = _dot_product(
-        rows_of(query), with_prefix(key), with_prefix(value), attention_mask, groups, dropout, scaling
-    )
+    attend = partial(_dot_product, groups=groups, dropout=dropout, scaling=scaling)
+    remainders = attend(rows_of(query), with_prefix(key), with_prefix(value), attention_mask)
     flat = remainders.transpose(1, 2).flatten(0, 1).index_select(0, flat_tokens)
     if prefix_length:
         mask = causal_mask(0, prefix_length, sliding_window).to(query.device)
-        prefix = _dot_product(prefix_of(query), prefix_of(key), prefix_of(value), mask, groups, dropout, scaling)
+        prefix = attend(prefix_of(query), prefix_of(key), prefix_of(value), mask)
         flat = torch.cat([prefix[0].transpose(0, 1), flat])
     return flat[None].to(dtype), None
 
@@ -111,10 +118,10 @@ def _dot_product(
 def shares_prefixes(config: PretrainedConfig) -> bool:
     """Whether a model with this configuration may be given flat batches."""
     text = config.get_text_config()
-    return text.model_type in FAMILIES and text._attn_implementation == ATTENTION
+    return (
+        text.model_type in FAMILIES and text._attn_implementation == ATTENTION
+    )  # private: transformers, no public name
 
 
 AttentionInterface.register(ATTENTION, attend_shared_prefix)
-
-
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -3,17 +3,16 @@
 from pathlib import Path
 
 from jinja2.exceptions import TemplateError, TemplateSyntaxError
-from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from finetune.config.schema import Model
 from finetune.errors import UserError
-from finetune.model.base import explain_load_errors, hub_options, model_path
+from finetune.model.base import TrainedModel, explain_load_errors, hub_options, model_path
 
 
 def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
-    """The tokenizer of the base model as it comes; see tokens.apply_settings."""
+    """The tokenizer of the base model as it comes; see `apply_tokenizer_settings`."""
     with explain_load_errors(model):
         tokenizer = AutoTokenizer.from_pretrained(model_path(model), **hub_options(model))
     if model.plain_prompt:
@@ -22,10 +21,9 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
 
 
 def apply_tokenizer_settings(settings: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer the end token and the chat template that the settings name.
+    """Give the tokenizer the end token and the chat template that the settings name; the end token pads if none does.
 
-    A missing padding token becomes the end token (padding never carries loss). Raises UserError for a token that it
-    does not have, for no end token at all, and for a template that is no Jinja.
+    Raises UserError for a token that it does not have, for no end token at all, and for a template that is no Jinja.
     """
     if settings.eos_token:
         if settings.eos_token not in tokenizer.get_vocab():
@@ -53,8 +51,8 @@ def apply_tokenizer_settings(settings: SFTConfig, tokenizer: PreTrainedTokenizer
             pass
 
 
-def end_tokens(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: TrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokenizer's end token and those of the model: some models name their end of turn only there."""
-    own = model.generation_config.eos_token_id
-    own = own if isinstance(own, list) else [own]
-    return sorted({tokenizer.eos_token_id, *(token for token in own if token is not None)})
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    return sorted({tokenizer.eos_token_id, *(token for token in ends if token is not None)})

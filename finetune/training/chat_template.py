@@ -14,7 +14,8 @@ from trl.chat_template_utils import get_training_chat_template
 from finetune.data.splits import Example, Message
 from finetune.errors import UserError
 
-SET = re.compile(r"(\{%- set \w+ = \w+ \| default\(.*?\) %\})*")
+# What `set_template_variables` puts in front of a template.
+SET_VARIABLES = re.compile(r"(\{%- set \w+ = \w+ \| default\(.*?\) %\})*")
 
 
 def set_template_variables(tokenizer: PreTrainedTokenizerBase, values: dict[str, Any]) -> None:
@@ -39,9 +40,9 @@ def training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     Raises ValueError where TRL knows none.
     """
     template = str(tokenizer.chat_template)
-    values = SET.match(template).group()  # type: ignore[union-attr]
+    values = SET_VARIABLES.match(template).group()  # type: ignore[union-attr]
     plain = copy.copy(tokenizer)
-    plain.chat_template = template.removeprefix(values)  # TRL knows templates by their very words
+    plain.chat_template = template.removeprefix(values)  # TRL knows templates by their whole text
     marked = get_training_chat_template(plain)
     return marked and values + marked
 

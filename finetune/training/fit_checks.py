@@ -1,4 +1,4 @@
-"""Do the settings fit the machine, the model's shapes and the rows? Told before any weight is loaded."""
+"""Do the settings fit the machine, the model's shapes and the rows? Checked before any weight is loaded."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +10,7 @@ from finetune.config.schema import Adapter, Bias, Config
 from finetune.config.spelling import spell
 from finetune.errors import did_you_mean, raise_problems
 from finetune.machine.device import Device
+from finetune.model.adapter import linear_names
 from finetune.training.tokenize import TokenizedRows
 
 
@@ -18,15 +19,14 @@ def check_machine(config: Config, machine: Device) -> None:
     raise_problems(list(_precision(config.trainer, machine)))
 
 
-def check_fit(config: Config, machine: Device, outline: PreTrainedModel, rows: TokenizedRows) -> None:
+def check_fit(config: Config, machine: Device, meta_model: PreTrainedModel, rows: TokenizedRows) -> None:
     """Raise one UserError that names every setting that the model or the rows make impossible."""
-    raise_problems(
-        [
-            *_context(config.trainer.get("max_length"), outline, rows),
-            *_modules(config.adapter, outline),
-            *_amount(config.trainer, machine, rows),
-        ]
+    checks = (
+        _context(config.trainer.get("max_length"), meta_model, rows),
+        _modules(config.adapter, meta_model),
+        _amount(config.trainer, machine, rows),
     )
+    raise_problems([problem for check in checks for problem in check])
 
 
 def bias_notes(config: Config) -> Iterator[str]:
@@ -49,8 +49,8 @@ def _precision(trainer: dict[str, Any], machine: Device) -> Iterator[str]:
         yield "trainer.tf32=true: it is for NVIDIA GPUs from Ampere on, and this is a CPU. Leave it out."
 
 
-def _context(max_length: int | None, outline: PreTrainedModel, rows: TokenizedRows) -> Iterator[str]:
-    context = getattr(outline.config.get_text_config(), "max_position_embeddings", None)
+def _context(max_length: int | None, meta_model: PreTrainedModel, rows: TokenizedRows) -> Iterator[str]:
+    context = getattr(meta_model.config.get_text_config(), "max_position_embeddings", None)
     if context and max_length and max_length > context:
         yield (
             f"trainer.max_length={max_length}: the model's context is {context} tokens. "
@@ -65,29 +65,29 @@ def _context(max_length: int | None, outline: PreTrainedModel, rows: TokenizedRo
         )
 
 
-def _modules(adapter: Adapter, outline: PreTrainedModel) -> Iterator[str]:
+def _modules(adapter: Adapter, meta_model: PreTrainedModel) -> Iterator[str]:
     """The modules that an adapter names, each found in the model's shapes."""
     if not adapter.enabled:
         return
-    names = {name for name, _ in outline.named_modules()}
-    linear = sorted({n.rpartition(".")[2] for n, m in outline.named_modules() if isinstance(m, torch.nn.Linear)})
+    names = [name for name, _ in meta_model.named_modules()]
+    linear = linear_names(meta_model)
     targets = [] if isinstance(adapter.target_modules, str) else adapter.target_modules
-    for key, wanted in (("target_modules", targets), ("modules_to_save", adapter.modules_to_save or [])):
-        for module in wanted:
+    for key, modules in (("target_modules", targets), ("modules_to_save", adapter.modules_to_save or [])):
+        for module in modules:
             if not any(name == module or name.endswith(f".{module}") for name in names):
-                there = f"Linear layers here: {', '.join(linear)}"
-                yield f"adapter.{key}: this model has no module {module}.{did_you_mean(module, linear)} {there}."
-    last = outline.config.get_text_config().num_hidden_layers - 1
+                hint = f"{did_you_mean(module, linear)} Linear layers here: {', '.join(linear)}"
+                yield f"adapter.{key}: this model has no module {module}.{hint}."
+    last = meta_model.config.get_text_config().num_hidden_layers - 1
     if max(adapter.layers_to_transform or [0]) > last:
         yield f"adapter.layers_to_transform={spell(adapter.layers_to_transform)}: the model has layers 0 to {last}."
 
 
 def _amount(trainer: dict[str, Any], machine: Device, rows: TokenizedRows) -> Iterator[str]:
-    batch, grown = trainer.get("per_device_train_batch_size", 8), trainer.get("gradient_accumulation_steps", 1)
-    effective = batch * grown * machine.processes
+    batch, batches = trainer.get("per_device_train_batch_size", 8), trainer.get("gradient_accumulation_steps", 1)
+    effective = batch * batches * machine.processes
     if effective > len(rows.train):
         yield (
-            f"trainer.per_device_train_batch_size={batch} x trainer.gradient_accumulation_steps={grown} x "
+            f"trainer.per_device_train_batch_size={batch} x trainer.gradient_accumulation_steps={batches} x "
             f"{machine.processes} processes: one step takes {effective} rows, and there are {len(rows.train)} to train "
             "on. Write a smaller one."
         )

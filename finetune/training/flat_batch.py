@@ -1,23 +1,25 @@
-"""How is a batch computed with nothing computed twice and nothing for nothing?
+"""How is a batch laid out so that no token is computed twice or in vain?
 
-The rows of a batch usually begin alike: the same system prompt, the same instruction. Such a prefix is laid out once,
-followed by each row's own remainder, in one flat sequence without padding:
+The rows of a batch usually begin with the same tokens: a system prompt, an instruction. Such a prefix is laid out once,
+followed by the rest of each row, in one flat sequence without padding:
 
     prefix | rest of row 0 | rest of row 1 | ...
 
-All linear layers see just these tokens. Attention lets each remainder see the prefix and itself, and the language
-model's head is applied only where a token carries loss. Loss and gradients equal those of the padded batch up to
-rounding; what changes is that padding, repeated prefixes and unused logits cost nothing.
+Linear layers see just these tokens. In attention, the rest of a row sees the prefix and itself. The language model's
+head is applied only where a token carries loss. Loss and gradients equal those of the padded batch up to rounding.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from finetune.model.shared_prefix_attention import causal_mask
+from finetune.model.shared_prefix_attention import causal_mask, common_prefix_length
+from finetune.training.tokenize import IGNORE_INDEX
 
-IGNORE_INDEX = -100
+Batch = dict[str, Any]
+"""What a collator makes of rows: tensors by the names of the model's inputs, and counts."""
 
 
 class SharedPrefixCollator:
@@ -30,10 +32,10 @@ class SharedPrefixCollator:
     tokens of the rows as they were, prefix included in each.
     """
 
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[Mapping[str, list[int]]]) -> Batch:
         rows = [example["input_ids"] for example in examples]
         targets = [[*example["labels"][1:], IGNORE_INDEX] for example in examples]
-        prefix = _prefix_length(rows, targets)
+        prefix = min(common_prefix_length(rows), *map(_tokens_before_loss, targets))
         rest = [len(row) - prefix for row in rows]
         flat = rows[0][:prefix] + [token for row in rows for token in row[prefix:]]
         positions = [*range(prefix), *(prefix + i for length in rest for i in range(length))]
@@ -54,24 +56,26 @@ class SharedPrefixCollator:
         }
 
 
-def _prefix_length(rows: list[list[int]], targets: list[list[int]]) -> int:
-    """How many leading tokens all rows share, ending before the first token that predicts a label."""
-    bounds = [
-        next((i for i, label in enumerate(target) if label != IGNORE_INDEX), len(target) - 1) for target in targets
-    ]
-    length = 0
-    while length < min(bounds) and all(row[length] == rows[0][length] for row in rows):
-        length += 1
-    return length
+def count_real_tokens(inputs: Batch) -> torch.Tensor | int:
+    """The tokens of a batch's rows without padding, a shared prefix counted in each of them."""
+    if "real_tokens" in inputs:
+        return int(inputs["real_tokens"])
+    return inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
 
 
-def negative_log_likelihood(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+def _tokens_before_loss(targets: list[int]) -> int:
+    """How many leading tokens predict no label, the last token left out."""
+    return next((i for i, label in enumerate(targets) if label != IGNORE_INDEX), len(targets) - 1)
+
+
+def negative_log_likelihood(model: torch.nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The summed negative log-likelihood (nats) of a flat batch's labels, and how many labels there are."""
-    given = {key: value for key, value in inputs.items() if key not in ("labels", "shift_labels", "real_tokens")}
+    arguments = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels", "real_tokens")}
     labels = inputs["shift_labels"][0]
-    where = (labels != IGNORE_INDEX).nonzero().flatten()
+    positions = (labels != IGNORE_INDEX).nonzero().flatten()
+    count = torch.tensor(len(positions))
     if labels.device.type == "cuda":  # TRL's Triton kernel keeps no logits
-        output = model(**given, shift_labels=labels[None], fused_lm_head=True, use_cache=False)
-        return -output.log_probs.sum(), torch.tensor(len(where))
-    logits = model(**given, logits_to_keep=where, use_cache=False).logits[0]
-    return functional.cross_entropy(logits.float(), labels[where], reduction="sum"), torch.tensor(len(where))
+        output = model(**arguments, shift_labels=labels[None], fused_lm_head=True, use_cache=False)
+        return -output.log_probs.sum(), count
+    logits = model(**arguments, logits_to_keep=positions, use_cache=False).logits[0]
+    return functional.cross_entropy(logits.float(), labels[positions], reduction="sum"), count

@@ -1,10 +1,10 @@
 """What does a run consist of, before its model is loaded? Whatever is wrong with it stops the run here."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
 
 from finetune.config.schema import Config
@@ -22,58 +22,49 @@ from finetune.training.tokenize import TokenizedRows, tokenize_splits
 
 
 @dataclass(frozen=True)
-class PreparedRun:
-    """The examples, their tokens, TRL's settings, and the base model's shapes without its weights."""
+class PreparedRows:
+    """What runs with the same rows share: the examples, their tokens, and the base model's shapes without weights."""
 
     splits: Splits
     tokenizer: PreTrainedTokenizerBase
-    outline: Any
-    settings: SFTConfig
+    meta_model: PreTrainedModel
     rows: TokenizedRows
     # What is legal but may surprise.
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class PreparedRows:
-    """The part of a preparation that runs with the same rows share."""
-
-    splits: Splits
-    tokenizer: PreTrainedTokenizerBase
-    outline: Any
-    rows: TokenizedRows
     notes: list[str]
 
 
-# Those of runs with the same rows, by alike.rows_key: the trials of a sweep are forked with theirs.
-ready: dict[str, PreparedRows] = {}
+@dataclass(frozen=True)
+class PreparedRun(PreparedRows):
+    """All of a run but its model: its rows, and TRL's settings."""
+
+    settings: SFTConfig
 
 
-def prepare_run(config: Config, splits: Splits, machine: Device, folder: Path) -> PreparedRun:
-    """Audit, tokenise and check the examples of the run in `folder`.
+def prepare_run(
+    config: Config, splits: Splits, machine: Device, folder: Path, loaded: Mapping[str, PreparedRows] | None = None
+) -> PreparedRun:
+    """Check and tokenise the examples of the run in `folder`; rows in `loaded`, by `rows_key`, are taken as they are.
 
     Raises UserError for what is wrong with them.
     """
     check_machine(config, machine)
-    texts = (ready and ready.get(rows_key(config))) or prepare_rows(config, splits, machine, folder)
-    parameters = texts.outline.num_parameters()
-    settings = build_sft_config(config.trainer, machine, folder, config.seed, parameters)
-    check_fit(config, machine, texts.outline, texts.rows)
-    notes = [*bias_notes(config), *texts.notes]
-    return PreparedRun(texts.splits, texts.tokenizer, texts.outline, settings, texts.rows, notes)
+    rows = (loaded and loaded.get(rows_key(config))) or prepare_rows(config, splits, machine, folder)
+    settings = build_sft_config(config.trainer, machine, folder, config.seed, rows.meta_model.num_parameters())
+    check_fit(config, machine, rows.meta_model, rows.rows)
+    return PreparedRun(**vars(rows) | {"notes": [*bias_notes(config), *rows.notes]}, settings=settings)
 
 
 def prepare_rows(config: Config, splits: Splits, machine: Device, folder: Path) -> PreparedRows:
     """What runs with the same rows share. Raises UserError for what is wrong with the examples."""
     splits = check_overlap(splits, config.data.overlap)
     tokenizer = load_tokenizer(config.model)
-    outline = load_meta_model(config.model)
-    settings = build_sft_config(config.trainer, machine, folder, config.seed, outline.num_parameters())
+    meta_model = load_meta_model(config.model)
+    settings = build_sft_config(config.trainer, machine, folder, config.seed, meta_model.num_parameters())
     apply_tokenizer_settings(settings, tokenizer)
     set_template_variables(tokenizer, config.model.chat_template_kwargs)
     require_template(tokenizer, splits, config.model.plain_prompt)
     splits = guard_control_tokens(splits, tokenizer, config.data.control_tokens)
     rows = tokenize_splits(splits, tokenizer, settings)
-    reader = RowReader(tokenizer, end_tokens(outline, tokenizer), settings)
+    reader = RowReader(tokenizer, end_tokens(meta_model, tokenizer), settings)
     check_rows(config.data, splits, rows, reader)
-    return PreparedRows(splits, tokenizer, outline, rows, list(template_notes(splits, rows, reader)))
+    return PreparedRows(splits, tokenizer, meta_model, rows, list(template_notes(splits, rows, reader)))

@@ -1,8 +1,9 @@
-"""Does every row teach what it should? What is found here stops a run before the model is loaded."""
+"""Does every row teach what it should? A row that does not stops the run before the model is loaded."""
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig
@@ -10,8 +11,9 @@ from trl import SFTConfig
 from finetune.config.schema import ControlTokens, Data
 from finetune.data.splits import Example, Splits
 from finetune.errors import UserError, raise_problems
+from finetune.model.shared_prefix_attention import common_prefix_length
 from finetune.training.chat_template import prompt_tokens
-from finetune.training.tokenize import IGNORE_INDEX_, TokenizedRows, truncation_length
+from finetune.training.tokenize import IGNORE_INDEX, TokenizedRows, truncation_length
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class TokenizedExample:
 
 @dataclass(frozen=True)
 class RowReader:
-    """What rows are judged against: the tokenizer, the tokens that end an answer, and how rows were prepared."""
+    """What rows are checked with: the tokenizer, the tokens that end an answer, and how rows were prepared."""
 
     tokenizer: PreTrainedTokenizerBase
     ends: list[int]
@@ -40,20 +42,22 @@ class RowReader:
 def check_rows(data: Data, splits: Splits, rows: TokenizedRows, reader: RowReader) -> None:
     """Raise one UserError that names every fault: how many rows have it, one of them, and what to do."""
     problems = []
-    for name, examples in (("train", splits.train), ("validation", splits.validation), ("test", splits.test)):
-        whole = rows.whole[name]
-        table = [TokenizedExample(*row) for row in zip(examples, whole["input_ids"], whole["labels"], strict=True)]
-        problems += [*_faults(name, table, reader), *_cut(name, table, data.max_cut_share, reader.settings)]
+    for name, whole in rows.whole.items():
+        columns = getattr(splits, name), whole["input_ids"], whole["labels"]
+        tokenized = [TokenizedExample(*row) for row in zip(*columns, strict=True)]
+        problems += [*_faults(name, tokenized, reader), *_cut(name, tokenized, data.max_cut_share, reader.settings)]
     raise_problems(problems)
 
 
 def template_notes(splits: Splits, rows: TokenizedRows, reader: RowReader) -> Iterator[str]:
     """What the chat template makes the model write before its answer, to judge by the first training row."""
-    example, learnt = splits.train[0], rows.whole["train"][0]["input_ids"]
-    asked = len(prompt_tokens(example.prompt, reader.tokenizer)) if example.prompt else 0
-    answer = str(reader.tokenizer.decode(learnt[asked:], skip_special_tokens=True))
+    example, tokens = splits.train[0], rows.whole["train"][0]["input_ids"]
+    if not example.prompt:
+        return
+    prompt_length = len(prompt_tokens(example.prompt, reader.tokenizer))
+    answer = str(reader.tokenizer.decode(tokens[prompt_length:], skip_special_tokens=True))
     before = answer.partition(example.completion.strip())[0]
-    if example.prompt and before.strip() and before != answer:
+    if before.strip() and before != answer:
         yield (
             f"the chat template has the model write {before!r} before each answer, which is scored with it. If a "
             "variable of the template turns that off, set it: model.chat_template_kwargs.enable_thinking=false, say"
@@ -79,27 +83,25 @@ def guard_control_tokens(splits: Splits, tokenizer: PreTrainedTokenizerBase, pol
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     control = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, control)))
-    found = [example for example in (*splits.train, *splits.validation, *splits.test) if _holds(example, pattern)]
-    counts = splits.counts | {"with control tokens": len(found)}
-    if not found or policy is ControlTokens.allow:
-        return replace(splits, counts=counts)
+    examples = (*splits.train, *splits.validation, *splits.test)
+    affected = [(example, token) for example in examples if (token := _control_token(example, pattern))]
+    splits = replace(splits, counts=splits.counts | {"with control tokens": len(affected)})
+    if not affected or policy is ControlTokens.allow:
+        return splits
     if policy is ControlTokens.error:
-        token = _holds(found[0], pattern)
+        example, token = affected[0]
         raise UserError(
-            f"{found[0].place}: the text holds {token}, which this model reads as a control token; so do "
-            f"{len(found)} rows in all. Take it out, or write data.control_tokens=escape to have it read as text "
+            f"{example.place}: the text holds {token}, which this model reads as a control token; so do "
+            f"{len(affected)} rows in all. Take it out, or write data.control_tokens=escape to have it read as text "
             "(allow: as the control token)."
         )
-    return replace(
-        splits,
-        counts=counts,
-        train=[_escape(example, pattern) for example in splits.train],
-        validation=[_escape(example, pattern) for example in splits.validation],
-        test=[_escape(example, pattern) for example in splits.test],
+    train, validation, test = (
+        [_escape(example, pattern) for example in split] for split in (splits.train, splits.validation, splits.test)
     )
+    return replace(splits, train=train, validation=validation, test=test)
 
 
-def _holds(example: Example, pattern: re.Pattern[str]) -> str | None:
+def _control_token(example: Example, pattern: re.Pattern[str]) -> str | None:
     texts = (*(message["content"] for message in example.prompt), example.completion)
     return next((match.group() for text in texts if (match := pattern.search(text))), None)
 
@@ -113,82 +115,88 @@ def _escape(example: Example, pattern: re.Pattern[str]) -> Example:
 
 
 def _without_loss(row: TokenizedExample, reader: RowReader) -> str | None:
-    return None if any(label != IGNORE_INDEX_ for label in row.labels) else f"its tokens: {reader.decode(row.tokens)}"
+    return None if set(row.labels) - {IGNORE_INDEX} else f"its tokens: {reader.decode(row.tokens)}"
 
 
 def _without_end(row: TokenizedExample, reader: RowReader) -> str | None:
     """Behind the answer there is only whitespace after the end token, and the end token itself carries loss."""
     last = len(row.tokens) - 1
-    while last > 0 and row.tokens[last] not in reader.ends and _blank(row.tokens[last], reader):
+    while (
+        last > 0
+        and row.tokens[last] not in reader.ends
+        and not str(reader.tokenizer.decode(row.tokens[last : last + 1])).strip()
+    ):
         last -= 1
-    if row.tokens[last] in reader.ends and row.labels[last] != IGNORE_INDEX_:
-        return None
-    found = "no end token" if row.tokens[last] not in reader.ends else "an end token without loss"
-    return f"it ends with {reader.decode(row.tokens[-6:])}, {found}"
-
-
-def _blank(token: int, reader: RowReader) -> bool:
-    return not str(reader.tokenizer.decode([token])).strip()
+    if row.tokens[last] not in reader.ends:
+        return f"it ends with {reader.decode(row.tokens[-6:])}, no end token"
+    if row.labels[last] == IGNORE_INDEX:
+        return f"it ends with {reader.decode(row.tokens[-6:])}, an end token without loss"
+    return None
 
 
 def _other_prompt(row: TokenizedExample, reader: RowReader) -> str | None:
     if not row.example.prompt:
         return None
-    asked = prompt_tokens(row.example.prompt, reader.tokenizer)
-    if row.tokens[: len(asked)] != asked:
-        same = next(
-            (i for i, pair in enumerate(zip(asked, row.tokens, strict=False)) if pair[0] != pair[1]), len(asked)
-        )
-        return (
-            f"after {same} equal tokens generation reads {reader.decode(asked[same : same + 8])} "
-            f"where training reads {reader.decode(row.tokens[same : same + 8])}"
-        )
-    return None
+    prompt = prompt_tokens(row.example.prompt, reader.tokenizer)
+    same = common_prefix_length([prompt, row.tokens])
+    if same == len(prompt):
+        return None
+    return (
+        f"after {same} equal tokens generation reads {reader.decode(prompt[same : same + 8])} "
+        f"where training reads {reader.decode(row.tokens[same : same + 8])}"
+    )
 
 
 def _learns_prompt(row: TokenizedExample, reader: RowReader) -> str | None:
     """With `completion_only_loss`, on by default, loss begins where the answer does."""
     if not row.example.prompt or reader.settings.completion_only_loss is False or reader.settings.assistant_only_loss:
         return None
-    first = next(i for i, label in enumerate(row.labels) if label != IGNORE_INDEX_)
-    asked = len(prompt_tokens(row.example.prompt, reader.tokenizer))
-    return None if first >= asked else f"loss begins {asked - first} tokens before the answer"
+    first = next(i for i, label in enumerate(row.labels) if label != IGNORE_INDEX)
+    prompt_length = len(prompt_tokens(row.example.prompt, reader.tokenizer))
+    return None if first >= prompt_length else f"loss begins {prompt_length - first} tokens before the answer"
 
 
-Fault = tuple[str, str, Callable[[TokenizedExample, RowReader], str | None]]
+class Fault(NamedTuple):
+    """What is wrong, what to do, and whether a row has it: a detail, or None."""
+
+    problem: str
+    remedy: str
+    detail: Callable[[TokenizedExample, RowReader], str | None]
+
+
 TEMPLATE = "Give a chat template that does with trainer.chat_template_path=FILE.jinja"
-# What is wrong, what to do, and whether a row has it: a detail, or None. A row's first fault hides the later ones.
-FAULTS: tuple[Fault, ...] = (
-    (
+# A row's first fault hides the later ones.
+FAULTS = (
+    Fault(
         "no token carries loss",
         "Leave out trainer.assistant_only_loss and trainer.completion_only_loss, or repair the chat template",
         _without_loss,
     ),
-    (
+    Fault(
         "the model would never learn to stop: the answer does not end with an end token that carries loss",
         f"{TEMPLATE}, or name the token that ends an answer in trainer.eos_token",
         _without_end,
     ),
-    (
+    Fault(
         "the prompt in training is not the prompt that generation reads",
         f"{TEMPLATE}: with add_generation_prompt it must yield the beginning of the whole conversation",
         _other_prompt,
     ),
-    ("the prompt carries loss", "Leave out trainer.completion_only_loss, or repair the chat template", _learns_prompt),
+    Fault(
+        "the prompt carries loss", "Leave out trainer.completion_only_loss, or repair the chat template", _learns_prompt
+    ),
 )
 
 
 def _faults(split: str, rows: list[TokenizedExample], reader: RowReader) -> Iterator[str]:
-    found: dict[int, list[tuple[TokenizedExample, str]]] = {}
-    for row in rows:
-        details = ((number, find(row, reader)) for number, (_, _, find) in enumerate(FAULTS))
-        first = next(((number, detail) for number, detail in details if detail is not None), None)
-        if first:
-            found.setdefault(first[0], []).append((row, first[1]))
-    for number, cases in sorted(found.items()):
-        what, remedy, _ = FAULTS[number]
-        row, detail = cases[0]
-        yield f"{row.example.place}: {what} ({detail}); {_share(len(cases), len(rows), split)}. {remedy}."
+    unexplained = rows
+    for fault in FAULTS:
+        details = [(row, fault.detail(row, reader)) for row in unexplained]
+        unexplained = [row for row, detail in details if detail is None]
+        count = len(details) - len(unexplained)
+        if count:
+            row, detail = next((row, detail) for row, detail in details if detail is not None)
+            yield f"{row.example.place}: {fault.problem} ({detail}); {_share(count, len(rows), split)}. {fault.remedy}."
 
 
 def _cut(split: str, rows: list[TokenizedExample], allowed: float, settings: SFTConfig) -> Iterator[str]:

@@ -20,17 +20,13 @@ def build_sft_config(chosen: dict[str, Any], machine: Device, folder: Path, seed
         "output_dir": str(folder / "checkpoints"),
         "seed": seed,
         "use_cpu": machine.kind == "cpu",
-        "bf16": machine.mixed_precision == "bf16",
-        "fp16": machine.mixed_precision == "fp16",
+        "bf16": machine.mixed_precision == "bf16" and not chosen.get("fp16"),
+        "fp16": machine.mixed_precision == "fp16" and not chosen.get("bf16"),
         "dataloader_pin_memory": machine.kind == "cuda",
         "logging_nan_inf_filter": False,  # a NaN loss must be seen, not averaged away
         "disable_tqdm": True,
         "report_to": "none",
     }
-    if chosen.get("fp16"):
-        ours["bf16"] = False
-    if chosen.get("bf16"):
-        ours["fp16"] = False
     if not {"activation_checkpointing", "gradient_checkpointing"} & chosen.keys():  # TRL turns it on
         ours[checkpointing_name()] = parameters >= CHECKPOINTING_FROM
     return SFTConfig(**(ours | chosen))

@@ -15,25 +15,11 @@ from trl.chat_template_utils import has_generation_markers
 
 from finetune.data.splits import Example, Splits
 from finetune.errors import UserError
+from finetune.runs.result import SplitSize
 from finetune.training.chat_template import training_row, training_template
 
-IGNORE_INDEX_ = -100
-
-
-@dataclass(frozen=True)
-class SplitSize:
-    """What a split holds before truncation and packing.
-
-    truncated: the rows that are cut at `max_length`; dropped: those of them that lose all their loss tokens there, and
-    so teach nothing (TRL leaves them out).
-    """
-
-    rows: int
-    tokens: int
-    loss_tokens: int
-    truncated: int
-    dropped: int
-    longest_answer: int
+# The label of a token that carries no loss.
+IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -53,13 +39,13 @@ class TokenizedRows:
 def tokenize_splits(splits: Splits, tokenizer: PreTrainedTokenizerBase, settings: SFTConfig) -> TokenizedRows:
     """The tokens of all examples, prepared as `settings` say."""
     examples = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-    whole = {name: tokenize_examples(some, tokenizer, settings, name) for name, some in examples.items()}
-    packs = settings.packing if settings.eval_packing is None else settings.eval_packing
-    shape = _Preparation(tokenizer, settings, whole=False)
+    whole = {name: tokenize_examples(split, tokenizer, settings, name) for name, split in examples.items()}
+    eval_packing = settings.packing if settings.eval_packing is None else settings.eval_packing
+    preparation = _Preparation(tokenizer, settings, whole=False)
     return TokenizedRows(
         whole,
-        shape.run(whole["train"], settings.packing, "train"),
-        shape.run(whole["validation"], packs, "validation"),
+        preparation.run(whole["train"], settings.packing, "train"),
+        preparation.run(whole["validation"], eval_packing, "validation"),
         {name: _size(rows, truncation_length(settings)) for name, rows in whole.items()},
     )
 
@@ -68,14 +54,14 @@ class _Preparation(SFTTrainer):
     """As much of SFTTrainer as its preparation of rows needs, which is no model."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: SFTConfig, whole: bool) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer  # private: TRL, its preparation reads it
         self._settings = copy.copy(settings)
         if whole:
             self._settings.max_length = None
         self.completion_only_loss = settings.completion_only_loss is not False
-        marked = not settings.assistant_only_loss or has_generation_markers(tokenizer.chat_template)
+        needs_marks = settings.assistant_only_loss and not has_generation_markers(tokenizer.chat_template)
         try:
-            self.chat_template = None if marked else training_template(tokenizer)
+            self.chat_template = training_template(tokenizer) if needs_marks else None
         except ValueError as error:
             raise UserError(
                 "trainer.assistant_only_loss=true: this model's chat template does not mark the assistant's words with "
@@ -84,28 +70,31 @@ class _Preparation(SFTTrainer):
             ) from error
 
     def run(self, rows: Dataset, packing: bool, name: str) -> Dataset:
-        prepared: Dataset = self._prepare_dataset(rows, self._tokenizer, self._settings, packing, None, name)
+        arguments = rows, self._tokenizer, self._settings, packing, None, name
+        prepared: Dataset = self._prepare_dataset(*arguments)  # private: TRL, which offers it only with a model
         return prepared
 
 
-def tokenize_examples(examples: list[Example], tokenizer: Any, settings: SFTConfig, name: str) -> Dataset:
+def tokenize_examples(
+    examples: list[Example], tokenizer: PreTrainedTokenizerBase, settings: SFTConfig, name: str
+) -> Dataset:
     """One row of `input_ids` and `labels` for each example, not cut; raises UserError for a row that is refused."""
     rows = [training_row(example, tokenizer, settings.assistant_only_loss) for example in examples]
-    shape = _Preparation(tokenizer, settings, whole=True)
+    preparation = _Preparation(tokenizer, settings, whole=True)
     try:
-        tokens = shape.run(Dataset.from_list(rows), False, name)
+        tokenized = preparation.run(Dataset.from_list(rows), False, name)
     except (TemplateError, RuntimeError):
-        _name_refused(examples, rows, shape)
+        _name_refused(examples, rows, preparation)
         raise
-    return tokens.select_columns(["input_ids", "labels"])
+    return tokenized.select_columns(["input_ids", "labels"])
 
 
-def _name_refused(examples: list[Example], rows: list[dict[str, Any]], shape: _Preparation) -> None:
-    """Raise UserError for a row that the chat template, or TRL, refuses; it is found by halving."""
+def _name_refused(examples: list[Example], rows: list[dict[str, Any]], preparation: _Preparation) -> None:
+    """Raise UserError for a row that the chat template, or TRL, refuses; it is searched for by halving."""
     while True:
         half = max(1, len(rows) // 2)
         try:
-            shape.run(Dataset.from_list(rows[:half]), False, "refused")
+            preparation.run(Dataset.from_list(rows[:half]), False, "refused")
         except (TemplateError, RuntimeError) as error:
             if half == 1:
                 raise UserError(f"{examples[0].place}: {_refusal(error)}") from error
@@ -130,7 +119,7 @@ def _refusal(error: Exception) -> str:
 
 def _size(tokenized: Dataset, max_length: int | None) -> SplitSize:
     lengths = [len(row) for row in tokenized["input_ids"]]
-    answers = [sum(label != IGNORE_INDEX_ for label in row[1:]) for row in tokenized["labels"]]
+    answers = [sum(label != IGNORE_INDEX for label in labels[1:]) for labels in tokenized["labels"]]
     truncated = sum(length > max_length for length in lengths) if max_length else 0
     dropped = len(lengths) - len(rows_with_loss(tokenized, max_length))
     return SplitSize(len(lengths), sum(lengths), sum(answers), truncated, dropped, max(answers, default=0))
@@ -144,5 +133,8 @@ def truncation_length(settings: SFTConfig) -> int | None:
 
 def rows_with_loss(tokenized: Dataset, max_length: int | None) -> list[int]:
     """The indices of the rows that have a loss token left when they are cut at `max_length`."""
-    labels = tokenized["labels"]
-    return [i for i, row in enumerate(labels) if any(label != IGNORE_INDEX_ for label in row[:max_length])]
+    return [
+        number
+        for number, labels in enumerate(tokenized["labels"])
+        if any(label != IGNORE_INDEX for label in labels[:max_length])
+    ]

@@ -1,4 +1,4 @@
-"""How is it trained? TRL's SFTTrainer with the library's own settings, and a loss that computes nothing for nothing."""
+"""How is it trained? By TRL's SFTTrainer with the library's own settings, on flat batches where these allow it."""
 
 import copy
 from collections.abc import Iterator
@@ -7,43 +7,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import PeftModel
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PrinterCallback,
-    TrainerCallback,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from finetune.machine.process_memory import release_freed_memory
+from finetune.model.base import TrainedModel
 from finetune.model.shared_prefix_attention import shares_prefixes
-from finetune.training.flat_batch import IGNORE_INDEX, SharedPrefixCollator, negative_log_likelihood
+from finetune.training.flat_batch import Batch, SharedPrefixCollator, count_real_tokens, negative_log_likelihood
 from finetune.training.prepare import PreparedRun
 from finetune.training.sft_config import checkpointing_name
+from finetune.training.tokenize import IGNORE_INDEX
 
 # Every so many steps, freed memory is given back; at each step, it would cost time to get it again.
 TIDY_STEPS = 8
 
 
 class Trainer(SFTTrainer):
-    """SFTTrainer on flat batches (see batch.py) where the model and the settings allow, with its own token counts."""
+    """SFTTrainer on flat batches (flat_batch.py) where the model and the settings allow, with its own token counts."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel | PeftModel,
-        prepared: PreparedRun,
-        callbacks: list[TrainerCallback],
-    ) -> None:
-        self.tokens: Any = 0
-        self.loss_tokens: Any = 0
+    model: TrainedModel
+
+    def __init__(self, model: TrainedModel, prepared: PreparedRun, callbacks: list[TrainerCallback]) -> None:
+        self.tokens: torch.Tensor | int = 0
+        self.loss_tokens: torch.Tensor | int = 0
         self.flat, self.layout = _layout(model, prepared.settings)
         args = copy.copy(prepared.settings)
         args.assistant_only_loss = False  # the rows carry their labels already
-        precise = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        args.dataset_kwargs = {"skip_prepare_dataset": True}  # and are prepared
+        trained_weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
         super().__init__(
             model=model,
             args=args,
@@ -53,11 +45,8 @@ class Trainer(SFTTrainer):
             data_collator=SharedPrefixCollator() if self.flat else None,
             callbacks=callbacks,
         )
-        self.remove_callback(PrinterCallback)  # progress.Watch shows the same on one line
-        _restore(model, precise)
-
-    def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:
-        return dataset  # prepare.py has prepared it
+        self.remove_callback(PrinterCallback)  # TrainingProgress shows the same on one line
+        _restore_weights(model, trained_weights)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.state.global_step % TIDY_STEPS == 0:
@@ -66,22 +55,18 @@ class Trainer(SFTTrainer):
         return loss
 
     def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
+        self, model: torch.nn.Module, inputs: Batch, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         if model.training:
             labels = inputs["shift_labels"] if self.flat else inputs["labels"][:, 1:]
-            self.tokens += inputs["real_tokens"] if self.flat else _real_tokens(inputs)
+            self.tokens += count_real_tokens(inputs)
             self.loss_tokens += (labels != IGNORE_INDEX).sum()
         if not self.flat:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         nll, count = negative_log_likelihood(model, inputs)
         if num_items_in_batch is None:
             return nll / count
-        # the count is of all processes, whose gradients are averaged
+        # the count is that of all processes, whose gradients are averaged
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return nll * processes / num_items_in_batch
 
@@ -95,10 +80,10 @@ class Trainer(SFTTrainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.log({})  # a run that continues counts on from here
-        super()._save_checkpoint(model, trial)
+        super()._save_checkpoint(model, trial)  # private: transformers, callbacks are called too late
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
-        """Nothing: TRL's would be an empty form in the folder of checkpoints."""
+        """Write none: TRL's would be an empty form in the folder of checkpoints."""
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         counts = torch.tensor([int(self.tokens), int(self.loss_tokens)], device=self.args.device)
@@ -122,33 +107,33 @@ def recompute_activations(trainer: Trainer) -> None:
 
 
 def run_training(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train, from `checkpoint` on where there is one; after the last step's, nothing is left but to load it."""
+    """Train, from `checkpoint` on where there is one; that of the last step is only loaded."""
     release_freed_memory()
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
     if state is None or state.global_step < state.max_steps:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     else:
-        _load_trained(trainer, str(checkpoint), state)  # Trainer would begin the next epoch, and take a step of it
+        _load_trained(trainer, str(checkpoint), state)  # `train` would take a step of the next epoch
     release_freed_memory()
 
 
 def _load_trained(trainer: Trainer, checkpoint: str, state: TrainerState) -> None:
     trainer.state = state
     trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
-    trainer._load_from_checkpoint(checkpoint)
+    trainer._load_from_checkpoint(checkpoint)  # private: transformers, which loads only to train on
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
-        trainer._load_best_model()
+        trainer._load_best_model()  # private: transformers, as above
     trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
 
 
-def save_trained(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_trained(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write what was trained: `adapter/` in PEFT's format, or `model/` where all weights were trained."""
     target = folder / ("adapter" if isinstance(model, PeftModel) else "model")
     model.save_pretrained(str(target))
     tokenizer.save_pretrained(str(target))
 
 
-def _layout(model: PreTrainedModel | PeftModel, args: SFTConfig) -> tuple[bool, str]:
+def _layout(model: TrainedModel, args: SFTConfig) -> tuple[bool, str]:
     """Whether training runs on flat batches, and in words how a batch is laid out and why."""
     if args.packing or args.padding_free:
         return False, "rows are laid end to end by TRL (trainer.packing or trainer.padding_free)"
@@ -158,16 +143,13 @@ def _layout(model: PreTrainedModel | PeftModel, args: SFTConfig) -> tuple[bool, 
         return False, f"padded batches: TRL computes this loss ({args.loss_type}) itself"
     if not shares_prefixes(model.config):
         text = model.config.get_text_config()
-        return False, f"padded batches: {text.model_type} with {text._attn_implementation} has no flat form here"
+        attention = text._attn_implementation  # private: transformers, no public name
+        return False, f"padded batches: {text.model_type} with {attention} has no flat form here"
     return True, "flat batches: no padding, and what all rows of a batch begin with is computed once"
 
 
-def _real_tokens(inputs: dict[str, Any]) -> torch.Tensor | int:
-    return inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
-
-
-def _restore(model: torch.nn.Module, precise: dict[str, torch.Tensor]) -> None:
+def _restore_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Undo SFTTrainer's cast of the trained weights to bfloat16 under QLoRA: AdamW loses small updates in it."""
     for name, parameter in model.named_parameters():
-        if name in precise:
-            parameter.data = precise[name].to(parameter.device)
+        if name in weights:
+            parameter.data = weights[name].to(parameter.device)
