@@ -1,6 +1,7 @@
 """Fine-tune a language model and learn whether it was worth it: `python run.py --help`."""
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
@@ -8,147 +9,166 @@ from omegaconf import DictConfig
 from finetune.cli.compose import compose_config
 from finetune.cli.main import run_job, start_program
 from finetune.config.schema import Config, Stage, register_schema
-from finetune.data.splits import load_splits
-from finetune.machine.libraries import silence_libraries
+from finetune.data.splits import Splits, load_splits
+from finetune.machine.allowance import WHOLE_MACHINE, Allowance
+from finetune.machine.libraries import import_trainer, silence_libraries
 from finetune.reporting.console import RunConsole, show_complete_run
 from finetune.runs.folder import complete_result, hold_run, newest_checkpoint, run_folder, run_labels
-from finetune.runs.outcome import Outcome
+from finetune.sweeps.preload import NOTHING_LOADED, Loaded
+
+if TYPE_CHECKING:
+    from finetune.machine.device import Device
+    from finetune.planning.plan import RunPlan
 
 register_schema()
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(config: DictConfig) -> Outcome | None:
+def main(config: DictConfig) -> object:
     """One run; Hydra composes its configuration and calls this, once for each run of a sweep."""
     return run_job(run, config)
 
 
-def run(config: Config) -> None:
-    """Preview, plan, or train and judge; a run that is complete is only shown."""
+def run(
+    config: Config,
+    allowance: Allowance = WHOLE_MACHINE,
+    loaded: Loaded = NOTHING_LOADED,
+    report_progress: Callable[[str], None] = lambda note: None,
+) -> "RunPlan | None":
+    """Preview, plan, or train and evaluate; a run that is complete is only shown. A plan is returned, too.
+
+    A sweep says what the run may use of the machine and what is loaded already, and is told how far the run is.
+    """
     folder = run_folder(config)
-    if config.stage is Stage.preview:
-        preview_rows(config, folder)
-    elif config.stage is Stage.plan:
-        plan_run(config, folder)
-    elif result := complete_result(config, folder):
+    if config.stage is Stage.train and (result := complete_result(config, folder)):
         show_complete_run(result, folder)
+        return None
+    splits = load_splits(config.data)  # before anything heavy is imported, so that a wrong file is reported at once
+    device = set_up_machine(config, allowance)
+    console = RunConsole(folder, is_main_process=device.is_main_process)
+    if config.stage is Stage.preview:
+        preview_rows(config, splits, device, console)
+    elif config.stage is Stage.plan:
+        return plan_run(config, splits, device, console)
     else:
-        train_and_judge(config, folder)
+        train_and_evaluate(config, splits, device, console, loaded, report_progress)
+    return None
 
 
-def preview_rows(config: Config, folder: Path) -> None:
-    """Data, tokens, checks, and a look at them; the model is not loaded."""
-    splits = load_splits(config.data)
+def set_up_machine(config: Config, allowance: Allowance) -> "Device":
+    """Import the libraries, and choose what the run computes on."""
     silence_libraries(config)
+    from finetune.machine.device import choose_device, keep_to_one_gpu
+    from finetune.machine.process_memory import set_up_memory
+
+    spare_gpus = keep_to_one_gpu()
+    import_trainer()
+    set_up_memory()
+    return choose_device(config.model, config.quantization, config.adapter, allowance, spare_gpus)
+
+
+def preview_rows(config: Config, splits: Splits, device: "Device", console: RunConsole) -> None:
+    """Data, tokens, checks, and a look at them; the model is not loaded."""
     from finetune.evaluation.prompts import choose_prompts
-    from finetune.machine.device import choose_device
     from finetune.reporting.preview import show_preview
     from finetune.training.prepare import prepare_run
 
-    machine = choose_device(config.model, config.quantization, config.adapter)
-    screen = RunConsole(folder, speaks=machine.is_main_process)
-    prepared = prepare_run(config, splits, machine, folder)
-    choose_prompts(config, prepared)  # is told what is wrong with them
-    screen.show_data(prepared)
-    show_preview(prepared, screen)
+    prepared = prepare_run(config, splits, device, console.folder)
+    choose_prompts(config, prepared)  # raises an error for what is wrong with them
+    console.show_data(prepared)
+    show_preview(prepared, console)
 
 
-def plan_run(config: Config, folder: Path) -> None:
+def plan_run(config: Config, splits: Splits, device: "Device", console: RunConsole) -> "RunPlan":
     """Steps, memory and time, and what to change where it will not fit; the model is not loaded."""
-    splits = load_splits(config.data)
-    silence_libraries(config)
-    from finetune.machine.device import choose_device
-    from finetune.machine.process_memory import set_up_memory
+    console.show_start(device, None)
     from finetune.planning.plan import make_plan
+    from finetune.planning.workload import plan_prompts
     from finetune.reporting.plan_table import show_plan
     from finetune.reporting.report import PhaseTimer
     from finetune.training.prepare import prepare_run
 
-    set_up_memory()
     clock = PhaseTimer()
-    machine = choose_device(config.model, config.quantization, config.adapter)
-    screen = RunConsole(folder, speaks=machine.is_main_process)
-    screen.show_start(machine, None)
     with clock.measure("prepare"):
-        prepared = prepare_run(config, splits, machine, folder)
-    screen.show_data(prepared)
-    show_plan(make_plan(config, prepared, machine, clock.seconds["prepare"]), screen)
+        prepared = prepare_run(config, splits, device, console.folder)
+        planned = plan_prompts(config, prepared, device)
+    console.show_data(prepared)
+    plan = make_plan(planned, clock.seconds["prepare"])
+    show_plan(plan, console)
+    return plan
 
 
-def train_and_judge(config: Config, folder: Path) -> None:
+def train_and_evaluate(
+    config: Config,
+    splits: Splits,
+    device: "Device",
+    console: RunConsole,
+    loaded: Loaded,
+    report_progress: Callable[[str], None],
+) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
-    splits = load_splits(config.data)  # before anything heavy is imported: what is wrong with a file is told at once
-    silence_libraries(config)
-    from finetune.machine.device import choose_device
-    from finetune.machine.process_memory import set_up_memory
-    from finetune.planning.plan import require_memory
-    from finetune.reporting.report import PhaseTimer, collect_result, keep_history, write_run_files
-    from finetune.training.prepare import prepare_run
-
-    set_up_memory()
-    clock = PhaseTimer()
-    machine = choose_device(config.model, config.quantization, config.adapter)
-    screen = RunConsole(folder, speaks=machine.is_main_process)
-    screen.show_start(machine, newest_checkpoint(folder))
-    from finetune.evaluation.answers import answer_prompts
-    from finetune.evaluation.forgetting import answer_general_prompts, choose_general_prompts, describe_forgetting
-    from finetune.evaluation.lm_harness import load_harness_tasks, score_harness_tasks
-    from finetune.evaluation.prompts import choose_prompts
-    from finetune.evaluation.verdict import describe_evaluation, list_predictions
-    from finetune.model.adapter import add_adapter, trained_base_weights
-    from finetune.model.base import load_base
-    from finetune.reporting.progress import TrainingProgress, answer_counter, progress_bar
-    from finetune.reporting.wandb import start_tracking
+    folder = console.folder
+    console.show_start(device, newest_checkpoint(folder))
+    from finetune.evaluation import answers, forgetting, lm_harness, prompts, scores
+    from finetune.model import adapter, base
+    from finetune.planning import plan, workload
+    from finetune.reporting import progress, report, wandb
     from finetune.search.pruning import pruning_callbacks
-    from finetune.training.trainer import Trainer, run_training, save_trained
+    from finetune.training import prepare, trainer
 
+    clock = report.PhaseTimer()
     with clock.measure("prepare"):
-        prepared = prepare_run(config, splits, machine, folder)
-        prompts = choose_prompts(config, prepared)
-        general = choose_general_prompts(config, prepared)
-        tasks = load_harness_tasks(config.eval) if machine.is_main_process else None
-        screen.show_data(prepared)
-        require_memory(config, prepared, machine)
+        prepared = prepare.prepare_run(config, splits, device, folder, loaded.rows)
+        chosen = prompts.choose_prompts(config, prepared)
+        general = forgetting.choose_general_prompts(config, prepared)
+        tasks = lm_harness.load_harness_tasks(config.eval) if device.is_main_process else None
+        console.show_data(prepared)
+        plan.require_memory(workload.PlannedRun(config, prepared, device, chosen, general))
 
     with clock.measure("load"):
-        base = load_base(config.model, config.quantization, machine)
-        tuned = add_adapter(base, config.adapter, config.seed)
-        originals = trained_base_weights(tuned)
+        untrained = base.load_base(config.model, config.quantization, device, loaded.bases)
+        tuned = adapter.add_adapter(untrained, config.adapter, config.seed)
+        originals = adapter.trained_base_weights(tuned)
 
     with (
-        hold_run(config, folder, machine.is_main_process),
-        start_tracking(
+        hold_run(config, folder, device.is_main_process),
+        wandb.start_tracking(
             config.tracking,
-            **run_labels(config),
-            folder=folder,
-            is_main_process=machine.is_main_process,
-            say=screen.say,
+            run_labels(config),
+            folder,
+            is_main_process=device.is_main_process,
+            print_line=console.print,
         ) as tracker,
     ):
-        watch = TrainingProgress(screen, tracker)
-        with clock.measure("train"), keep_history(folder, watch):
-            trainer = Trainer(tuned, prepared, [watch, *pruning_callbacks(config.sweep)])
-            screen.say(f"  attention: {trainer.layout}")
-            run_training(trainer, newest_checkpoint(folder))
-            if machine.is_main_process:
-                save_trained(tuned, prepared.tokenizer, folder)
+        watch = progress.TrainingProgress(console, tracker, report_progress)
+        with clock.measure("train"), report.keep_history(folder, watch):
+            callbacks = [watch, *pruning_callbacks(config.sweep, loaded.studies)]
+            training = trainer.Trainer(tuned, prepared, callbacks)
+            console.print(f"  attention: {training.layout}")
+            trainer.run_training(training, newest_checkpoint(folder))
+            if device.is_main_process:
+                trainer.save_trained(tuned, prepared.tokenizer, folder)
 
-        with clock.measure("evaluate"), progress_bar(screen) as bar:
-            counter = answer_counter(bar, prompts)
-            arms = answer_prompts(tuned, prepared.tokenizer, prompts, originals, counter, screen.show_arm)
-            kept = answer_general_prompts(tuned, prepared.tokenizer, general, originals)
+        with clock.measure("evaluate"), progress.progress_bar(console) as bar:
+            counter = progress.answer_counter(bar, chosen, report_progress)
+            arms = answers.answer_prompts(tuned, prepared.tokenizer, chosen, originals, counter, console.show_arm)
+            general_arms = forgetting.answer_general_prompts(tuned, prepared.tokenizer, general, originals)
 
-        if machine.is_main_process:
+        if device.is_main_process:
             with clock.measure("evaluate"):
-                scores = score_harness_tasks(tuned, prepared.tokenizer, tasks, config.eval, originals, screen.say)
+                harness = lm_harness.score_harness_tasks(
+                    tuned, prepared.tokenizer, tasks, config.eval, originals, console.print
+                )
             with clock.measure("judge"):
-                evaluation = describe_evaluation(prompts, arms, describe_forgetting(general, kept)) | {
-                    "harness": scores
-                }
-            result = collect_result(config, compose_config([]), folder, tuned, prepared, watch, evaluation, clock)
-            write_run_files(folder, result, list_predictions(prompts, arms), watch.history)
-            tracker.finish(result, folder)
-            screen.show_result(result)
+                forgot = forgetting.describe_forgetting(general, general_arms)
+                evaluation = scores.describe_evaluation(chosen, arms, forgot, harness)
+            result = report.collect_result(
+                config, compose_config([]), tuned, prepared, watch.result(), evaluation, clock.seconds
+            )
+            predictions = scores.list_predictions(chosen, arms)
+            report.write_run_files(folder, result, predictions, watch.history)
+            tracker.finish(result, predictions, folder)
+            console.show_result(result)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,12 @@
-"""How does the program begin and end? What went wrong is said once, and the exit code tells whose fault it was."""
+"""How does the program begin and end? What went wrong is printed once, and the exit code tells whose fault it was."""
 
 import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.utils import get_args_parser
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -18,22 +14,16 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from yaml import YAMLError
 
-from finetune.cli.compose import compose_config
+from finetune.cli.compose import Grid, compose_config, compose_grid, is_alone, is_our_launcher
 from finetune.cli.hydra_error import explain_error
-from finetune.cli.overrides import CONF, check_overrides
+from finetune.cli.overrides import check_overrides
 from finetune.cli.validate import read_config, validate_config
-from finetune.config.schema import Config, Stage, register_schema
+from finetune.config.schema import Config, Stage
 from finetune.config.spelling import spell_quoted
 from finetune.errors import UserError
-from finetune.runs.outcome import SUCCESSFUL, Outcome
-from finetune.runs.sweep_record import ended
-from finetune.sweeps.other_launchers import (
-    SubmittedSweep,
-    announce_sweep,
-    follow_sweep,
-    refuse_limits,
-    run_submitted_trial,
-)
+from finetune.runs.outcome import SUCCESSFUL, FailedTrialsError
+from finetune.runs.sweep_record import SweepRecord, open_sweep_record, read_trials
+from finetune.sweeps.other_launchers import announce_sweep, follow_sweep, refuse_limits, run_submitted_trial
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 
@@ -47,17 +37,13 @@ def start_program(main: Callable[[], None]) -> None:
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda text: text not in ("-m", "--multirun"))  # may stand anywhere
     try:
         check_overrides(sys.argv[1:])
-        elsewhere = check_sweep(sys.argv[1:])
-        if elsewhere:
-            sys.argv.append(f"sweep.name={spell_quoted(elsewhere.record.folder.name)}")
-        with follow_sweep(elsewhere):
+        grid = check_sweep(sys.argv[1:])
+        if grid and grid.trains:
+            _run_grid(grid, main)
+        else:
             main()
-        if elsewhere:
-            from finetune.sweeps.best import report_best_of_grid
-
-            report_best_of_grid(elsewhere.record.folder, compose_config, elsewhere.configs[0].tracking)
-        if any(state not in SUCCESSFUL for state in ended.values()):
-            sys.exit(1)
+    except FailedTrialsError:
+        sys.exit(1)
     except MISTAKES as error:
         exit_with_mistake(error)
     except KeyboardInterrupt:
@@ -66,61 +52,66 @@ def start_program(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def run_job(run: Callable[[Config], None], config: DictConfig) -> Outcome | None:
-    """Call `run` with what Hydra composed, once it is valid; a user's mistake ends the program.
+def check_sweep(arguments: list[str]) -> Grid | None:
+    """Compose and check every run of a grid, so that none starts before the last is known to be valid."""
+    grid = compose_grid(arguments)
+    if grid and (repeated := grid.configs[0].sweep.repeat_best):
+        raise UserError(
+            f"sweep.repeat_best={repeated} is of a search. In a grid, seeds are one more setting: seed=1,2,3."
+        )
+    if grid and grid.trains and not grid.is_ours:
+        refuse_limits(grid.configs[0].sweep)
+    return grid
 
-    A trial of a sweep is recorded instead, where another launcher than ours runs it, and how it ended is returned.
+
+def _run_grid(grid: Grid, main: Callable[[], None]) -> None:
+    """Raise FailedTrialsError where a trial of the grid came to no good end; each is in the record of the sweep."""
+    record = open_sweep_record(grid.output_dir, grid.name, sys.argv[1:])
+    if grid.is_ours:
+        main()
+        if not is_alone():  # then Hydra runs the trials in this process, and nothing is recorded
+            return
+    else:
+        _run_elsewhere(grid, record, main)
+    trials = read_trials(record.file)
+    if any(trials[number].state not in SUCCESSFUL for number in range(len(grid.configs)) if number in trials):
+        raise FailedTrialsError
+
+
+def _run_elsewhere(grid: Grid, record: SweepRecord, main: Callable[[], None]) -> None:
+    """Have another launcher than ours run the trials, and show what becomes of them."""
+    from finetune.sweeps.best import report_best_of_grid
+
+    announce_sweep(record, grid.overrides, grid.configs, grid.launcher)
+    sys.argv.append(f"sweep.name={spell_quoted(record.folder.name)}")
+    with follow_sweep(record, grid.configs):
+        main()
+    report_best_of_grid(record.folder, compose_config, grid.configs[0].tracking)
+
+
+def run_job(run: Callable[[Config], object], config: DictConfig) -> object:
+    """Call `run` with what Hydra composed, once it is valid, and return what it returns; a mistake ends the program.
+
+    A trial of a sweep that another launcher than ours runs is recorded, and how it ended is returned.
     """
     try:
         settings = read_config(config)
         validate_config(settings)
-        hydra = HydraConfig.instance().cfg and HydraConfig.get()  # none in a program that has no command line
-        if hydra and hydra.mode is RunMode.MULTIRUN and settings.sweep.name and _is_elsewhere(hydra.launcher, settings):
+        if hydra := _submitted_by(settings):
             return run_submitted_trial(run, settings, hydra.job.num, list(hydra.overrides.task))
-        run(settings)
+        return run(settings)
     except UserError as error:
-        exit_with_mistake(error)  # here and not in `start`, because Hydra would add a line of its own
+        exit_with_mistake(error)  # here and not in `start_program`, because Hydra would add a line of its own
     except MISTAKES as error:
         raise RuntimeError("the run failed") from error  # not while composing, so it is no mistake of the user's
-    return None
 
 
-def check_sweep(arguments: list[str]) -> SubmittedSweep | None:
-    """Compose and check every run of a grid sweep, so that none starts before the last is known to be valid.
-
-    A sweep whose runs another launcher than ours is to start is written down and returned.
-    """
-    flags = get_args_parser().parse_args(arguments)
-    parser = OverridesParser.create()
-    given = parser.parse_overrides(flags.overrides)
-    asked = flags.multirun or any(override.key_or_group in ("sweep", "hydra.mode") for override in given)
-    if not asked or flags.config_path or flags.config_name or flags.config_dir or flags.cfg or flags.info:
+def _submitted_by(config: Config) -> HydraConf | None:
+    """Hydra's own settings, in a trial of a sweep that another launcher than ours runs."""
+    hydra = HydraConfig.instance().cfg and HydraConfig.get()  # none in a program that has no command line
+    if not hydra or hydra.mode is not RunMode.MULTIRUN or not config.sweep.name or config.stage is not Stage.train:
         return None
-    register_schema()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        fixed = [override.input_line for override in given if override.input_line and not override.is_sweep_override()]
-        hydra = hydra_compose("config", overrides=fixed, return_hydra_config=True).hydra
-        if not str(hydra.sweeper.get("_target_")).endswith("BasicSweeper"):
-            return None  # which runs there will be follows from their results
-        params = [f"{key}={value}" for key, value in (hydra.sweeper.get("params") or {}).items()]
-        [runs] = BasicSweeper.split_arguments(parser.parse_overrides([*params, *flags.overrides]), None)
-        cells = [(run, read_config(hydra_compose("config", overrides=run))) for run in runs]
-    for _, settings in cells:
-        validate_config(settings)
-    if repeated := cells[0][1].sweep.repeat_best:
-        raise UserError(
-            f"sweep.repeat_best={repeated} is of a search. In a grid, seeds are one more setting: seed=1,2,3."
-        )
-    if _is_elsewhere(hydra.launcher, cells[0][1]):
-        refuse_limits(cells[0][1].sweep)
-        return announce_sweep(arguments, cells, hydra.runtime.choices["hydra/launcher"])
-    return None
-
-
-def _is_elsewhere(launcher: DictConfig, settings: Config) -> bool:
-    """Whether another launcher than ours is to train the trials."""
-    ours = str(launcher.get("_target_")).endswith(".ProcessLauncher")
-    return not ours and settings.stage is Stage.train
+    return None if is_our_launcher(hydra.launcher) else hydra
 
 
 def exit_with_mistake(error: Exception) -> NoReturn:

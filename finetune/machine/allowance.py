@@ -22,6 +22,9 @@ class Allowance:
     known_to_fit: bool = False
 
 
+WHOLE_MACHINE = Allowance()
+
+
 class Fit(Enum):
     """Whether a run's memory has room in what is available."""
 

@@ -8,6 +8,7 @@ import torch
 from accelerate import PartialState
 
 from finetune.config.schema import Adapter, Dtype, Model, Quantization
+from finetune.machine.allowance import WHOLE_MACHINE, Allowance
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Device:
     is_main_process: bool
     # GPUs that are here and not used.
     spare_gpus: int = 0
+    # What the run may use of it.
+    allowance: Allowance = WHOLE_MACHINE
 
     @property
     def mixed_precision(self) -> str:
@@ -32,24 +35,30 @@ class Device:
         return {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(self.compute_dtype, "no")
 
 
-# What `keep_to_one_gpu` left alone.
-_spare_gpus = 0
+def keep_to_one_gpu() -> int:
+    """Use the first GPU alone, unless a launcher gave this process its own: TRL refuses several in one process.
 
-
-def keep_to_one_gpu() -> None:
-    """Leave all GPUs but the first alone, unless a launcher gave this process its own: TRL refuses several in one.
-
-    Called before anything else asks for a GPU.
+    Called before anything else asks for a GPU. Returns how many further GPUs there are.
     """
-    global _spare_gpus
     if "LOCAL_RANK" in os.environ or (count := torch.cuda.device_count()) < 2:
-        return
+        return 0
+    hide_other_gpus(0)
+    return count - 1
+
+
+def hide_other_gpus(index: int) -> None:
+    """Let this process see only one of the GPUs that it sees now."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[0] if visible else "0"
-    _spare_gpus = count - 1
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[index] if visible else str(index)
 
 
-def choose_device(model: Model, quantization: Quantization, adapter: Adapter) -> Device:
+def choose_device(
+    model: Model,
+    quantization: Quantization,
+    adapter: Adapter,
+    allowance: Allowance = WHOLE_MACHINE,
+    spare_gpus: int = 0,
+) -> Device:
     """The device of this process and the types that `auto` settings become on it; joins the other processes if any."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     state = PartialState(cpu=kind == "cpu")
@@ -65,7 +74,9 @@ def choose_device(model: Model, quantization: Quantization, adapter: Adapter) ->
     else:
         weight = torch.float32
         why += "; all weights are trained, so they are kept in float32"
-    return Device(kind, _name(kind), compute, weight, why, state.num_processes, state.is_main_process, _spare_gpus)
+    return Device(
+        kind, _name(kind), compute, weight, why, state.num_processes, state.is_main_process, spare_gpus, allowance
+    )
 
 
 def _torch_dtype(dtype: Dtype) -> torch.dtype:

@@ -13,7 +13,7 @@ from finetune.config.schema import Config, Source
 
 
 def silence_libraries(config: Config) -> None:
-    """Silence what the libraries say that a user can do nothing about, to the user and to a hub that is not used.
+    """Silence the libraries where a user can do nothing about what they say, and keep them off a hub that is not used.
 
     Called before they are imported.
     """
@@ -23,22 +23,19 @@ def silence_libraries(config: Config) -> None:
     silence_all()
     import huggingface_hub.constants
 
-    huggingface_hub.constants.HF_HUB_OFFLINE = os.environ.get("HF_HUB_OFFLINE") == "1"  # it may be imported already
-    from finetune.machine.device import keep_to_one_gpu
-
-    keep_to_one_gpu()
-    import_trainer()
+    # It may have been imported already, with another setting.
+    vars(huggingface_hub.constants)["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE") == "1"
 
 
 def silence_all() -> None:
-    """The part of `hush` that is the same for all runs, and leaves a GPU alone."""
+    """The part of `silence_libraries` that is the same for all runs, and asks for no GPU."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # it warns when the data loader forks
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # retries, which the error at their end tells
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else each retry warns; the error at their end is enough
     for name in ("bitsandbytes", "transformers", "trl", "peft", "accelerate", "torch.distributed", "lm_eval"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' own deprecations of each other
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias")  # `evaluate` puts them back itself
+    warnings.filterwarnings("ignore", "Careful, disabling adapter layers with bias")  # as_base_model restores them
     import datasets
     import transformers
 
@@ -53,22 +50,24 @@ def import_trainer() -> None:
     That is PyTorch's compiler, for functions of bitsandbytes that have no kernel of its own, and W&B, for model cards.
     A run that is tracked imports W&B later, one that asks for `torch_compile` the compiler.
     """
-    with _set_for_a_moment(os.environ, "TORCHDYNAMO_DISABLE", "1"):
+    with set_for_a_moment(os.environ, "TORCHDYNAMO_DISABLE", "1"):
         import bitsandbytes  # noqa: F401
     import peft  # noqa: F401
 
-    with _set_for_a_moment(sys.modules, "wandb", None):
+    with set_for_a_moment(sys.modules, "wandb", None):
         import trl.trainer.sft_trainer  # noqa: F401
 
 
 @contextmanager
-def _set_for_a_moment(where: MutableMapping[str, Any], key: str, value: Any) -> Iterator[None]:
-    before = where.get(key)
-    where[key] = value
+def set_for_a_moment(mapping: MutableMapping[str, Any], key: str, value: Any) -> Iterator[None]:
+    """Set an item of a mapping, such as `vars(module)`, for the length of the block."""
+    missing = object()
+    before = mapping.get(key, missing)
+    mapping[key] = value
     try:
         yield
     finally:
-        if before is None:
-            del where[key]
+        if before is missing:
+            del mapping[key]
         else:
-            where[key] = before
+            mapping[key] = before

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 
+from finetune.machine.allowance import WHOLE_MACHINE, Allowance
+
 # Kernels that PyTorch and oneDNN keep on a CPU; a step uses fewer.
 KERNELS_KEPT = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
 
@@ -52,37 +54,33 @@ def release_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-# Runs that share the device at a time, as the trials of a sweep do, and how many of them have yet to begin, this one
-# included; the bytes that this one was forked with.
-runs_at_a_time = runs_to_begin = 1
-inherited_bytes = 0
-
-
-def available_memory_bytes() -> int:
+def available_memory_bytes(allowance: Allowance = WHOLE_MACHINE) -> int:
     """How much memory this process may hold, with what it holds already: an equal share where processes share it."""
+    to_begin, at_a_time = allowance.runs_to_begin, allowance.runs_at_a_time
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
-        return min(free // runs_to_begin + torch.cuda.memory_reserved(), total // runs_at_a_time)
+        return min(free // to_begin + torch.cuda.memory_reserved(), total // at_a_time)
     facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(facts["MemAvailable"].split()[0]) * 1024
     limit, used = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
     if limit is not None and used is not None:
         free = min(free, limit - used)
     total = int(facts["MemTotal"].split()[0]) * 1024
-    share = min(total, limit or total) // runs_at_a_time
-    return min(free // PartialState().num_processes // runs_to_begin + held_memory_bytes(), share)
+    share = min(total, limit or total) // at_a_time
+    return min(free // PartialState().num_processes // to_begin + held_memory_bytes(allowance), share)
 
 
-def held_memory_bytes() -> int:
-    """The memory that this process holds now: on the GPU where there is one, else resident in RAM."""
+def held_memory_bytes(allowance: Allowance = WHOLE_MACHINE) -> int:
+    """The memory that this process holds now: on the GPU where there is one, else its own in RAM."""
     if torch.cuda.is_available():
         return int(torch.cuda.memory_allocated())
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() - inherited_bytes
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return resident - allowance.inherited_bytes
 
 
 def fits_below_peak(size: int) -> bool:
     """Whether with so many further bytes the process would hold less than it has at its peak."""
-    return size < peak_memory_bytes() - inherited_bytes - held_memory_bytes()
+    return size < peak_memory_bytes() - held_memory_bytes()
 
 
 def _cgroup_bytes(name: str) -> int | None:

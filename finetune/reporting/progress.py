@@ -21,12 +21,14 @@ from finetune.machine.device import finish_queued_work
 from finetune.machine.process_memory import peak_memory_bytes
 from finetune.reporting.console import RunConsole
 from finetune.reporting.wandb import TrackedRun
-from finetune.runs import outcome
+from finetune.runs.result import TrainingResult
 
 QUIET_SECONDS = 30.0  # where no bar can be drawn, a line tells the step after so long
+Report = Callable[[str], None]
+"""What is called with a note of how far the run is."""
 
 
-def progress_bar(screen: RunConsole) -> Progress:
+def progress_bar(console: RunConsole) -> Progress:
     """A progress bar with a free text at its end, on the terminal only."""
     return Progress(
         TextColumn("{task.description}"),
@@ -36,21 +38,22 @@ def progress_bar(screen: RunConsole) -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
-        console=screen.terminal,
+        console=console.terminal,
         transient=True,
     )
 
 
-def answer_counter(progress: Progress, prompts: Prompts) -> Callable[[str, int], None]:
+def answer_counter(progress: Progress, prompts: Prompts, report: Report) -> Callable[[str, int], None]:
     """A function that counts answered prompts on a bar for each arm; `counter(arm, n)` adds n."""
     tasks: dict[str, TaskID] = {}
     totals = {arm: len(draws) * len(prompts.examples) for arm, draws in prompts.arms().items()}
 
     def advance(arm: str, done: int) -> None:
+        name = f"answering: {arm.replace('_', ' ')}"
         if arm not in tasks:
-            tasks[arm] = progress.add_task(f"answering: {arm.replace('_', ' ')}", total=totals[arm], note="")
+            tasks[arm] = progress.add_task(name, total=totals[arm], note="")
         progress.update(tasks[arm], advance=done)
-        outcome.tell(f"answering: {arm.replace('_', ' ')} {progress.tasks[tasks[arm]].completed:.0f}/{totals[arm]}")
+        report(f"{name} {progress.tasks[tasks[arm]].completed:.0f}/{totals[arm]}")
 
     return advance
 
@@ -61,12 +64,12 @@ class TrainingProgress(TrainerCallback):
     Its counters lie in the trainer's log history, so that a resumed run counts on from its checkpoint.
     """
 
-    def __init__(self, screen: RunConsole, run: TrackedRun) -> None:
-        self.screen, self.run = screen, run
+    def __init__(self, console: RunConsole, run: TrackedRun, report: Report) -> None:
+        self.console, self.run, self.report = console, run, report
         self.seconds = 0.0
         self.tokens_before = self.loss_tokens_before = 0
         self.resumed_from_step = 0
-        self.said = time.monotonic()
+        self.printed_at = time.monotonic()
         self.train_loss: float | None = None
         self.validation_loss: float | None = None
         self.last: dict[str, Any] = {}
@@ -81,7 +84,7 @@ class TrainingProgress(TrainerCallback):
             self.tokens_before, self.loss_tokens_before = earlier[-1]["tokens"], earlier[-1]["loss_tokens"]
         for entry in state.log_history:
             self._remember(entry)
-        self.bar = progress_bar(self.screen)
+        self.bar = progress_bar(self.console)
         self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
         self.bar.start()
 
@@ -95,7 +98,7 @@ class TrainingProgress(TrainerCallback):
             finish_queued_work()
         self.seconds += time.perf_counter() - self.started
         self.bar.update(self.task, completed=state.global_step)
-        outcome.tell(f"step {state.global_step}/{state.max_steps} {self._note() if self.last else ''}")
+        self.report(f"step {state.global_step}/{state.max_steps} {self._note() if self.last else ''}")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         entry: dict[str, Any] = state.log_history[-1]
@@ -112,29 +115,29 @@ class TrainingProgress(TrainerCallback):
             )
         self.run.log(_for_tracking(entry), step=state.global_step)
         self.bar.update(self.task, note=self._note())
-        due = not self.screen.terminal.is_terminal and time.monotonic() > self.said + QUIET_SECONDS
+        due = not self.console.terminal.is_terminal and time.monotonic() > self.printed_at + QUIET_SECONDS
         if "eval_loss" in entry or due:
-            self.said = time.monotonic()
-            self.screen.say(f"  step {state.global_step}/{state.max_steps}: {self._note()}")
+            self.printed_at = time.monotonic()
+            self.console.print(f"  step {state.global_step}/{state.max_steps}: {self._note()}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.stop()
         self.peak_memory_bytes = peak_memory_bytes()
 
-    def outcome(self) -> dict[str, Any]:
-        """What training did. Tokens are real ones, padding not counted; seconds are those spent in training steps."""
-        return {
-            "steps": self.last["step"],
-            "epochs": self.last["epoch"],
-            "tokens": self.last["tokens"],
-            "loss_tokens": self.last["loss_tokens"],
-            "seconds": round(self.seconds, 2),
-            "tokens_per_second": round(self.last["tokens_per_second"], 1),
-            "train_loss": self.train_loss,
-            "validation_loss": self.validation_loss,
-            "peak_memory_bytes": self.peak_memory_bytes,
-            "resumed_from_step": self.resumed_from_step,
-        }
+    def result(self) -> TrainingResult:
+        """What training did."""
+        return TrainingResult(
+            steps=self.last["step"],
+            epochs=self.last["epoch"],
+            tokens=self.last["tokens"],
+            loss_tokens=self.last["loss_tokens"],
+            seconds=round(self.seconds, 2),
+            tokens_per_second=round(self.last["tokens_per_second"], 1),
+            train_loss=self.train_loss,
+            validation_loss=self.validation_loss,
+            peak_memory_bytes=self.peak_memory_bytes,
+            resumed_from_step=self.resumed_from_step,
+        )
 
     def _remember(self, entry: dict[str, Any]) -> None:
         self.last = entry

@@ -1,4 +1,4 @@
-"""What will a sweep cost? The memory and the time of its trials, worked out before the first."""
+"""What will a sweep cost? The memory and the time of its trials, estimated before the first."""
 
 import time
 from collections.abc import Sequence
@@ -9,42 +9,42 @@ from finetune.config.schema import Config
 from finetune.data.splits import load_splits
 from finetune.errors import UserError
 from finetune.evaluation.lm_harness import load_harness_tasks
+from finetune.machine.allowance import Allowance
 from finetune.machine.device import choose_device
 from finetune.planning.memory import estimate_memory
 from finetune.planning.plan import estimate_seconds
 from finetune.planning.throughput import matmul_rate, measure_throughput, throughput_from_rate
+from finetune.planning.workload import plan_prompts
 from finetune.runs.cache_keys import cost_key
 from finetune.sweeps.jobs import TrialCost
 from finetune.training.prepare import prepare_run
 
-# Trials are planned for so long at most; what is left is taken to cost as much as those that were planned.
-PLANNING_SECONDS = 30.0
-# From so many seconds of matrix products on, it is worth some seconds more to measure the first trial's own pace.
+# All trials together are planned for so long at most, or for so long each if that is more; those that are left are
+# taken to cost as much as those that were planned.
+PLANNING_SECONDS, PLANNING_SECONDS_EACH = 30.0, 1.5
+# From so many seconds of matrix products on, it is worth some seconds more to measure the first trial's throughput.
 WORTH_MEASURING = 1200.0
-# Characters of what is wrong with one trial.
-LONGEST_MESSAGE = 1_500
+TERA = 1e12
 
 
-def estimate_costs(configs: Sequence[Config], trials: int) -> list[TrialCost | str | None]:
-    """The cost of each, or what is wrong with it; None where planning took too long. Wrong tasks are told alone.
+def estimate_costs(configs: Sequence[Config], trials: int, allowance: Allowance) -> list[TrialCost | str | None]:
+    """The cost of each, or what is wrong with it; None where planning took too long. Wrong tasks are reported alone.
 
     `trials` is how many such there will be in all.
     """
-    known: dict[str, TrialCost | str] = {}
-    slower = 0.0
-    found: list[TrialCost | str | None] = [*_wrong_tasks(configs)]
-    if found:
-        return found
-    started = time.monotonic()
-    for config in configs:
-        key = cost_key(config)
-        if key not in known and time.monotonic() < started + PLANNING_SECONDS:
+    if wrong_tasks := _wrong_tasks(configs):
+        return [*wrong_tasks]
+    costs: dict[str, TrialCost | str] = {}
+    slowdown = 0.0
+    limit = time.monotonic() + max(PLANNING_SECONDS, PLANNING_SECONDS_EACH * len(configs))
+    keys = [cost_key(config) for config in configs]
+    for key, config in zip(keys, configs, strict=True):
+        if key not in costs and time.monotonic() < limit:
             try:
-                known[key], slower = _estimate(config, slower, trials)
+                costs[key], slowdown = _estimate(config, slowdown, trials, allowance)
             except UserError as error:
-                known[key] = str(error)[:LONGEST_MESSAGE]
-        found.append(known.get(key))
-    return found
+                costs[key] = str(error)
+    return [costs.get(key) for key in keys]
 
 
 def _wrong_tasks(configs: Sequence[Config]) -> list[str]:
@@ -54,20 +54,22 @@ def _wrong_tasks(configs: Sequence[Config]) -> list[str]:
         try:
             load_harness_tasks(settings)
         except UserError as error:
-            wrong.append(str(error)[:LONGEST_MESSAGE])
+            wrong.append(str(error))
     return wrong
 
 
-def _estimate(config: Config, slower: float, trials: int) -> tuple[TrialCost, float]:
-    """The cost, and by how much a run is slower than its matrix products; 0 as long as nobody has measured it."""
-    machine = choose_device(config.model, config.quantization, config.adapter)
-    with TemporaryDirectory() as nowhere:  # for the trial may never be run
-        prepared = prepare_run(config, load_splits(config.data), machine, Path(nowhere))
-        _, work, need = estimate_memory(config, prepared, machine)
-        rate = (config.plan.tflops or 0) * 1e12 or matmul_rate(machine)
-        least = sum(estimate_seconds(work, throughput_from_rate(prepared, work, rate)).values())
-        if not slower and least * trials > WORTH_MEASURING and not config.plan.tflops:
-            speed, _ = measure_throughput(config, prepared, machine, work, need.unpacks)
-            slower = sum(estimate_seconds(work, speed).values()) / least
-    seconds = least * (slower or 1.0)
-    return TrialCost(seconds, need.peak, need.available, need.fit, slower > 0 or bool(config.plan.tflops)), slower
+def _estimate(config: Config, slowdown: float, trials: int, allowance: Allowance) -> tuple[TrialCost, float]:
+    """The cost, and by how much a run is slower than its matrix products; 0 until that is measured."""
+    machine = choose_device(config.model, config.quantization, config.adapter, allowance)
+    with TemporaryDirectory() as folder:  # for the trial may never be run
+        prepared = prepare_run(config, load_splits(config.data), machine, Path(folder))
+        run = plan_prompts(config, prepared, machine)
+        _, workload, need = estimate_memory(run)
+        stated = config.plan.tflops
+        rate = stated * TERA if stated else matmul_rate(machine)
+        seconds = sum(estimate_seconds(workload, throughput_from_rate(prepared, workload, rate)).values())
+        if not slowdown and seconds * trials > WORTH_MEASURING and not stated:
+            throughput, _ = measure_throughput(run, workload, need.dequantises)
+            slowdown = sum(estimate_seconds(workload, throughput).values()) / seconds
+    measured = slowdown > 0 or bool(stated)
+    return TrialCost(seconds * (slowdown or 1.0), need.peak, need.available, need.fit, measured), slowdown

@@ -1,8 +1,9 @@
 """How does each trial of a sweep get a clean process of its own? One that has imported everything forks it.
 
-server.py starts it, and speaks to it over a socket. It stays single-threaded and never touches CUDA,
-so that what is forked from it may do both. When the socket closes, because the sweep ended or was killed, so does
-every trial.
+fork_client.py starts it, and sends it jobs over a socket. It stays single-threaded and never touches CUDA, so that what
+is forked from it may do both. Each process that is forked has a pipe of its own to the client, so that one that is
+killed in the midst of a message breaks no other's. When the socket closes, because the sweep ended or was killed,
+every trial is killed.
 """
 
 import ctypes
@@ -10,160 +11,190 @@ import gc
 import importlib.util
 import io
 import os
-import pickle
-import select
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from typing import Any
+from dataclasses import replace
+from multiprocessing.connection import Connection, Pipe, wait
+from multiprocessing.reduction import send_handle
+from pathlib import Path
 
 from finetune.config.schema import Config
-from finetune.runs import outcome
+from finetune.machine.allowance import Allowance
 from finetune.runs.folder import run_folder
 from finetune.runs.outcome import RunState, run_to_outcome
-from finetune.sweeps.jobs import CostSurvey, TrialJob
-from finetune.sweeps.preload import import_libraries, preload_shared, preload_study
+from finetune.sweeps import preload
+from finetune.sweeps.jobs import (
+    Began,
+    Concluded,
+    CostSurvey,
+    DeviceShare,
+    Ended,
+    Progressed,
+    Ready,
+    Surveyed,
+    SurveyFailed,
+    TrialJob,
+)
 
-# A message is one packet.
-LARGEST_MESSAGE = 150_000
-LONGEST_REASON = 20_000
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG = 1  # prctl(2)
+SECONDS_BETWEEN_NOTES = 1.0
+
+Run = Callable[[Config, Allowance, preload.Loaded, Callable[[str], None]], object]
+"""The function `run` of run.py."""
 
 
 def serve_forks() -> None:
-    """Import what a run needs, say hello, then fork a process for each job until the socket closes.
+    """Import what a run needs, send the number of GPUs, then fork a process for each job until the socket closes.
 
     The program's arguments are the socket's file descriptor and the path of run.py.
     """
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    run = _load(sys.argv[2])
+    client, run = Connection(int(sys.argv[1])), _load_run(sys.argv[2])
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU must not initialise CUDA
-    hello = {"devices": import_libraries()}
-    bell, ringer = os.pipe()
-    os.set_blocking(ringer, False)
-    signal.set_wakeup_fd(ringer, warn_on_full_buffer=False)
-    signal.signal(signal.SIGCHLD, lambda *_: None)
-    children: dict[int, int] = {}
+    devices = preload.import_libraries()
+    server = ForkServer(client, run, devices)
     try:
-        send(channel, hello)
-        while True:
-            ready, _, _ = select.select([channel.fileno(), bell], [], [])
-            if bell in ready:
-                os.read(bell, 4096)
-                _reap(channel, children)
-            if channel.fileno() in ready:
-                packet = channel.recv(LARGEST_MESSAGE)
-                if not packet:
-                    break
-                _fork(pickle.loads(packet), run, channel, children, on_gpus=bool(hello["devices"]))
-    except (BrokenPipeError, ConnectionResetError):  # nobody listens any more
+        client.send(Ready(devices))
+        server.serve()
+    except (BrokenPipeError, ConnectionResetError):  # the client has ended
         pass
     finally:
-        for pid in children:
-            with suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
+        for pid in server.children:
+            _kill_group(pid)
 
 
-def _fork(
-    job: TrialJob | CostSurvey,
-    run: Callable[[Config], None],
-    channel: socket.socket,
-    children: dict[int, int],
-    on_gpus: bool,
-) -> None:
-    """Fork a process for a job, once what it shares with others is loaded; with GPUs, that would initialise CUDA."""
-    config = job.config if isinstance(job, TrialJob) else job.configs[0]
-    if config.sweep.study and config.sweep.pruner != "none":
-        preload_study(config.sweep.study)
-    if not on_gpus:
-        preload_shared(config, with_base=isinstance(job, TrialJob) and job.base_fits)
-    gc.freeze()
-    pid = os.fork()
-    if pid == 0:
-        signal.set_wakeup_fd(-1)
-        _live(job, run, channel) if isinstance(job, TrialJob) else _survey(job, channel)
-    with suppress(OSError):  # it may have ended
-        os.setpgid(pid, pid)  # before anybody knows of it, so that it can be ended with all that it starts
-    children[pid] = job.number
-    send(channel, {"number": job.number, "pid": pid})
-
-
-def send(channel: socket.socket, message: Any) -> None:
-    """Send one message, which either side reads with `pickle.loads(channel.recv(LARGEST_MESSAGE))`."""
-    channel.send(pickle.dumps(message))
-
-
-def _load(script: str) -> Callable[[Config], None]:
-    """The function `run` of run.py."""
+def _load_run(script: str) -> Run:
     spec = importlib.util.spec_from_file_location("run", script)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules["run"] = module
     spec.loader.exec_module(module)
-    run: Callable[[Config], None] = module.run
+    run: Run = module.run
     return run
 
 
-def _reap(channel: socket.socket, children: dict[int, int]) -> None:
-    while True:
-        try:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-        except ChildProcessError:
+class ForkServer:
+    """The processes that were forked and still run, and what is loaded for the next."""
+
+    def __init__(self, client: Connection, run: Run, devices: int) -> None:
+        self.client, self.run, self.devices = client, run, devices
+        # Numbers of jobs, by the process.
+        self.children: dict[int, int] = {}
+        self.loaded = preload.NOTHING_LOADED
+
+    def serve(self) -> None:
+        """Fork a process for each job, and send how each ended, until the client ends."""
+        child_ended = _watch_children()
+        while True:
+            ready = wait([self.client, child_ended])
+            if child_ended in ready:
+                os.read(child_ended, 4096)
+                self._reap()
+            if self.client in ready:
+                try:
+                    job: TrialJob | CostSurvey = self.client.recv()
+                except (EOFError, OSError):  # the client has ended, perhaps while it sent a job
+                    return
+                self._preload(job)
+                self._fork(job)
+
+    def _preload(self, job: TrialJob | CostSurvey) -> None:
+        """Load what the job shares with others; with GPUs the study alone, as all else would initialise CUDA."""
+        config = job.config if isinstance(job, TrialJob) else job.configs[0]
+        if config.sweep.study and config.sweep.pruner != "none":
+            self.loaded = preload.preload_study(config.sweep.study, self.loaded)
+        if self.devices:
             return
-        if not pid:
-            return
-        with suppress(ProcessLookupError):  # what it left behind
-            os.killpg(pid, signal.SIGKILL)
-        send(channel, {"number": children.pop(pid), "exit": status})
+        self.loaded = preload.preload_rows(config, self.loaded)
+        if isinstance(job, TrialJob) and job.base_fits:
+            self.loaded = preload.drop_other_bases(config, self.loaded)
+            self.loaded = preload.preload_base(config, self.loaded)
+
+    def _fork(self, job: TrialJob | CostSurvey) -> None:
+        """Fork a process for a job, and give the client the end of its pipe that is read."""
+        reader, writer = Pipe(duplex=False)
+        gc.freeze()
+        pid = os.fork()
+        if pid == 0:
+            signal.set_wakeup_fd(-1)
+            self.client.close()
+            reader.close()
+            if isinstance(job, TrialJob):
+                _run_trial(job, self.run, self.loaded, writer)
+            else:
+                _survey(job, writer)
+        with suppress(OSError):  # it may have ended
+            os.setpgid(pid, pid)  # before the client knows of it, so that it can be ended with all that it starts
+        self.children[pid] = job.number
+        with reader, writer:
+            self.client.send(Began(job.number, pid))
+            send_handle(self.client, reader.fileno(), None)
+
+    def _reap(self) -> None:
+        """Send which children have ended, and kill what each of them left behind."""
+        with suppress(ChildProcessError):  # there is no child
+            while (ended := os.waitpid(-1, os.WNOHANG)) != (0, 0):
+                pid, status = ended
+                _kill_group(pid)
+                self.client.send(Ended(self.children.pop(pid), status))
 
 
-def _survey(survey: CostSurvey, channel: socket.socket) -> None:
-    """The life of a process that works out what runs will cost."""
+def _watch_children() -> int:
+    """A file descriptor that can be read once a child has ended."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    return reader
+
+
+def _kill_group(pid: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def _survey(survey: CostSurvey, client: Connection) -> None:
+    """The life of a process that estimates what runs will cost."""
     try:
         _stand_alone()
-        _share_machine(survey)
-        from finetune.machine import process_memory
+        allowance = replace(take_share(survey.share), runs_to_begin=survey.share.runs_at_a_time)
         from finetune.sweeps.cost import estimate_costs
 
-        process_memory.runs_to_begin = survey.runs_at_a_time
-
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            costs = estimate_costs(survey.configs, survey.trials)
-        send(channel, {"number": survey.number, "costs": costs})
+            costs = estimate_costs(survey.configs, survey.trials, allowance)
+        client.send(Surveyed(survey.number, costs))
     except Exception as error:
-        send(channel, {"number": survey.number, "problem": f"{type(error).__name__}: {error}"[-LONGEST_REASON:]})
+        client.send(SurveyFailed(survey.number, f"{type(error).__name__}: {error}"))
     finally:
         os._exit(0)
 
 
-def _share_machine(work: TrialJob | CostSurvey) -> None:
-    """Take no more threads, GPUs and memory than are its."""
-    if work.device is not None:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible.split(",")[work.device] if visible else str(work.device)
-    import torch
-
-    from finetune.machine import process_memory
-    from finetune.machine.process_memory import held_memory_bytes
-
-    torch.set_num_threads(work.threads)
-    process_memory.runs_at_a_time, process_memory.inherited_bytes = work.runs_at_a_time, 0
-    process_memory.inherited_bytes = held_memory_bytes()
-
-
-def _live(job: TrialJob, run: Callable[[Config], None], channel: socket.socket) -> None:
-    """The life of a forked process: the run, then the news of its end."""
+def _run_trial(job: TrialJob, run: Run, loaded: preload.Loaded, client: Connection) -> None:
+    """The life of a trial's process: the run, then how it ended."""
     try:
-        outcome.tell = _teller(job.number, channel)
-        state, reason = _run(run, job)
+        state, reason = _run_to_end(job, run, loaded, client)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
-        send(channel, {"number": job.number, "state": state.value, "reason": reason[-LONGEST_REASON:]})
+        client.send(Concluded(job.number, state, reason))
     finally:
         os._exit(0)
+
+
+def _run_to_end(job: TrialJob, run: Run, loaded: preload.Loaded, client: Connection) -> tuple[RunState, str]:
+    def settle_and_run(config: Config) -> None:
+        _stand_alone()
+        _write_to_log(run_folder(config))
+        allowance = replace(take_share(job.share), known_to_fit=job.known_to_fit)
+        run(config, allowance, loaded, _progress_sender(job.number, client))
+
+    try:
+        return run_to_outcome(settle_and_run, job.config)
+    except SystemExit as error:
+        return RunState.exited, f"it called sys.exit({error.code!r})"
+    except KeyboardInterrupt:
+        return RunState.killed, "it was interrupted"
 
 
 def _stand_alone() -> None:
@@ -173,43 +204,35 @@ def _stand_alone() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _settle(job: TrialJob) -> None:
-    """Become a process of one's own: group, output, threads, device."""
-    _stand_alone()
-    place = run_folder(job.config)
-    place.mkdir(parents=True, exist_ok=True)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the run itself writes to log.txt what it prints
-    os.dup2(os.open(place / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 2)
+def _write_to_log(folder: Path) -> None:
+    """Send what libraries print to the run's log.txt; the run itself writes there what it prints."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(os.open(folder / "log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 2)
     os.environ["COLUMNS"] = "140"
-    _share_machine(job)
-    from finetune.planning import plan
-
-    plan.known_to_fit = job.known_to_fit
 
 
-def _teller(number: int, channel: socket.socket) -> Callable[[str], None]:
-    """What a trial tells of its progress, at most once a second."""
+def take_share(share: DeviceShare) -> Allowance:
+    """Use no more threads and GPUs than the share has; what the run may use besides."""
+    import torch
+
+    from finetune.machine.device import hide_other_gpus
+    from finetune.machine.process_memory import held_memory_bytes
+
+    if share.device is not None:
+        hide_other_gpus(share.device)
+    torch.set_num_threads(share.threads)
+    return Allowance(runs_at_a_time=share.runs_at_a_time, inherited_bytes=held_memory_bytes())
+
+
+def _progress_sender(number: int, client: Connection) -> Callable[[str], None]:
+    """A function that sends what a trial is doing, at most once a second."""
     last = 0.0
 
-    def tell(note: str) -> None:
+    def send(note: str) -> None:
         nonlocal last
-        if time.monotonic() > last + 1:
+        if time.monotonic() > last + SECONDS_BETWEEN_NOTES:
             last = time.monotonic()
-            send(channel, {"number": number, "note": note})
+            client.send(Progressed(number, note))
 
-    return tell
-
-
-def _run(run: Callable[[Config], None], job: TrialJob) -> tuple[RunState, str]:
-    """Run, and tell how that ended."""
-
-    def settle_and_run(config: Config) -> None:
-        _settle(job)
-        run(config)
-
-    try:
-        return run_to_outcome(settle_and_run, job.config)
-    except SystemExit as error:
-        return RunState.exited, f"it called sys.exit({error.code!r})"
-    except KeyboardInterrupt:
-        return RunState.killed, "it was interrupted"
+    return send

@@ -1,9 +1,22 @@
-"""What is asked of the fork server?"""
+"""What do a sweep and its fork server tell each other?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from finetune.config.schema import Config
 from finetune.machine.allowance import Fit
+from finetune.runs.outcome import RunState
+
+
+@dataclass(frozen=True)
+class DeviceShare:
+    """What one of the processes that run at the same time may use."""
+
+    threads: int
+    # Index of a CUDA device among those that are visible. None: no device is chosen.
+    device: int | None
+    # How many processes share the device.
+    runs_at_a_time: int
 
 
 @dataclass(frozen=True)
@@ -12,24 +25,19 @@ class TrialJob:
 
     number: int
     config: Config
-    threads: int
-    # Index of a CUDA device among those that are visible. None: no device is chosen.
-    device: int | None
-    runs_at_a_time: int
+    share: DeviceShare
     known_to_fit: bool
-    # Whether its base model does, so that it may be loaded for all.
+    # Whether its base model fits, so that it may be loaded for all trials.
     base_fits: bool
 
 
 @dataclass(frozen=True)
 class CostSurvey:
-    """Runs whose costs are to be told, of as many as there will be in all."""
+    """Runs whose costs are to be estimated, and how many such runs there will be in all."""
 
-    configs: list[Config]
+    configs: Sequence[Config]
     trials: int
-    threads: int
-    device: int | None
-    runs_at_a_time: int
+    share: DeviceShare
     number: int = -1
 
 
@@ -43,3 +51,62 @@ class TrialCost:
     fit: Fit
     # False: the seconds are those of matrix products alone, so that the trial takes longer.
     measured: bool
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The server takes jobs; the number of CUDA devices that it sees."""
+
+    devices: int
+
+
+@dataclass(frozen=True)
+class Began:
+    """The process of a job was forked."""
+
+    number: int
+    pid: int
+
+
+@dataclass(frozen=True)
+class Progressed:
+    """What a trial is doing."""
+
+    number: int
+    note: str
+
+
+@dataclass(frozen=True)
+class Concluded:
+    """How a trial ended, in its own words."""
+
+    number: int
+    state: RunState
+    reason: str
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """For each configuration its cost, or what is wrong with it; None where planning took too long."""
+
+    number: int
+    costs: list[TrialCost | str | None]
+
+
+@dataclass(frozen=True)
+class SurveyFailed:
+    """Why the costs could not be estimated."""
+
+    number: int
+    problem: str
+
+
+@dataclass(frozen=True)
+class Ended:
+    """The process of a job has ended; the status is that of os.waitpid."""
+
+    number: int
+    status: int
+
+
+News = Ready | Began | Progressed | Concluded | Surveyed | SurveyFailed | Ended

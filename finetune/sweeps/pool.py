@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,17 @@ from finetune.errors import UserError, raise_problems
 from finetune.machine.allowance import TIGHT, Fit, assess_fit
 from finetune.runs.folder import run_folder, run_identity
 from finetune.runs.outcome import SUCCESSFUL, Outcome, RunState, conclude_run, settled_outcome
-from finetune.runs.sweep_record import SweepRecord, ended
+from finetune.runs.sweep_record import SweepRecord
+from finetune.sweeps import jobs
 from finetune.sweeps.console import SweepConsole
 from finetune.sweeps.fork_client import ForkServerClient
-from finetune.sweeps.jobs import CostSurvey, TrialCost, TrialJob
+from finetune.sweeps.jobs import DeviceShare, TrialCost
+
+# How long a process may take to end once it is told to.
+GRACE_SECONDS = 10.0
+TICK_SECONDS = 0.5
+# Where the kernel counts the processes that it has killed because memory ran out.
+KILL_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control", "/proc/vmstat")
 
 
 @dataclass(frozen=True)
@@ -30,27 +38,28 @@ class LauncherSettings:
 
 
 def divide_devices(
-    share: LauncherSettings, devices: int, trials: int | None = None, most: int | None = None
-) -> tuple[list[int | None], int]:
-    """The device of each of so many trials that may run at a time, and the threads that each of them may use.
+    settings: LauncherSettings, devices: int, trials: int | None = None, most: int | None = None
+) -> list[DeviceShare]:
+    """The share of each trial that may run at a time.
 
     `trials` are to run in all; `most` have room in memory, as far as that is known, which a given number overrules.
     """
     cores = _cores()
-    if share.n_jobs is not None and share.n_jobs < 1:
-        raise UserError(f"hydra.launcher.n_jobs={share.n_jobs}: it must be at least 1, or null for the default.")
+    if settings.n_jobs is not None and settings.n_jobs < 1:
+        raise UserError(f"hydra.launcher.n_jobs={settings.n_jobs}: it must be at least 1, or null for the default.")
     if devices:
-        chosen = list(range(devices) if share.devices is None else share.devices)
+        chosen = list(range(devices) if settings.devices is None else settings.devices)
         if wrong := [device for device in chosen if device not in range(devices)]:
             raise UserError(f"hydra.launcher.devices={chosen}: there is no device {wrong[0]}; there are {devices}.")
-        room: list[int | None] = [chosen[i % len(chosen)] for i in range(share.n_jobs or len(chosen))]
+        used: list[int | None] = [chosen[i % len(chosen)] for i in range(settings.n_jobs or len(chosen))]
     else:
-        if share.devices:
+        if settings.devices:
             raise UserError(
-                f"hydra.launcher.devices={list(share.devices)}: there is no GPU. Set hydra.launcher.n_jobs."
+                f"hydra.launcher.devices={list(settings.devices)}: there is no GPU. Set hydra.launcher.n_jobs."
             )
-        room = [None] * (share.n_jobs or max(1, min(cores, trials or cores, most or cores)))
-    return room, max(1, cores // len(room))
+        used = [None] * (settings.n_jobs or max(1, min(cores, trials or cores, most or cores)))
+    at_a_time = Counter(used)
+    return [DeviceShare(max(1, cores // len(used)), device, at_a_time[device]) for device in used]
 
 
 def _cores() -> int:
@@ -58,31 +67,68 @@ def _cores() -> int:
     return int(given) if given.isdigit() else len(os.sched_getaffinity(0))
 
 
-# How long a process may take to end once it is told to.
-GRACE_SECONDS = 10.0
-TICK_SECONDS = 0.5
-# A message has to hold their settings.
-SURVEYED_AT_A_TIME = 20
+def limit_to_memory(
+    costs: dict[str, TrialCost], shares: Sequence[DeviceShare], settings: LauncherSettings
+) -> int | None:
+    """On a CPU, how many trials have room in memory at a time; None where all do, or the user chose their number."""
+    if not costs or shares[0].device is not None or settings.n_jobs is not None:
+        return None
+    largest = max(costs.values(), key=lambda cost: cost.peak_bytes / cost.available_bytes)
+    most = max(1, int(TIGHT * largest.available_bytes * len(shares) / largest.peak_bytes))
+    return most if most < len(shares) else None
+
+
+def share_memory(cost: TrialCost, before: int, now: int) -> TrialCost:
+    """A cost where so many trials share the memory now, and not as many as `before`."""
+    available = cost.available_bytes * before // now
+    return replace(cost, available_bytes=available, fit=assess_fit(cost.peak_bytes, available))
 
 
 @dataclass
-class Running:
+class TrialProcess:
     """A trial that has a process."""
 
     number: int
     config: Config
     folder: Path
-    device: int | None
+    share: DeviceShare
     started: float
+    # How many processes the kernel had killed for memory by then.
     kills: int
     pid: int | None = None
     # What it is doing.
     note: str = "starting"
-    # What the process said about its end.
-    said: tuple[RunState, str] | None = None
-    told_to_end: float | None = None
-    # Trials of the same settings, which end as it does.
-    twins: list[int] = field(default_factory=list)
+    # How it ended, in its own words or as it was ended.
+    conclusion: tuple[RunState, str] | None = None
+    # When it was told to end.
+    ending_since: float | None = None
+    # The numbers of trials of the same settings, which end as it does.
+    duplicates: list[int] = field(default_factory=list)
+
+    @property
+    def numbers(self) -> list[int]:
+        """Its own number, and those of its duplicates."""
+        return [self.number, *self.duplicates]
+
+    def signal(self, number: int) -> None:
+        """Send a signal to its process and all that this has started."""
+        if self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+    def ending(self, status: int) -> tuple[RunState, str]:
+        """How it ended, from what was done to it, from what it reported, and from how its process ended."""
+        if self.conclusion:
+            return self.conclusion
+        if self.ending_since is not None:
+            limit = self.config.sweep.time_limit
+            return RunState.timed_out, f"it took longer than sweep.time_limit={limit:g} seconds"
+        if not os.WIFSIGNALED(status):
+            return RunState.exited, f"its process ended itself with code {os.waitstatus_to_exitcode(status)}"
+        number = os.WTERMSIG(status)
+        if number == signal.SIGKILL and _kills_for_memory() > self.kills:
+            return RunState.out_of_memory, "the system killed it, because memory ran out"
+        return RunState.killed, f"signal {number} ({signal.Signals(number).name}) ended it"
 
 
 class TrialPool:
@@ -93,28 +139,27 @@ class TrialPool:
         server: ForkServerClient,
         compose: Callable[[list[str]], Config],
         record: SweepRecord,
-        share: LauncherSettings,
+        settings: LauncherSettings,
         on_end: Callable[[int, Outcome], None] = lambda number, outcome: None,
     ) -> None:
-        self.server, self.compose, self.record, self.share, self.on_end = server, compose, record, share, on_end
-        self.running: dict[int, Running] = {}
-        self.slots: list[int | None] = [None]
-        self.threads = 1
+        self.server, self.compose, self.record, self.settings, self.on_end = server, compose, record, settings, on_end
+        self.running: dict[int, TrialProcess] = {}
+        # One for each trial that may run at a time; empty until the first trial is to begin.
+        self.shares: list[DeviceShare] = []
         self.failures = 0
         self.limit: int | None = None
         self.costs: dict[str, TrialCost] = {}
-        # How many trials there are to run, and how many have room in memory at a time, where that is known.
+        # How many trials there are to run, where that is known.
         self.total: int | None = None
-        self.most: int | None = None
 
     def run(
-        self, jobs: Iterable[tuple[int, Sequence[str]]], total: int | None = None, examples: Sequence[Config] = ()
+        self, trials: Iterable[tuple[int, Sequence[str]]], total: int | None = None, examples: Sequence[Config] = ()
     ) -> None:
-        """Run each of `jobs`, a number and overrides each, which are drawn only when a trial can start.
+        """Run each trial, a number and overrides each, which are drawn only when one can start.
 
-        By `examples` the cost of all of them is told before the first.
+        From `examples` the cost of all of them is estimated and shown before the first.
         """
-        numbered, self.total = iter(jobs), total
+        numbered, self.total = iter(trials), total
         with SweepConsole(self.record, total) as self.screen:
             try:
                 if total != 0:
@@ -131,13 +176,13 @@ class TrialPool:
                 if self.running:
                     self.server.close()
 
-    def _fill(self, jobs: Iterator[tuple[int, Sequence[str]]]) -> bool:
+    def _fill(self, trials: Iterator[tuple[int, Sequence[str]]]) -> bool:
         """Start trials while there is room; False once there are no more."""
-        while len(self.running) < len(self.slots):
-            job = None if self.given_up else next(jobs, None)
-            if job is None:
+        while len(self.running) < max(1, len(self.shares)):
+            trial = None if self.given_up else next(trials, None)
+            if trial is None:
                 return False
-            self._begin(*job)
+            self._begin(*trial)
         return True
 
     @property
@@ -151,29 +196,36 @@ class TrialPool:
             config = self.compose(list(overrides))
             config.sweep.name = self.record.folder.name
             folder = run_folder(config)
-            known = settled_outcome(config, folder)
+            settled = settled_outcome(config, folder)
         except UserError as error:
             self.record.begin(number, overrides, folder, RunState.waiting)
             self._end(number, Outcome(RunState.refused, str(error)))
             return
         self.limit = config.sweep.max_failures
-        twin = next((other for other in self.running.values() if other.folder == folder), None)
-        self.record.begin(number, overrides, folder, RunState.waiting if known or twin else RunState.running)
-        if known:
-            self._end(number, known)
-            return
-        if twin:
-            twin.twins.append(number)
-            return
-        self._divide()
-        free = list(self.slots)
-        for other in self.running.values():
-            free.remove(other.device)
-        self.running[number] = Running(number, config, folder, free[0], time.monotonic(), _kills_for_memory())
+        same = next((trial for trial in self.running.values() if trial.folder == folder), None)
+        self.record.begin(number, overrides, folder, RunState.waiting if settled or same else RunState.running)
+        if settled:
+            self._end(number, settled)
+        elif same:
+            same.duplicates.append(number)
+        else:
+            self._start(number, config, folder)
+
+    def _start(self, number: int, config: Config, folder: Path) -> None:
+        """Have a process forked for a trial, on a share that is free."""
+        free = list(self._divide())
+        for trial in self.running.values():
+            free.remove(trial.share)
+        self.running[number] = TrialProcess(number, config, folder, free[0], time.monotonic(), _kills_for_memory())
         self.screen.began(number)
-        share, fits = self.slots.count(free[0]), self._known_to_fit(config)
+        fits = self._is_known_to_fit(config)
         base_fits = fits or any(cost.fit is not Fit.will_not_fit for cost in self.costs.values())
-        self.server.send(TrialJob(number, config, self.threads, free[0], share, fits, base_fits))
+        self.server.send(jobs.TrialJob(number, config, free[0], fits, base_fits))
+
+    def _divide(self) -> list[DeviceShare]:
+        """The shares of the machine, divided once it is known what there is."""
+        self.shares = self.shares or divide_devices(self.settings, self.server.start(), self.total)
+        return self.shares
 
     def _survey(self, examples: Sequence[Config], total: int) -> None:
         """Ask what the trials will cost, and show it.
@@ -183,132 +235,88 @@ class TrialPool:
         new = [config for config in examples if not settled_outcome(config, run_folder(config))]
         if not new:
             return
-        self._divide()
+        largest = max(self._divide(), key=lambda share: share.runs_at_a_time)
         with self.screen.waiting("planning the trials"):
-            for first in range(0, len(new), SURVEYED_AT_A_TIME):
-                configs = new[first : first + SURVEYED_AT_A_TIME]
-                share = max(map(self.slots.count, self.slots))
-                self.server.send(CostSurvey(configs, total, self.threads, self.slots[0], share))
-                while "exit" not in (news := self.server.receive()):
-                    found = list(zip(configs, news.get("costs", []), strict=False))
-                    self.costs |= {run_identity(one): cost for one, cost in found if isinstance(cost, TrialCost)}
-                    raise_problems(list(dict.fromkeys(wrong for _, wrong in found if isinstance(wrong, str))))
-                    if "problem" in news:
-                        self.screen.not_planned(news["problem"])
-        self._leave_room()
-        self.screen.show_costs(list(self.costs.values()), total - len(examples) + len(new), len(self.slots))
+            self.server.send(jobs.CostSurvey(new, total, largest))
+            while not isinstance(news := self.server.receive(), jobs.Ended):
+                if isinstance(news, jobs.Surveyed):
+                    raise_problems(list(dict.fromkeys(cost for cost in news.costs if isinstance(cost, str))))
+                    pairs = zip(map(run_identity, new), news.costs, strict=True)
+                    self.costs = {key: cost for key, cost in pairs if isinstance(cost, TrialCost)}
+                elif isinstance(news, jobs.SurveyFailed):
+                    self.screen.not_planned(news.problem)
+        if most := limit_to_memory(self.costs, self.shares, self.settings):
+            before = len(self.shares)
+            self.shares = divide_devices(self.settings, self.server.devices, self.total, most)
+            self.costs = {key: share_memory(cost, before, len(self.shares)) for key, cost in self.costs.items()}
+        self.screen.show_costs(list(self.costs.values()), total - len(examples) + len(new), len(self.shares))
 
-    def _leave_room(self) -> None:
-        """On a CPU, run fewer trials at a time than there are cores where memory has no room for as many."""
-        if not self.costs or self.slots[0] is not None or self.share.n_jobs is not None:
-            return
-        largest = max(self.costs.values(), key=lambda cost: cost.peak_bytes / cost.available_bytes)
-        together = largest.available_bytes * len(self.slots)
-        self.most = max(1, int(TIGHT * together / largest.peak_bytes))
-        if self.most < len(self.slots):
-            self._divide()
-            room = together // len(self.slots)
-            self.costs = {
-                key: replace(cost, available_bytes=room, fit=assess_fit(cost.peak_bytes, room))
-                for key, cost in self.costs.items()
-            }
-
-    def _known_to_fit(self, config: Config) -> bool:
+    def _is_known_to_fit(self, config: Config) -> bool:
         """Whether the plan said so, of this trial or of all with room to spare; else the trial looks for itself."""
         cost = self.costs.get(run_identity(config))
-        roomy = bool(self.costs) and all(one.peak_bytes < one.available_bytes / 2 for one in self.costs.values())
-        return roomy or (cost is not None and cost.fit is not Fit.will_not_fit)
-
-    def _divide(self) -> None:
-        """Divide the machine among the trials."""
-        self.slots, self.threads = divide_devices(self.share, self.server.start(), self.total, self.most)
+        has_room = bool(self.costs) and all(cost.peak_bytes < cost.available_bytes / 2 for cost in self.costs.values())
+        return has_room or (cost is not None and cost.fit is not Fit.will_not_fit)
 
     def _listen(self) -> None:
         """Wait for news of the trials, but not long."""
         self.screen.show(self.running)
         if not self.running:
             return
-        news = self.server.receive(TICK_SECONDS)
-        if not news:
-            return
-        trial = self.running[news["number"]]
-        if "pid" in news:
-            trial.pid = news["pid"]
-        elif "note" in news:
-            trial.note = news["note"]
-        elif "state" in news:
-            trial.said = RunState(news["state"]), news["reason"]
-        else:
-            del self.running[trial.number]
-            self._finish(trial, news["exit"])
+        match self.server.receive(TICK_SECONDS):
+            case jobs.Began(number, pid):
+                self.running[number].pid = pid
+            case jobs.Progressed(number, note):
+                self.running[number].note = note
+            case jobs.Concluded(number, state, reason):
+                self.running[number].conclusion = state, reason
+            case jobs.Ended(number, status):
+                self._finish(self.running.pop(number), status)
 
-    def _finish(self, trial: Running, status: int) -> None:
-        state, reason = _ending(trial, status)
+    def _finish(self, trial: TrialProcess, status: int) -> None:
+        state, reason = trial.ending(status)
         outcome = conclude_run(trial.config, trial.folder, state, reason, time.monotonic() - trial.started)
-        for number in (trial.number, *trial.twins):
+        for number in trial.numbers:
             self._end(number, outcome)
 
     def _end(self, number: int, outcome: Outcome) -> None:
         self.record.end(number, outcome)
-        ended[number] = outcome.state
         self.failures += outcome.state not in (*SUCCESSFUL, RunState.busy) and not outcome.known
         self.screen.ended(number, outcome)
         self.on_end(number, outcome)
 
     def _end_late(self) -> None:
-        """Tell trials that hang to end, and end those that do not."""
+        """Tell trials that take too long to end, and end those that do not."""
         now = time.monotonic()
         for trial in self.running.values():
             limit = trial.config.sweep.time_limit
-            if trial.told_to_end is None and limit and now > trial.started + limit:
-                trial.told_to_end = now
-                _signal(trial, signal.SIGTERM)
-            elif trial.told_to_end is not None and now > trial.told_to_end + GRACE_SECONDS:
-                _signal(trial, signal.SIGKILL)
+            if trial.ending_since is None and limit and now > trial.started + limit:
+                trial.ending_since = now
+                trial.signal(signal.SIGTERM)
+            elif trial.ending_since is not None and now > trial.ending_since + GRACE_SECONDS:
+                trial.signal(signal.SIGKILL)
 
     def _end_all(self) -> None:
         """End every trial, as after Ctrl-C."""
-        reason = "the sweep was stopped"
+        stopped = RunState.killed, "the sweep was stopped"
         given_up = time.monotonic() + GRACE_SECONDS
         while any(trial.pid for trial in self.running.values()) and (now := time.monotonic()) < given_up:
             for trial in self.running.values():
-                if trial.pid and trial.told_to_end is None:
-                    trial.told_to_end, trial.said = now, (RunState.killed, reason)
-                    _signal(trial, signal.SIGTERM)
+                if trial.pid and trial.ending_since is None:
+                    trial.ending_since, trial.conclusion = now, stopped
+                    trial.signal(signal.SIGTERM)
             self._listen()
         for trial in self.running.values():  # what does not end, and what has not begun
-            _signal(trial, signal.SIGKILL)
-            outcome = Outcome(RunState.killed, reason, trial.folder, time.monotonic() - trial.started)
-            for number in (trial.number, *trial.twins):
+            trial.signal(signal.SIGKILL)
+            outcome = Outcome(*stopped, trial.folder, time.monotonic() - trial.started)
+            for number in trial.numbers:
                 self.record.end(number, outcome)
-
-
-def _ending(trial: Running, status: int) -> tuple[RunState, str]:
-    """How a trial ended, from what was done to it, from what it said, and from how its process ended."""
-    if trial.told_to_end is not None and not trial.said:
-        limit = trial.config.sweep.time_limit
-        return RunState.timed_out, f"it took longer than sweep.time_limit={limit:g} seconds"
-    if trial.said:
-        return trial.said
-    if not os.WIFSIGNALED(status):
-        return RunState.exited, f"its process ended itself with code {os.waitstatus_to_exitcode(status)}"
-    number = os.WTERMSIG(status)
-    if number == signal.SIGKILL and _kills_for_memory() > trial.kills:
-        return RunState.out_of_memory, "the system killed it, because memory ran out"
-    return RunState.killed, f"signal {number} ({signal.Signals(number).name}) ended it"
 
 
 def _kills_for_memory() -> int:
     """How many processes the kernel has killed because memory ran out."""
     counted = 0
-    for file in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control", "/proc/vmstat"):
+    for file in KILL_COUNTERS:
         with suppress(OSError):
             lines = map(str.split, Path(file).read_text().splitlines())
             counted += sum(int(value) for name, value, *_ in lines if name == "oom_kill")
     return counted
-
-
-def _signal(trial: Running, number: int) -> None:
-    if trial.pid is not None:
-        with suppress(ProcessLookupError):
-            os.killpg(trial.pid, number)

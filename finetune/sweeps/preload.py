@@ -1,14 +1,35 @@
-"""What do all trials of a sweep pay for once? Imports, rows, the base model, and what a search has tried.
+"""What is loaded once for all trials of a sweep? Imports, rows, the base model, and what a search has tried.
 
-warm.py calls this in the process that trials are forked from. It must not touch CUDA.
+The fork server calls this. It must not touch CUDA.
 """
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from finetune.config.schema import Config
 from finetune.machine.libraries import import_trainer, silence_all
 from finetune.runs.folder import run_folder
+
+if TYPE_CHECKING:
+    from optuna.storages import JournalStorage
+    from transformers import PreTrainedModel
+
+    from finetune.training.prepare import PreparedRows
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a run need not load itself: rows by `rows_key`, base models by `base_key`, studies by path."""
+
+    rows: "Mapping[str, PreparedRows]" = field(default_factory=dict)
+    bases: "Mapping[str, PreTrainedModel]" = field(default_factory=dict)
+    studies: "Mapping[str, JournalStorage]" = field(default_factory=dict)
+
+
+NOTHING_LOADED = Loaded()
 
 
 def import_libraries() -> int:
@@ -31,7 +52,7 @@ def import_libraries() -> int:
 
 
 def _count_gpus() -> int:
-    """The number of CUDA devices, asked in a fork, as asking may initialise CUDA."""
+    """The number of CUDA devices, counted in a fork, as counting may initialise CUDA."""
     import torch
 
     pid = os.fork()
@@ -44,31 +65,53 @@ def _count_gpus() -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def preload_shared(config: Config, with_base: bool) -> None:
-    """Load what runs share, unless it is there: the rows and, where it fits, the base model."""
+def preload_rows(config: Config, loaded: Loaded) -> Loaded:
+    """With the rows of a run; those of earlier ones are dropped. Errors are left for the run itself to report."""
     if config.tracking.enabled:
         import wandb  # noqa: F401 (a second)
     from finetune.data.splits import load_splits
     from finetune.machine.device import choose_device
-    from finetune.model import base as model
-    from finetune.runs.cache_keys import base_key, rows_key
-    from finetune.training import prepare
+    from finetune.runs.cache_keys import rows_key
+    from finetune.training.prepare import prepare_rows
 
-    with suppress(Exception):  # the run itself will tell
-        machine = choose_device(config.model, config.quantization, config.adapter)
-        rows = rows_key(config)
-        if rows not in prepare.ready:
-            prepare.ready.clear()
-            prepare.ready[rows] = prepare.prepare_rows(config, load_splits(config.data), machine, run_folder(config))
-        base = base_key(config.model, config.quantization, machine)
-        if base not in model.ready and with_base:
-            model.ready.clear()
-            model.ready[base] = model.load_base(config.model, config.quantization, machine)
+    with suppress(Exception):
+        if (key := rows_key(config)) not in loaded.rows:
+            device = choose_device(config.model, config.quantization, config.adapter)
+            rows = prepare_rows(config, load_splits(config.data), device, run_folder(config))
+            return replace(loaded, rows={key: rows})
+    return loaded
 
 
-def preload_study(place: str) -> None:
-    """Read a search's study up to here: what was tried is thousands of lines, and each trial is held against them."""
+def drop_other_bases(config: Config, loaded: Loaded) -> Loaded:
+    """Without the base models that a run does not use: called before `preload_base`, so that never two are held."""
+    from finetune.machine.device import choose_device
+    from finetune.runs.cache_keys import base_key
+
+    with suppress(Exception):
+        device = choose_device(config.model, config.quantization, config.adapter)
+        wanted = base_key(config.model, config.quantization, device)
+        return replace(loaded, bases={key: base for key, base in loaded.bases.items() if key == wanted})
+    return loaded
+
+
+def preload_base(config: Config, loaded: Loaded) -> Loaded:
+    """With the base model of a run, unless one is there. Errors are left for the run itself to report."""
+    from finetune.machine.device import choose_device
+    from finetune.model.base import load_base
+    from finetune.runs.cache_keys import base_key
+
+    with suppress(Exception):
+        if not loaded.bases:
+            device = choose_device(config.model, config.quantization, config.adapter)
+            base = load_base(config.model, config.quantization, device)
+            return replace(loaded, bases={base_key(config.model, config.quantization, device): base})
+    return loaded
+
+
+def preload_study(path: str, loaded: Loaded) -> Loaded:
+    """With a search's study read up to here: it may have thousands of lines, and each trial is compared with them."""
     from finetune.search.storage import read_ahead
 
-    with suppress(Exception):  # the run itself will tell
-        read_ahead(place)
+    with suppress(Exception):  # the run itself reports it
+        return replace(loaded, studies=read_ahead(path, loaded.studies))
+    return loaded
