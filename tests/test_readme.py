@@ -160,7 +160,8 @@ def folder_questions():
     """Each folder of the package, and its leaf module, with the first line of its docstring."""
     files = {path.parent.name: path for path in (ROOT / "finetune").glob("*/__init__.py")}
     files["errors.py"] = ROOT / "finetune" / "errors.py"
-    return {name: ast.get_docstring(ast.parse(path.read_text())).split("\n")[0] for name, path in files.items()}
+    docstrings = {name: ast.get_docstring(ast.parse(path.read_text())) or "" for name, path in files.items()}
+    return {name: text.split("\n")[0] for name, text in docstrings.items()}
 
 
 def names_file(path, name):
