@@ -15,7 +15,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 from plotly import graph_objects as go
 from plotly.subplots import make_subplots
-from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined] (protobuf makes it on import)
+from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # protobuf makes it on import
 
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444")
 PANELS = ("train/loss", "validation/loss")
