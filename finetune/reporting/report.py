@@ -93,7 +93,7 @@ def keep_history(folder: Path, watch: TrainingProgress) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if watch.history and watch.screen.logs:
+        if watch.history and watch.console.logs:
             write_jsonl(folder / HISTORY, watch.history)
         raise
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import yaml
@@ -50,10 +51,10 @@ def arms(prompts, nll, right):
 def test_forgetting_is_told_where_it_is_beyond_doubt(tiny_run, nll, right, opinion):
     prompts = asked(tiny_run)
     found = describe_forgetting(prompts, {name: arms(p, nll, right) for name, p in prompts.items()})
-    assert found["forgot"] is (opinion == "It forgot")
-    assert found["sentence"].startswith(f"{opinion}: ")
-    assert "questions answered went from 0.62 to" in found["sentence"]
-    assert json.dumps(found, allow_nan=False)
+    assert found.forgot is (opinion == "It forgot")
+    assert found.sentence.startswith(f"{opinion}: ")
+    assert "questions answered went from 0.62 to" in found.sentence
+    assert json.dumps(asdict(found), allow_nan=False)
 
 
 def test_general_prompts_carry_neither_the_tasks_system_prompt_nor_its_rows(tiny_run):
@@ -82,8 +83,9 @@ def test_the_perplexity_of_the_passages_is_transformers_own(tiny_run, tiny_model
         with torch.no_grad():
             counts.append(ids.shape[1] - 1)
             losses.append(base(input_ids=ids, labels=ids).loss.item() * counts[-1])
-    assert found["passages"]["base"]["mean"] == pytest.approx(math.exp(sum(losses) / sum(counts)), rel=1e-4)
-    assert found["passages"]["tuned"] == found["passages"]["base"] and not found["forgot"]
+    passages = found.parts["passages"]
+    assert passages.base.mean == pytest.approx(math.exp(sum(losses) / sum(counts)), rel=1e-4)
+    assert passages.tuned == passages.base and not found.forgot
 
 
 @pytest.mark.slow

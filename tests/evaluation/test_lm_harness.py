@@ -20,7 +20,8 @@ from finetune.machine.device import choose_device
 from finetune.machine.libraries import silence_libraries
 from finetune.model.adapter import add_adapter
 from finetune.model.base import load_base
-from finetune.reporting.wandb_summary import _harness
+from finetune.reporting.wandb_summary import summarise_result
+from finetune.runs.folder import complete_result, run_folder
 
 DOCUMENTS = [{"question": f"What follows {n}?", "choices": [str(n - 1), str(n + 1), "a cow"]} for n in range(8)]
 COMMON = "dataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test\n"
@@ -78,8 +79,9 @@ def test_local_tasks_are_scored_on_the_base_and_on_the_tuned_model(tiny_run, tas
     learning = ["trainer.learning_rate=5e-2", "trainer.max_steps=6", "eval.shots=0"]
     config = compose_config([*tiny_run, *learning, f"eval.harness_tasks=[{tasks}]"])
     run.run(config)
-    folder = run.checkpoint.folder(config)
-    found = json.loads((folder / "result.json").read_text())["evaluation"]["harness"]
+    folder = run_folder(config)
+    result = complete_result(config, folder)
+    found = result.evaluation.harness
     assert found.keys() == {"what_follows", "reading", "saying"}
     assert set(found["saying"]) == {"exact_match"}
 
@@ -89,18 +91,18 @@ def test_local_tasks_are_scored_on_the_base_and_on_the_tuned_model(tiny_run, tas
     tuned = by_hand(PeftModel.from_pretrained(plain, folder / "adapter"), tokenizer)
     assert base[1] != pytest.approx(tuned[1], rel=1e-3)
     for arm, (accuracy, perplexity) in (("base", base), ("tuned", tuned)):
-        assert found["what_follows"]["acc"][arm] == accuracy
-        assert found["reading"]["byte_perplexity"][arm] == pytest.approx(perplexity, rel=1e-4)
+        assert getattr(found["what_follows"]["acc"], arm) == accuracy
+        assert getattr(found["reading"]["byte_perplexity"], arm) == pytest.approx(perplexity, rel=1e-4)
         spread = accuracy * (1 - accuracy) / (len(DOCUMENTS) - 1)
-        assert found["what_follows"]["acc"][f"{arm}_stderr"] == pytest.approx(math.sqrt(spread))
+        assert getattr(found["what_follows"]["acc"], f"{arm}_stderr") == pytest.approx(math.sqrt(spread))
 
     shown = capsys.readouterr()
     assert shown.err == ""
     assert "lm-evaluation-harness: tuned model scored in" in shown.out
     assert "what_follows" in shown.out and f"{tuned[1]:.3f} ±" in shown.out
     assert f"{tuned[1]:.3f} ±" in (folder / "report.html").read_text()
-    told = _harness(found)
-    assert told["harness/reading/byte_perplexity/tuned"] == found["reading"]["byte_perplexity"]["tuned"]
+    sent = summarise_result(result)
+    assert sent["harness/reading/byte_perplexity/tuned"] == found["reading"]["byte_perplexity"].tuned
 
 
 @pytest.mark.slow
@@ -111,8 +113,8 @@ def test_the_limit_is_the_number_of_documents(tiny_model, tasks):
     for limit in (2, None):
         settings = Eval(harness_tasks=[str(tasks / "text.yaml")], harness_limit=limit)
         found = score_harness_tasks(plain, tokenizer, load_harness_tasks(settings), settings, {}, lambda _: None)
-        values.append(found["reading"]["byte_perplexity"]["base"])
-        assert found["reading"]["byte_perplexity"]["tuned"] == values[-1]
+        values.append(found["reading"]["byte_perplexity"].base)
+        assert found["reading"]["byte_perplexity"].tuned == values[-1]
     assert values[0] != values[1]
 
 

@@ -10,6 +10,7 @@ from finetune.evaluation.metrics import (
     HIGHER_IS_BETTER,
     METRICS,
     PER_PROMPT,
+    SPELLED,
     accuracy,
     chrf,
     contains,
@@ -161,3 +162,8 @@ def test_contains_looks_for_whole_words():
     assert contains("parisian", "Paris") == 0
     assert contains("There are 7.", "seven|7") == contains("Seven!", "seven|7") == 1
     assert contains("(c++)", "C++") == 1
+
+
+def test_every_metric_has_a_name_for_sentences():
+    assert set(SPELLED) == set(METRICS)
+    assert not any("_" in name for name in SPELLED.values())

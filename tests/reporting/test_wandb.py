@@ -10,15 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.run_folders import write_run
 from support.wandb_files import read, read_records, values
 
 from finetune.config.schema import Tracking, TrackingMode
 from finetune.errors import UserError, without_secrets
-from finetune.reporting import wandb
-from finetune.reporting.wandb import _is_reachable, run_id, start_tracking
+from finetune.reporting.wandb import Timeouts, is_reachable, run_id, start_tracking
+from finetune.runs.folder import RunLabels
+from finetune.runs.read import read_run
+from finetune.runs.result import SELECTION
 
 CONFIG = {"adapter": {"r": 16}, "trainer": {"hub_token": "hf_Secret", "learning_rate": 1e-4}}
 KEY = "0123456789" * 4
+USUAL = Timeouts()
 
 
 @pytest.fixture(autouse=True)
@@ -41,16 +45,9 @@ def said():
     return []
 
 
-def start(folder, said, name="smollm2-usaddress-1a2b3c4d", **settings):
-    return start_tracking(
-        Tracking(**settings),
-        name=name,
-        folder=folder,
-        config=CONFIG,
-        tags=["nf4"],
-        group="smollm2-usaddress",
-        say=said.append,
-    )
+def start(folder, said, timeouts=USUAL, **settings):
+    labels = RunLabels("smollm2-usaddress-1a2b3c4d", "smollm2-usaddress", ["nf4"], CONFIG)
+    return start_tracking(Tracking(**settings), labels, folder, print_line=said.append, timeouts=timeouts)
 
 
 def all_bytes(folder):
@@ -102,50 +99,33 @@ def sync(tmp_path):
     return f"python -m finetune sync {tmp_path / 'run'}"
 
 
-def test_a_complete_run_sends_its_scores_costs_and_predictions(tmp_path, said):
-    score = {"mean": 0.5, "low": 0.25, "high": None}
-    result = {
-        "data": {"counts": {"rows": 9, "bad": 2}, "bad_rows": ["mine.jsonl:1: wrong", "mine.jsonl:2: wrong"]},
-        "training": {"steps": 3, "tokens_per_second": 250.0},
-        "seconds": {"train": 7.5},
-        "evaluation": {
-            "split": "test",
-            "arms": {arm: {"field_f1": score, "seconds": 2.0} for arm in ("zero_shot", "few_shot", "tuned")},
-            "differences": {arm: {"field_f1": score | {"p": 0.2}} for arm in ("zero_shot", "few_shot")},
-            "verdict": {"kind": "cannot_tell", "sentence": "Cannot tell", "against": "few_shot"},
-            "retention": {
-                "passages": {"metric": "perplexity", "base": {"mean": 20.0}, "tuned": {"mean": 30.0}, "forgot": True},
-                "forgot": True,
-                "sentence": "It forgot",
-            },
-        },
-    }
-    answer = {"answer": "{}", "finished": True, "scores": {"field_f1": 0.5}}
-    other = answer | {"answer": "5"}
-    row = {"place": "a:1", "prompt": [{"role": "user", "content": "Parse: 5 Main St"}], "reference": "{}"}
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/predictions.jsonl").write_text(
-        json.dumps(row | {"zero_shot": answer, "few_shot": {"draws": [answer, other], "scores": {"field_f1": 0.75}}})
-        + "\n"
-    )
-    (tmp_path / "run/report.html").write_text("the page")
-    with start(tmp_path / "run", said) as run:
-        run.finish(result, tmp_path / "run")
-    records = read_records(tmp_path / "run")
+def test_a_complete_run_sends_its_page_its_summary_and_its_predictions(tmp_path, said):
+    folder = write_run(tmp_path / "run", tuned=["0", "2"], base=["5", "Élysée"])
+    (folder / "report.html").write_text("the page")
+    complete = read_run(folder)
+    with start(folder, said) as run:
+        run.finish(complete.result, complete.predictions, folder)
+    records = read_records(folder)
     [artifact] = [one for one in read(records, "artifact") if one.type == "report"]
     assert artifact.name.endswith("-report") and artifact.manifest.contents[0].local_path.endswith("run/report.html")
     summary = {key: value for update in read(records, "summary") for key, value in values(update.update).items()}
-    assert summary["evaluation/zero_shot/field_f1"] == summary["evaluation/tuned/field_f1"] == 0.5
-    assert summary["evaluation/few_shot/field_f1/low"] == 0.25 and summary["evaluation/few_shot/field_f1/high"] is None
-    assert summary["evaluation/tuned - few_shot/field_f1/low"] == 0.25
-    assert summary["verdict/sentence"] == "Cannot tell" and summary["seconds/train"] == 7.5
-    assert summary["retention/tuned/perplexity"] == 30 and summary["retention/forgot"] is True
-    assert [summary["data/rows"], summary["data/bad"]] == [9, 2]
-    assert summary["data/bad_rows"] == "mine.jsonl:1: wrong\nmine.jsonl:2: wrong"
-    assert summary["training/steps"] == 3 and summary["training/tokens_per_second"] == 250
-    table = json.loads((tmp_path / "run/wandb").joinpath(*next_table(tmp_path)).read_text())
-    assert table["columns"][:4] == ["prompt", "reference", "zero_shot/answer", "few_shot/answer"]
-    assert table["data"] == [["user: Parse: 5 Main St", "{}", "{}", "{}\n---\n5", 0.5, 0.75]]
+    assert summary["evaluation/tuned/exact_match"] == 0.5 and summary["seconds/train"] == 8
+    table = json.loads((folder / "wandb").joinpath(*next_table(tmp_path)).read_text())
+    assert table["columns"][2:] == [
+        "zero_shot/answer", "tuned/answer", "zero_shot/exact_match", "tuned/exact_match"
+    ]  # fmt: skip
+    assert table["data"][1] == ["system: Answer.\n\nuser: Say 1", "1", "Élysée", "2", 0, 0]
+
+
+def test_a_trial_on_validation_prompts_sends_neither_page_nor_predictions(tmp_path, said):
+    folder = write_run(tmp_path / "run", tuned=["0", "2"], split="validation")
+    trial = read_run(folder, SELECTION)
+    with start(folder, said) as run:
+        run.finish(trial.result, trial.predictions, folder)
+    records = read_records(folder)
+    summary = {key: value for update in read(records, "summary") for key, value in values(update.update).items()}
+    assert summary["validation/tuned/exact_match"] == 0.5 and "verdict/kind" not in summary
+    assert not read(records, "artifact") and not [*folder.glob("wandb/*/files/media/table/*")]
 
 
 def test_an_exception_marks_the_run_as_failed_and_is_raised_without_a_stack_of_wandbs(tmp_path, said, capfd):
@@ -237,8 +217,7 @@ def test_a_user_who_is_logged_in_sees_the_runs_address_and_nothing_secret_is_sen
 
 
 def test_a_service_that_goes_away_during_the_run_costs_a_moment_at_its_end(tmp_path, said, monkeypatch):
-    monkeypatch.setattr(wandb, "FINISH_SECONDS", 0.5)
-    with serve(Service, monkeypatch) as server, start(tmp_path, said) as run:
+    with serve(Service, monkeypatch) as server, start(tmp_path, said, Timeouts(finish=0.5)) as run:
         run.log({"train/loss": 1.0}, step=1)
         server.shutdown()
         server.server_close()
@@ -253,11 +232,12 @@ import subprocess
 from pathlib import Path
 from finetune.config.schema import Tracking
 from finetune.reporting.wandb import start_tracking
+from finetune.runs.folder import RunLabels
 
 started = []
 popen = subprocess.Popen
 subprocess.Popen = lambda *args, **kwargs: started.append(popen(*args, **kwargs)) or started[-1]
-with start_tracking(Tracking(), name="n", folder=Path("run"), config={}, tags=[], group="g") as run:
+with start_tracking(Tracking(), RunLabels("n", "g", [], {}), Path("run")) as run:
     [service] = [process for process in started if "wandb-core" in str(process.args)]
     service.kill()
     service.wait()
@@ -297,12 +277,11 @@ def test_a_service_that_refuses_the_key_leaves_the_run_offline(tmp_path, said, m
 
 
 def test_a_service_that_accepts_and_never_answers_leaves_the_run_offline(tmp_path, said, monkeypatch):
-    monkeypatch.setattr(wandb, "INIT_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         started = time.perf_counter()
-        with start(tmp_path, said) as run:
+        with start(tmp_path, said, Timeouts(answer=0.5)) as run:
             run.log({"train/loss": 1.0}, step=1)
         assert time.perf_counter() - started < 5
     assert len(said) == 1 and said[0].startswith("W&B: offline (")
@@ -351,9 +330,9 @@ def test_a_mode_that_the_user_gave_wandb_itself_is_kept(tmp_path, said, monkeypa
 def test_a_host_behind_a_proxy_is_as_reachable_as_the_proxy(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("http_proxy", f"127.0.0.1:{server.getsockname()[1]}")
-        assert _is_reachable("http://wandb.invalid")
+        assert is_reachable("http://wandb.invalid", seconds=2)
         monkeypatch.setenv("no_proxy", "wandb.invalid")
-        assert not _is_reachable("http://wandb.invalid")
+        assert not is_reachable("http://wandb.invalid", seconds=2)
 
 
 def test_a_project_name_that_wandb_refuses_is_the_users_mistake(tmp_path, said):
@@ -377,14 +356,15 @@ import sys
 from pathlib import Path
 from finetune.config.schema import Tracking
 from finetune.reporting.wandb import start_tracking
+from finetune.runs.folder import RunLabels
 
+labels = RunLabels("n", "g", [], {})
 for enabled, main in ((False, True), (True, False)):
-    with start_tracking(Tracking(enabled=enabled), name="n", folder=Path("run"), config={}, tags=[], group="g",
-                        is_main_process=main) as run:
+    with start_tracking(Tracking(enabled=enabled), labels, Path("run"), is_main_process=main) as run:
         run.log({"loss": 1.0}, step=1)
         run.summarise({"loss": 1.0})
         run.table("predictions", ["a"], [["b"]])
-        run.finish({}, Path("nowhere"))
+        run.finish(None, [], Path("nowhere"))
 assert "wandb" not in sys.modules and not Path("run").exists()
 """
     run_python(code, tmp_path)
