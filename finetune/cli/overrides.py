@@ -1,9 +1,8 @@
 """Which settings on the command line are wrong, and what should be written instead?
 
-Asked before Hydra composes anything, because Hydra stops at the first mistake and does not say what was meant.
+Checked before Hydra composes anything, because Hydra stops at the first mistake and does not say what was meant.
 """
 
-import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, is_dataclass
@@ -23,17 +22,21 @@ from finetune.cli.trainer_rules import RENAMED_FIELDS, trainer_field_problem, un
 from finetune.config.limits import limit_problem
 from finetune.config.schema import Config
 from finetune.config.sft_fields import WORDS, sft_fields
-from finetune.errors import did_you_mean, names_secret, raise_problems
+from finetune.errors import did_you_mean, names_secret, nearest_option, raise_problems
 
 CONF = Path(__file__).parents[2] / "conf"
 # Groups of which no option need be chosen.
 OPTIONAL = ("experiment", "sweep")
 # What people call a setting elsewhere.
-RENAMED = {"alpha": "adapter.lora_alpha", "dropout": "adapter.lora_dropout", "rank": "adapter.r", "lora_r": "adapter.r"}
-RENAMED |= RENAMED_FIELDS
+RENAMED = RENAMED_FIELDS | {
+    "alpha": "adapter.lora_alpha",
+    "dropout": "adapter.lora_dropout",
+    "rank": "adapter.r",
+    "lora_r": "adapter.r",
+}
 # Mappings whose keys are the user's.
 OPEN = ("data.columns.", "model.chat_template_kwargs.")
-# A sweep over these is for the sweeper to read.
+# Values that only the sweeper can list.
 UNLISTED = (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP)
 
 
@@ -60,27 +63,47 @@ def check_overrides(arguments: list[str]) -> None:
         try:
             overrides.append(OverridesParser.create().parse_override(text))
         except HydraException as error:
-            problems.append(_unreadable(text, error))
+            problems.append(_describe_unreadable(text, error))
     folders = [CONF, *([Path(flags.config_dir)] if flags.config_dir else []), *_search_path(overrides)]
-    multirun = flags.multirun or any(override.key_or_group in ("sweep", "hydra.mode") for override in overrides)
-    searched = any(override.key_or_group in ("sweep", "hydra/sweeper") for override in overrides)
-    grammar = Grammar(_options(folders), _types(Config), multirun, searched)
+    keys = {override.key_or_group for override in overrides}
+    grammar = Grammar(
+        _find_options(folders),
+        _find_types(Config),
+        multirun=flags.multirun or bool(keys & {"sweep", "hydra.mode"}),
+        searched=bool(keys & {"sweep", "hydra/sweeper"}),
+    )
     for override in overrides:
-        if override.is_hydra_override():
-            problems.extend(_hydra_problems(override))
-        elif override.package is None:
-            problems.extend(_problems(override, grammar))
+        if override.key_or_group.startswith(("hydra.run.", "hydra.sweep.")):  # without effect here
+            hint = "Write output_dir=FOLDER and name=NAME"
+            problems.append(f"{override.input_line}: a run has a folder of its own. {hint}.")
+        elif override.package is None and not override.is_hydra_override():
+            problems.extend(_check_override(override, grammar))
     raise_problems(problems)
 
 
-def _hydra_problems(override: Override) -> Iterator[str]:
-    """Settings of Hydra's own that have no effect here."""
-    key = override.key_or_group
-    if key.startswith(("hydra.run.", "hydra.sweep.")):
-        yield f"{override.input_line}: a run has a folder of its own. Write output_dir=FOLDER and name=NAME."
+def suggest_setting(key: str) -> str | None:
+    """The setting or group that an unknown `key` was probably meant to be."""
+    known = [*_find_options([CONF]), *_find_types(Config), *(f"trainer.{name}" for name in sft_fields())]
+    section, _, last = key.rpartition(".")
+    if key.startswith("hydra"):
+        return None  # Hydra's own
+    if last in RENAMED:
+        return RENAMED[last]
+    same_name = [name for name in known if name.rpartition(".")[2] == last]
+    beside = [name for name in known if section and name.startswith(f"{section}.")]
+    return (
+        _nearest_key(key, same_name, 0) or _nearest_key(last, beside) or (None if beside else _nearest_key(key, known))
+    )
 
 
-def _unreadable(text: str, error: HydraException) -> str:
+def _nearest_key(word: str, keys: list[str], cutoff: float = 0.6) -> str | None:
+    """The key that is spelt most like `word`, its sections left out where `word` has none."""
+    keys_by_spelling = {key if "." in word else key.rpartition(".")[2]: key for key in keys}
+    nearest = nearest_option(word, keys_by_spelling, cutoff)
+    return keys_by_spelling[nearest] if nearest else None
+
+
+def _describe_unreadable(text: str, error: HydraException) -> str:
     if "=" not in text:
         return f"{text}: a setting is written key=value."
     key = text.partition("=")[0]
@@ -96,77 +119,68 @@ def _search_path(overrides: list[Override]) -> Iterator[Path]:
             yield Path(str(folder).removeprefix("file://"))
 
 
-def _options(folders: list[Path]) -> dict[str, list[str]]:
+def _find_options(folders: list[Path]) -> dict[str, list[str]]:
     options: dict[str, list[str]] = {}
     for file in sorted(file for folder in folders for file in folder.glob("*/*.yaml")):
         options.setdefault(file.parent.name, []).append(file.stem)
     return options
 
 
-def _types(section: type, prefix: str = "") -> dict[str, Any]:
+def _find_types(section: type, prefix: str = "") -> dict[str, Any]:
     """The settings below a dataclass with their types, `adapter.r` -> int."""
     types: dict[str, Any] = {}
     for name, kind in get_type_hints(section).items():
         if is_dataclass(kind):
-            types |= _types(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
+            types |= _find_types(kind, f"{prefix}{name}.")  # type: ignore[arg-type]
         elif name != "trainer":
             types[prefix + name] = kind
     return types
 
 
-def _problems(override: Override, grammar: Grammar) -> Iterator[str]:
+def _check_override(override: Override, grammar: Grammar) -> Iterator[str]:
     key = override.key_or_group
     if override.is_delete():
-        yield from _deletion(key, grammar)
+        yield from _check_deletion(key, grammar)
         return
     if override.value_type is ValueType.INTERVAL_SWEEP and not grammar.searched:
-        told = "an interval is for a search. Add hydra/sweeper=optuna, or list values"
-        yield f"{key}={override.get_value_string()}: {told}: {key}=A,B."
+        hint = f"Add hydra/sweeper=optuna, or list values: {key}=A,B"
+        yield f"{key}={override.get_value_string()}: an interval is for a search. {hint}."
         return
-    values = [] if override.value_type in UNLISTED else _values(override)
+    values = [] if override.value_type in UNLISTED else _list_values(override)
+    kind = grammar.types.get(key)
     if len(values) > 1 and not grammar.multirun:
         text = ",".join(text for text, _ in values)
-        as_list = f", or write {key}=[{text}] for one list" if _takes_list(key, grammar) else ""
+        as_list = f", or write {key}=[{text}] for one list" if kind is Any or _takes_list(kind) else ""
         yield f"{key}={text}: several values make a sweep. Add -m{as_list}."
         return
     text = values[0][0] if values else "..."
     setting = f"{key}={'***' if names_secret(key) else text}"
-    if (unknown := _unknown(key, grammar)) is not None:
+    if (unknown := _describe_unknown(key, grammar)) is not None:
         yield f"{setting}: {unknown}"
-    elif override.is_add() and not _is_open(key):
+    elif override.is_add() and not key.startswith(("trainer.", *OPEN)):
         yield f"+{setting}: it exists already. Write it without the plus."
     else:
-        yield from filter(None, (_value_problem(key, text, value, grammar) for text, value in values))
-        yield from _misread(override, grammar.types.get(key), [value for _, value in values])
+        yield from filter(None, (_check_value(key, text, value, grammar) for text, value in values))
+        yield from _check_texts(override, kind, [value for _, value in values])
 
 
-def _values(override: Override) -> list[tuple[str, Any]]:
+def _list_values(override: Override) -> list[tuple[str, Any]]:
     """Each value of an override, as it was written and as what YAML would make of it."""
     if not override.is_sweep_override():
         return [((override.input_line or "").partition("=")[2], override.value())]
     return [(str(Transformer.str(value)), Override._convert_value(value)) for value in override.sweep_iterator()]
 
 
-def _takes_list(key: str, grammar: Grammar) -> bool:
-    kind = grammar.types.get(key)
-    return _takes_list_type(kind) or kind is Any
-
-
-def _is_open(key: str) -> bool:
-    return key.startswith(("trainer.", *OPEN))
-
-
-def _deletion(key: str, grammar: Grammar) -> Iterator[str]:
-    unknown = _unknown(key, grammar)
-    if unknown is not None:
+def _check_deletion(key: str, grammar: Grammar) -> Iterator[str]:
+    if (unknown := _describe_unknown(key, grammar)) is not None:
         yield f"~{key}: {unknown}"
     elif key in grammar.options:
         yield f"~{key}: a part cannot be left out. Choose {key}={'|'.join(grammar.options[key])}."
-    elif not _is_open(key):
+    elif not key.startswith(("trainer.", *OPEN)):
         yield f"~{key}: a setting cannot be left out. Give it a value: {key}=VALUE."
 
 
-def _unknown(key: str, grammar: Grammar) -> str | None:
+def _describe_unknown(key: str, grammar: Grammar) -> str | None:
     """Why there is no such key, and the one that was probably meant."""
     if key in grammar.options or key in grammar.types or key.startswith(OPEN):
         return None
@@ -176,41 +190,17 @@ def _unknown(key: str, grammar: Grammar) -> str | None:
         name, _, below = key.removeprefix("trainer.").partition(".")
         if name not in sft_fields():
             return unknown_trainer_field(name)
-        if below and "dict" not in sft_fields()[name].types:
-            return f"trainer.{name} has no parts."
-        return None
+        return f"trainer.{name} has no parts." if below and "dict" not in sft_fields()[name].types else None
     if (suggestion := suggest_setting(key)) is not None:
         return f"there is no such setting. Did you mean {suggestion}?"
     section = key.partition(".")[0] + "."
     beside = [name.removeprefix(section) for name in grammar.types if name.startswith(section)]
-    known = beside or [*grammar.options, "seed", "name"]
-    return f"there is no such setting. There are {', '.join(known)}."
+    return f"there is no such setting. There are {', '.join(beside or [*grammar.options, 'seed', 'name'])}."
 
 
-def suggest_setting(key: str) -> str | None:
-    """The setting or group that an unknown `key` was probably meant to be."""
-    types = _types(Config)
-    known = [*_options([CONF]), *types, *(f"trainer.{name}" for name in sft_fields())]
-    section, _, last = key.rpartition(".")
-    if key.startswith("hydra"):
-        return None  # Hydra's own
-    if last in RENAMED:
-        return RENAMED[last]
-    same = [name for name in known if name.rpartition(".")[2] == last]
-    beside = [name for name in known if section and name.startswith(f"{section}.")]
-    return _closest(key, same, 0) or _closest(last, beside, 0.6) or (None if beside else _closest(key, known, 0.6))
-
-
-def _closest(word: str, keys: list[str], cutoff: float) -> str | None:
-    """The key that is spelt most like `word`, its sections left out where `word` has none."""
-    spelling = {key if "." in word else key.rpartition(".")[2]: key for key in keys}
-    close = difflib.get_close_matches(word, spelling, n=1, cutoff=cutoff)
-    return spelling[close[0]] if close else None
-
-
-def _value_problem(key: str, text: str, value: Any, grammar: Grammar) -> str | None:
+def _check_value(key: str, text: str, value: Any, grammar: Grammar) -> str | None:
     if key in grammar.options:
-        return _option_problem(key, text, value, grammar.options[key])
+        return _check_option(key, text, value, grammar.options[key])
     if isinstance(value, str) and "${" in value:
         return None  # known only once it is composed
     if key.startswith("trainer."):
@@ -219,20 +209,20 @@ def _value_problem(key: str, text: str, value: Any, grammar: Grammar) -> str | N
     if key.startswith("data.columns."):
         return None if isinstance(value, str) else f"{key}={text}: expected the name of a column."
     if key.startswith(OPEN):
-        return None  # check.py looks at it
-    return _type_problem(key, text, value, grammar.types[key]) or limit_problem(key, value)
+        return None  # validate.py checks it
+    return _check_type(key, text, value, grammar.types[key]) or limit_problem(key, value)
 
 
-def _option_problem(group: str, text: str, value: Any, options: list[str]) -> str | None:
+def _check_option(group: str, text: str, value: Any, options: list[str]) -> str | None:
     if value in options or (value is None and group in OPTIONAL):
         return None
-    there_are = f"There are {', '.join(options)}."
-    if value is None:
-        return f"{group}=null: a part cannot be left out. {there_are}"
-    return f"{group}={text}: there is no such option.{did_you_mean(str(value), options, f'{group}=')} {there_are}"
+    reason = "a part cannot be left out."
+    if value is not None:
+        reason = f"there is no such option.{did_you_mean(str(value), options, f'{group}=')}"
+    return f"{group}={text}: {reason} There are {', '.join(options)}."
 
 
-def _type_problem(key: str, text: str, value: Any, kind: Any) -> str | None:
+def _check_type(key: str, text: str, value: Any, kind: Any) -> str | None:
     try:
         if kind is bool and not isinstance(value, bool):  # OmegaConf would take 2 for true
             raise ValidationError
@@ -240,38 +230,38 @@ def _type_problem(key: str, text: str, value: Any, kind: Any) -> str | None:
     except OmegaConfBaseException:
         default = OmegaConf.select(OmegaConf.structured(Config), key)
         example = f", such as {default}" if isinstance(default, int | float) and not isinstance(default, bool) else ""
-        if _takes_list_type(kind):
+        if _takes_list(kind):
             example = f", such as {key}=[{text}]"
-        hint = did_you_mean(str(value), _members(kind), f"{key}=")
-        return f"{key}={text}: expected {_expected(kind)}{example}.{hint}"
+        hint = did_you_mean(str(value), _choices(kind), f"{key}=")
+        return f"{key}={text}: expected {_describe_type(kind)}{example}.{hint}"
     return None
 
 
-def _misread(override: Override, kind: Any, values: list[Any]) -> Iterator[str]:
+def _check_texts(override: Override, kind: Any, values: list[Any]) -> Iterator[str]:
     """Numbers where text belongs, which would become another text: 1e3 becomes 1000.0."""
     given = override.input_line or ""
-    takes_text = str in (kind, *get_args(kind)) or _takes_list_type(kind)
+    takes_text = str in (kind, *get_args(kind)) or _takes_list(kind)
     if not takes_text or override.value_type is ValueType.RANGE_SWEEP:
         return
     written = re.split(r"[\s=,:()\[\]]+", given)
-    for value in (item for one in values for item in (one if isinstance(one, list) else [one])):
+    for value in (item for group in values for item in (group if isinstance(group, list) else [group])):
         if isinstance(value, bool | int | float) and str(value) not in written:
             quotes = "Put quotes around what is to stay a text, and others for the shell"
             yield f"{given}: it reads as {value}. {quotes}: \"{override.key_or_group}='TEXT'\"."
 
 
-def _takes_list_type(kind: Any) -> bool:
+def _takes_list(kind: Any) -> bool:
     return any(get_origin(member) is list for member in (kind, *get_args(kind)))
 
 
-def _expected(kind: Any) -> str:
+def _describe_type(kind: Any) -> str:
     """What a type takes, in words: `int | None` -> `an integer or null`."""
     if get_origin(kind) in (Union, UnionType):
-        return " or ".join(_expected(member) for member in get_args(kind))
-    if _members(kind):
-        return f"one of {', '.join(_members(kind))}"
+        return " or ".join(map(_describe_type, get_args(kind)))
+    if choices := _choices(kind):
+        return f"one of {', '.join(choices)}"
     return WORDS.get((get_origin(kind) or kind).__name__, "a value")
 
 
-def _members(kind: Any) -> list[str]:
+def _choices(kind: Any) -> list[str]:
     return [member.name for member in kind] if isinstance(kind, type) and issubclass(kind, Enum) else []

@@ -53,6 +53,9 @@ FILES = {
     "chat_template_path": "a file with a Jinja chat template",
     "deepspeed": "a file of DeepSpeed's settings",
 }
+# The defaults of TRL, on which rules depend.
+DEFAULT_BATCH_SIZE = 8
+DEFAULT_SAVE_STEPS = 500
 # What a validation measures, by which the best checkpoint can be chosen.
 MEASURED = ("loss", "eval_loss")
 # Names of other versions and other programs.
@@ -72,11 +75,13 @@ RENAMED_FIELDS = {
 
 def trainer_problems(trainer: dict[str, Any], attention: str) -> Iterator[str]:
     """What is wrong with the section `trainer` under this attention, one sentence or two for each problem."""
-    found = {name: trainer_field_problem(name, value) for name, value in trainer.items()}
-    yield from filter(None, found.values())
-    sound = {name: value for name, value in trainer.items() if not found[name]}
-    yield from _combinations(sound, attention)
-    yield from _checkpoints(sound)
+    problems = {name: trainer_field_problem(name, value) for name, value in trainer.items()}
+    yield from filter(None, problems.values())
+    sound = {name: value for name, value in trainer.items() if not problems[name]}
+    yield from _check_layout(sound, attention)
+    yield from _check_pairs(sound)
+    yield from _check_schedule(sound)
+    yield from _check_best_checkpoint(sound)
 
 
 def trainer_field_problem(name: str, value: Any) -> str | None:
@@ -88,7 +93,7 @@ def trainer_field_problem(name: str, value: Any) -> str | None:
     if name in REFUSED and value is not None and value is not False:
         return f"{setting}: {REFUSED[name]}."
     if not field.accepts(value):
-        return f"{setting}: expected {field.expected}.{_hint(field, value)}"
+        return f"{setting}: expected {field.expected}.{_suggest_value(field, value)}"
     if name in DEPRECATED and value == DEPRECATED[name][0]:
         return f"{setting}: it is deprecated in TRL. {DEPRECATED[name][1]}."
     if problem := limit_problem(f"trainer.{name}", value):
@@ -102,25 +107,21 @@ def trainer_field_problem(name: str, value: Any) -> str | None:
 
 def unknown_trainer_field(name: str) -> str:
     """Why `trainer.<name>` is refused, and the field that was probably meant."""
-    hint = (
-        f" Did you mean {RENAMED_FIELDS[name]}?"
-        if name in RENAMED_FIELDS
-        else did_you_mean(name, sft_fields(), "trainer.")
-    )
+    renamed = RENAMED_FIELDS.get(name)
+    hint = f" Did you mean {renamed}?" if renamed else did_you_mean(name, sft_fields(), "trainer.")
     return f"TRL's SFTConfig has no field {name}.{hint}"
 
 
-def _hint(field: Field, value: Any) -> str:
+def _suggest_value(field: Field, value: object) -> str:
     if value is False and "no" in field.choices:
         return ' In a YAML file, write "no" in quotes.'
     return did_you_mean(str(value), field.choices)
 
 
-def _combinations(trainer: dict[str, Any], attention: str) -> Iterator[str]:
-    if trainer.get("bf16") and trainer.get("fp16"):
-        yield "trainer.bf16=true and trainer.fp16=true: only one is possible. Leave out both for the machine's best."
-    rows = trainer.get("per_device_train_batch_size", 8)
-    if trainer.get("packing") and attention != "flash_attention_2" and rows > 1:
+def _check_layout(trainer: dict[str, Any], attention: str) -> Iterator[str]:
+    """Rows in packs or without padding, which want flash attention."""
+    packing, rows = trainer.get("packing"), trainer.get("per_device_train_batch_size", DEFAULT_BATCH_SIZE)
+    if packing and attention != "flash_attention_2" and rows > 1:
         yield (
             f"trainer.packing=true with trainer.per_device_train_batch_size={rows}: without flash attention the cost "
             "of attention grows with the square of all tokens of a batch. Write trainer.per_device_train_batch_size=1 "
@@ -132,17 +133,18 @@ def _combinations(trainer: dict[str, Any], attention: str) -> Iterator[str]:
             "trainer.padding_free=true: it needs flash attention; and rows are laid out without padding here anyway. "
             "Leave it out, or add model.attn_implementation=flash_attention_2 on a GPU that has it."
         )
-    steps, warmup = trainer.get("max_steps", -1), trainer.get("warmup_steps", 0)
-    if steps > 0 and warmup >= max(steps, 1) and warmup >= 1:
-        yield (
-            f"trainer.warmup_steps={spell(warmup)} with trainer.max_steps={steps}: the learning rate would never be "
-            "reached. Write a share, such as trainer.warmup_steps=0.05."
-        )
-    if trainer.get("packing") and "max_length" in trainer and trainer["max_length"] is None:
+    if packing and trainer.get("max_length", 0) is None:
         yield "trainer.packing=true with trainer.max_length=null: packs need a length. Write trainer.max_length=1024."
-    if trainer.get("dataloader_prefetch_factor") is not None and not trainer.get("dataloader_num_workers"):
+
+
+def _check_pairs(trainer: dict[str, Any]) -> Iterator[str]:
+    """Two settings that exclude or need each other."""
+    if trainer.get("bf16") and trainer.get("fp16"):
+        yield "trainer.bf16=true and trainer.fp16=true: only one is possible. Leave out both for the machine's best."
+    prefetch = trainer.get("dataloader_prefetch_factor")
+    if prefetch is not None and not trainer.get("dataloader_num_workers"):
         yield (
-            f"trainer.dataloader_prefetch_factor={trainer['dataloader_prefetch_factor']}: it is for worker processes. "
+            f"trainer.dataloader_prefetch_factor={prefetch}: it is for worker processes. "
             "Add trainer.dataloader_num_workers=2."
         )
     old, new = trainer.get("gradient_checkpointing"), trainer.get("activation_checkpointing")
@@ -153,16 +155,24 @@ def _combinations(trainer: dict[str, Any], attention: str) -> Iterator[str]:
         )
 
 
-def _checkpoints(trainer: dict[str, Any]) -> Iterator[str]:
-    evaluated, saved = trainer.get("eval_strategy", "no"), trainer.get("save_strategy", "steps")
-    eval_steps, save_steps = trainer.get("eval_steps"), trainer.get("save_steps", 500)
-    if evaluated == "steps" and eval_steps is None:
-        yield "trainer.eval_strategy=steps: it needs an interval. Add trainer.eval_steps=25."
-    if evaluated == "no" and trainer.get("lr_scheduler_type") in ("reduce_lr_on_plateau", "greedy"):
+def _check_schedule(trainer: dict[str, Any]) -> Iterator[str]:
+    steps, warmup = trainer.get("max_steps", -1), trainer.get("warmup_steps", 0)
+    if steps > 0 and warmup >= steps:
         yield (
-            f"trainer.lr_scheduler_type={trainer['lr_scheduler_type']}: it follows the validation loss. "
-            "Add trainer.eval_strategy=epoch."
+            f"trainer.warmup_steps={spell(warmup)} with trainer.max_steps={steps}: the learning rate would never be "
+            "reached. Write a share, such as trainer.warmup_steps=0.05."
         )
+    evaluated, scheduler = trainer.get("eval_strategy", "no"), trainer.get("lr_scheduler_type")
+    if evaluated == "steps" and trainer.get("eval_steps") is None:
+        yield "trainer.eval_strategy=steps: it needs an interval. Add trainer.eval_steps=25."
+    if evaluated == "no" and scheduler in ("reduce_lr_on_plateau", "greedy"):
+        yield (
+            f"trainer.lr_scheduler_type={scheduler}: it follows the validation loss. Add trainer.eval_strategy=epoch."
+        )
+
+
+def _check_best_checkpoint(trainer: dict[str, Any]) -> Iterator[str]:
+    evaluated, saved = trainer.get("eval_strategy", "no"), trainer.get("save_strategy", "steps")
     if saved == "best" and evaluated == "no":
         yield "trainer.save_strategy=best: the best follows from validation. Add trainer.eval_strategy=epoch."
     metric = trainer.get("metric_for_best_model")
@@ -173,20 +183,24 @@ def _checkpoints(trainer: dict[str, Any]) -> Iterator[str]:
         )
     if not trainer.get("load_best_model_at_end") or saved == "best":
         return
+    eval_steps, save_steps = trainer.get("eval_steps"), trainer.get("save_steps", DEFAULT_SAVE_STEPS)
     if evaluated == "no":
         when = "epoch trainer.save_strategy=epoch" if saved == "no" else saved
         yield (
             f"trainer.load_best_model_at_end=true: the best follows from validation. Add trainer.eval_strategy={when}."
         )
-        return
-    if evaluated != saved:
+    elif evaluated != saved:
         yield (
             f"trainer.load_best_model_at_end=true with trainer.eval_strategy={evaluated} and "
             f"trainer.save_strategy={saved}: they must be the same. Write trainer.save_strategy={evaluated}."
         )
-    elif evaluated == "steps" and eval_steps and abs(save_steps / eval_steps - round(save_steps / eval_steps)) > 1e-6:
+    elif evaluated == "steps" and eval_steps and not _is_whole(save_steps / eval_steps):
         yield (
             f"trainer.load_best_model_at_end=true with trainer.save_steps={save_steps}: each checkpoint needs an "
             f"evaluation, and there is one every trainer.eval_steps={eval_steps} steps. Write "
             f"trainer.save_steps={eval_steps}."
         )
+
+
+def _is_whole(ratio: float) -> bool:
+    return abs(ratio - round(ratio)) <= 1e-6

@@ -8,7 +8,7 @@ converted, and nothing is left out unless the caller says so.
 import csv
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +20,7 @@ from finetune.errors import UserError, describe_value, did_you_mean
 Row = dict[str, Any]
 FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 BLOCK = 64 * 2**10  # bytes of lines that are parsed at a time
+HUB_ROWS_AT_A_TIME = 1000
 
 
 class RowError(UserError):
@@ -47,16 +48,15 @@ def read_rows(path: Path, name: str | None = None, bad: OnBadRow = refuse_row) -
     require_file(path)
     met_bad = False
 
-    def bad_here(message: str) -> None:
+    def note_bad(message: str) -> None:
         nonlocal met_bad
         met_bad = True
         bad(message)
 
-    found = reader(path, name or str(path), bad_here)
-    first = next(found, None)
-    if first is not None:
+    numbered_rows = reader(path, name or str(path), note_bad)
+    if (first := next(numbered_rows, None)) is not None:
         yield first
-        yield from found
+        yield from numbered_rows
     elif not met_bad:
         raise UserError(f"{path} holds no rows, expected at least one.")
 
@@ -64,8 +64,8 @@ def read_rows(path: Path, name: str | None = None, bad: OnBadRow = refuse_row) -
 def read_hub_rows(
     path: str, subset: str | None, revision: str | None, split: str, bad: OnBadRow = refuse_row
 ) -> Iterator[tuple[int, Row]]:
-    """The rows of one split of a data set on the Hugging Face hub, each with its number; see name_split."""
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are told by the error at their end
+    """The rows of one split of a data set on the Hugging Face hub, each with its number; see hub_place."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries are in the error at their end
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -74,9 +74,9 @@ def read_hub_rows(
     except (ValueError, OSError, DatasetsError) as error:  # a wrong name, split, network or file
         reason = " ".join(str(error).split()).rstrip(".")
         chosen = {"subset": subset, "revision": revision, "split": split}
-        asked = ", ".join(f"{name} {value}" for name, value in chosen.items() if value)
+        given = ", ".join(f"{name} {value}" for name, value in chosen.items() if value)
         raise UserError(
-            f"The data set {path} ({asked}) could not be loaded: {reason}. "
+            f"The data set {path} ({given}) could not be loaded: {reason}. "
             "Check data.path, data.subset, data.revision and the split's name, or the network."
         ) from error
 
@@ -84,12 +84,9 @@ def read_hub_rows(
         columns = dataset[start:stop]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
-    for start in range(0, len(dataset), 1000):
-        for number, row in enumerate(_read_batch(read, start, min(start + 1000, len(dataset))), start + 1):
-            if isinstance(row, ValueError):
-                bad(f"{hub_place(path, split)}:{number}: {_unreadable(row)}")
-            else:
-                yield number, row
+    for start in range(0, len(dataset), HUB_ROWS_AT_A_TIME):
+        stop = min(start + HUB_ROWS_AT_A_TIME, len(dataset))
+        yield from _read_table(read, start, stop, hub_place(path, split), bad)
 
 
 def hub_place(path: str, split: str) -> str:
@@ -170,7 +167,8 @@ def _read_csv(path: Path, name: str, bad: OnBadRow) -> Iterator[tuple[int, Row]]
                 elif not _is_text(cells):
                     (bad if header else refuse_row)(f"{name}:{line}: the row is not UTF-8. {how_to_convert(path)}")
                 elif header is None:
-                    header = _require_header(cells, f"{name}:{line}")
+                    header = cells
+                    _require_unique_names(header, f"{name}:{line}")
                     _require_commas(header, f"{name}:{line}", path)
                 elif len(cells) != len(header):
                     bad(f"{name}:{line}: found {len(cells)} fields, expected {len(header)} as in the header.")
@@ -189,36 +187,34 @@ def _read_parquet(path: Path, name: str, bad: OnBadRow) -> Iterator[tuple[int, R
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            _require_header(file.schema_arrow.names, name)
+            _require_unique_names(file.schema_arrow.names, name)
             for batch in file.iter_batches():
 
-                def read(start: int, stop: int, batch: Any = batch) -> list[Row]:
-                    return batch.slice(start, stop - start).to_pylist()
+                def read(start: int, stop: int, batch: "pa.RecordBatch" = batch, first: int = number) -> list[Row]:
+                    return batch.slice(start - first, stop - start).to_pylist()
 
-                for row in _read_batch(read, 0, batch.num_rows):
-                    number += 1
-                    if isinstance(row, ValueError):
-                        bad(f"{name}:{number}: {_unreadable(row)}")
-                    else:
-                        yield number, row
+                yield from _read_table(read, number, number + batch.num_rows, name, bad)
+                number += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{name}: not a valid Parquet file, after row {number}: {error}") from error
 
 
-def _read_batch(read: Callable[[int, int], list[Row]], start: int, stop: int) -> Sequence[Row | ValueError]:
-    """The rows from `start` to before `stop`; one that cannot be read is an error in its place."""
+def _read_table(
+    read: Callable[[int, int], list[Row]], start: int, stop: int, name: str, bad: OnBadRow
+) -> Iterator[tuple[int, Row]]:
+    """The rows from `start` to before `stop`, numbered from 1; one that cannot be read is bad, but not those beside."""
     try:
-        return read(start, stop)
+        rows = read(start, stop)
     except ValueError as error:
         if stop - start == 1:
-            return [error]
+            expected = "UTF-8" if isinstance(error, UnicodeDecodeError) else "values that Python can hold"
+            bad(f"{name}:{stop}: the row cannot be read: {error}; expected {expected}.")
+            return
         middle = (start + stop) // 2
-        return [*_read_batch(read, start, middle), *_read_batch(read, middle, stop)]
-
-
-def _unreadable(error: ValueError) -> str:
-    expected = "UTF-8" if isinstance(error, UnicodeDecodeError) else "values that Python can hold"
-    return f"the row cannot be read: {error}; expected {expected}."
+        yield from _read_table(read, start, middle, name, bad)
+        yield from _read_table(read, middle, stop, name, bad)
+    else:
+        yield from enumerate(rows, start + 1)
 
 
 def _is_text(cells: list[str]) -> bool:
@@ -229,21 +225,19 @@ def _is_text(cells: list[str]) -> bool:
     return True
 
 
-def _require_commas(header: list[str], place: str, path: Path) -> None:
-    """Raise UserError for a header whose one field seems to be several."""
-    mark = next((mark for mark in ";\t|" if mark in header[0]), None)
-    if len(header) == 1 and mark:
-        from_here = shlex.quote(str(path))
-        convert = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={mark!r}))"
-        raise UserError(
-            f"{place}: the header is one field, {describe_value(header[0])}; expected fields separated by commas, not "
-            f"by {mark!r}. "
-            f'Convert the file, for example: python -c "{convert}" < {from_here} > commas.csv'
-        )
-
-
-def _require_header(cells: list[str], place: str) -> list[str]:
-    repeated = {cell for cell in cells if cells.count(cell) > 1}
+def _require_unique_names(header: list[str], place: str) -> None:
+    repeated = {name for name in header if header.count(name) > 1}
     if repeated:
         raise UserError(f"{place}: the header has {', '.join(sorted(repeated))} more than once.")
-    return cells
+
+
+def _require_commas(header: list[str], place: str, path: Path) -> None:
+    """Raise UserError for a header whose one field seems to be several."""
+    separator = next((mark for mark in ";\t|" if mark in header[0]), None)
+    if len(header) == 1 and separator:
+        convert = f"import csv, sys; csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={separator!r}))"
+        raise UserError(
+            f"{place}: the header is one field, {describe_value(header[0])}; expected fields separated by commas, not "
+            f'by {separator!r}. Convert the file, for example: python -c "{convert}" < {shlex.quote(str(path))} > '
+            "commas.csv"
+        )

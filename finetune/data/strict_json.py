@@ -46,10 +46,10 @@ def parse_lines(text: str) -> list[dict[str, Any]]:
     if MARKER in lines:
         raise FaultError(f"found {MARKER}")
     try:
-        found = MARKED.decode("[" + lines.replace("\n", f",{MARKER},") + "]")
+        parsed = MARKED.decode("[" + lines.replace("\n", f",{MARKER},") + "]")
     except RecursionError as error:
         raise FaultError("nested too deeply") from error
-    objects, marks = found[::2], found[1::2]
+    objects, marks = parsed[::2], parsed[1::2]
     if marks != [MARK] * lines.count("\n") or set(map(type, objects)) != {dict}:
         raise FaultError("a line is no object")
     _refuse_surrogates(objects, text)
@@ -98,13 +98,13 @@ def _skip_space(text: str, start: int) -> int:
 
 
 def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):  # parsers disagree about which value counts (RFC 8259, section 4)
+    unique = dict(pairs)
+    if len(unique) != len(pairs):  # parsers disagree about which value counts (RFC 8259, section 4)
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
         quoted = describe_value(repeated).removeprefix("the text ")
         raise FaultError(f"found the key {quoted} more than once in an object, expected it once")
-    return found
+    return unique
 
 
 def _refuse_constant(constant: str) -> NoReturn:
@@ -121,8 +121,8 @@ def _refuse_surrogates(value: Any, text: str) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        found = f"\\u{ord(error.object[error.start]):04x}"
-        raise FaultError(f"found {found}, half of a surrogate pair, expected both halves of a character") from error
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise FaultError(f"found {half}, half of a surrogate pair, expected both halves of a character") from error
 
 
 SPACE = re.compile(r"[ \t\r\n]*")

@@ -12,9 +12,8 @@ OnBadRow = Callable[[str], object]
 """What is done about one row that is wrong, given its place, what was found and what was expected."""
 
 Decode = Callable[[bytes], str]
-LONGEST_LINE = (
-    16 * 2**20
-)  # bytes of a line: beyond it stands a file without line ends, and reading it would fill the memory
+# Bytes of a line: a longer one means a file without line ends, and reading it would fill the memory.
+LONGEST_LINE = 16 * 2**20
 
 
 def open_text(path: Path) -> BinaryIO:
@@ -39,8 +38,8 @@ def read_lines(
         try:
             text = decode(line)
         except UnicodeDecodeError as error:
-            where = f"byte {error.start + 1} of the line is not UTF-8"
-            bad(f"{name}:{number}: {where}. {how_to_convert(Path(file.name))}")
+            problem = f"{name}:{number}: byte {error.start + 1} of the line is not UTF-8"
+            bad(f"{problem}. {how_to_convert(Path(file.name))}")
         else:
             yield number, text
 
@@ -68,8 +67,8 @@ def read_text(path: Path, name: str) -> str:
 def how_to_convert(path: Path) -> str:
     """What to do about a file that is not UTF-8."""
     with path.open("rb") as file:
-        known = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
-    return f"Save the file as UTF-8, for example: iconv -f {known} -t utf-8 {path} > utf8{path.suffix}"
+        encoding = "utf-16" if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "latin1"
+    return f"Save the file as UTF-8, for example: iconv -f {encoding} -t utf-8 {path} > utf8{path.suffix}"
 
 
 def too_long(what: str, size: int) -> str:
