@@ -19,11 +19,11 @@ from filelock import FileLock, Timeout
 
 from finetune.data.embedded import cache_folder
 from finetune.evaluation.generate import Answer
-from finetune.model.base import weights_digest
+from finetune.model.base import TrainedModel, weights_digest
 from finetune.runs.files import write_text
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
-# Raised with each change to how answers are computed (generate.py, batch.py) that may round otherwise.
+# Raised with each change to how answers are computed (generate.py, model/) that may round otherwise.
 FORMAT = 1
 BUSY = "another run is computing them"
 
@@ -45,56 +45,53 @@ class AnswerCache:
     base: dict[str, Any]
 
     @classmethod
-    def of(cls, base: Any) -> "AnswerCache":
-        """The memory of a model as it is now: its weights, its configuration, where it computes, and the libraries."""
-        if not PartialState().is_main_process:  # which alone looks things up
+    def of(cls, base: TrainedModel) -> "AnswerCache":
+        """The cache of a model as it is now: its weights, its configuration, where it computes, and the libraries."""
+        if not PartialState().is_main_process:  # which alone reads and writes files
             return cls({})
         on_gpu = base.device.type == "cuda"
         device = torch.cuda.get_device_name(base.device) if on_gpu else torch.backends.cpu.get_cpu_capability()
+        attention = base.config._attn_implementation  # private: transformers, no public name
         return cls(
             {
                 "format": FORMAT,
                 "weights": weights_digest(base),
-                "config": base.config.to_dict() | {"_name_or_path": "", "attention": base.config._attn_implementation},
+                "config": base.config.to_dict() | {"_name_or_path": "", "attention": attention},
                 "generation": base.generation_config.to_dict(),
                 "device": device,
                 "versions": [version(name) for name in LIBRARIES],
             }
         )
 
-    def key(self, asked: dict[str, Any]) -> str:
-        """A hash over the model and what it was asked."""
-        return hashlib.sha256(json.dumps([self.base, asked], sort_keys=True, default=str).encode()).hexdigest()
-
     def recall(
-        self, asked: dict[str, Any], compute: Callable[[], list[Reply]], wait: bool
+        self, request: dict[str, Any], compute: Callable[[], list[Reply]], wait: bool
     ) -> tuple[list[Reply], bool] | None:
-        """The replies to what was asked and whether they were known; otherwise computed, and remembered.
+        """The replies to a request and whether they were in the cache; otherwise they are computed, and kept.
 
         Where another run is computing them, this one waits for them, or with `wait=False` returns None.
         """
-        main = PartialState().is_main_process
-        file = cache_folder() / "base_answers" / f"{self.key(asked)}.json"
-        known: list[Any] = [None]
-        with ExitStack() as held:
-            if main:
+        content = json.dumps([self.base, request], sort_keys=True, default=str)
+        file = cache_folder() / "base_answers" / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
+        cached: list[Any] = [None]
+        with ExitStack() as locks:
+            if PartialState().is_main_process:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 try:
-                    held.enter_context(FileLock(file.with_suffix(".lock"), timeout=-1 if wait else 0))
-                    known = [json.loads(file.read_text(encoding="utf-8")) if file.exists() else None]
+                    locks.enter_context(FileLock(file.with_suffix(".lock"), timeout=-1 if wait else 0))
+                    cached = [json.loads(file.read_text(encoding="utf-8")) if file.exists() else None]
                 except Timeout:
-                    known = [BUSY]
-            broadcast_object_list(known)
-            if known[0] == BUSY:
+                    cached = [BUSY]
+            broadcast_object_list(cached)
+            if cached[0] == BUSY:
                 return None
-            if known[0] is not None:
-                return [_read(*reply) for reply in known[0]], True
+            if cached[0] is not None:
+                return [_reply(*reply) for reply in cached[0]], True
             replies = compute()
-            if main:
-                content = [[reply.answer and asdict(reply.answer), reply.likelihood] for reply in replies]
-                write_text(file, json.dumps(content, ensure_ascii=False))
+            if PartialState().is_main_process:
+                rows = [[reply.answer and asdict(reply.answer), reply.likelihood] for reply in replies]
+                write_text(file, json.dumps(rows, ensure_ascii=False))
         return replies, False
 
 
-def _read(answer: dict[str, Any] | None, likelihood: list[Any] | None) -> Reply:
+def _reply(answer: dict[str, Any] | None, likelihood: list[Any] | None) -> Reply:
     return Reply(Answer(**answer) if answer else None, (likelihood[0], likelihood[1]) if likelihood else None)

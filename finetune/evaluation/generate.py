@@ -11,15 +11,17 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from torch.nn import functional
-from transformers import DynamicCache, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
 from transformers.cache_utils import DynamicLayer
 
 from finetune.config.schema import Eval
 from finetune.data.splits import Message
-from finetune.model.shared_prefix_attention import shares_prefixes
+from finetune.model.base import TrainedModel
+from finetune.model.shared_prefix_attention import common_prefix_length, shares_prefixes
 from finetune.model.tokenizer import end_tokens
 from finetune.training.chat_template import prompt_tokens
 
+# After so many tokens, answers that have ended leave their batch.
 ROUND = 16
 # Without eval.batch_size: prompts answered at a time, fewer where their keys and values would need more memory.
 MOST_PROMPTS = 100
@@ -36,17 +38,18 @@ class Answer:
 
 
 def generate_answers(
-    model: PreTrainedModel | PeftModel,
+    model: TrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[Message]],
     decoding: Eval,
     max_new_tokens: int,
     seed: int,
     advance: Callable[[int], None],
+    round_tokens: int = ROUND,
 ) -> list[Answer]:
     """Answers in the order of the prompts; computed shortest prompt first, many at a time.
 
-    `advance` is told how many more prompts are done.
+    `advance(n)` is called whenever n more prompts are answered.
     """
     tokens = [prompt_tokens(prompt, tokenizer) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(tokens[i]))
@@ -57,33 +60,32 @@ def generate_answers(
     batch_size = decoding.batch_size or largest_batch(model, max(map(len, tokens), default=0) + max_new_tokens)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        batch = generate_batch(model, tokenizer, [tokens[i] for i in chosen], config, max_new_tokens)
-        answers.update(zip(chosen, batch, strict=True))
+        batch = [tokens[i] for i in chosen]
+        generated = generate_batch(model, tokenizer, batch, config, max_new_tokens, round_tokens)
+        answers.update(zip(chosen, generated, strict=True))
         advance(len(chosen))
     return [answers[i] for i in range(len(prompts))]
 
 
-def largest_batch(model: PreTrainedModel | PeftModel, tokens: int) -> int:
+def largest_batch(model: TrainedModel, tokens: int) -> int:
     """How many rows of so many tokens are answered at a time; the same on every machine, as rounding depends on it."""
     return max(1, min(MOST_PROMPTS, CACHE_BYTES // cache_bytes(model, tokens)))
 
 
-def cache_bytes(model: PreTrainedModel | PeftModel, tokens: int) -> int:
+def cache_bytes(model: TrainedModel, tokens: int) -> int:
     """The bytes of a row's keys and values."""
     text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * heads * size * tokens * model.dtype.itemsize)
+    keys_and_values = 2
+    return int(keys_and_values * text.num_hidden_layers * heads * size * tokens * model.dtype.itemsize)
 
 
-def _generation_config(
-    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, decoding: Eval
-) -> GenerationConfig:
+def _generation_config(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Eval) -> GenerationConfig:
     sampling = {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": decoding.top_k}
-    greedy = decoding.temperature == 0
     return GenerationConfig(
-        do_sample=not greedy,
-        **({} if greedy else sampling),
+        do_sample=decoding.temperature > 0,
+        **(sampling if decoding.temperature > 0 else {}),
         eos_token_id=end_tokens(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -92,15 +94,16 @@ def _generation_config(
 
 @torch.no_grad()
 def generate_batch(
-    model: PreTrainedModel | PeftModel,
+    model: TrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[int]],
     config: GenerationConfig,
     max_new_tokens: int,
+    round_tokens: int = ROUND,
 ) -> list[Answer]:
     """Generate from `shared prefix | padding | rest of the prompt`, the prefix computed once for all rows.
 
-    Every ROUND tokens, the answers that have ended leave the batch.
+    Every `round_tokens`, the answers that have ended leave the batch.
     """
     longest = max(map(len, prompts))
     limit = longest + max_new_tokens
@@ -110,12 +113,12 @@ def generate_batch(
     tokens, mask = torch.tensor(rows, device=model.device), torch.tensor(masks, device=model.device)
     cache = prefix_cache(model, prompts[0][:prefix], len(prompts), limit) if prefix else None
     ends = torch.tensor(config.eos_token_id, device=model.device)
-    going = torch.arange(len(prompts), device=model.device)
+    unfinished = torch.arange(len(prompts), device=model.device)
     # A slice of the hidden states that is not contiguous makes PyTorch copy the head's weight once for every row.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
     answers: dict[int, list[int]] = {}
-    while len(going):
-        config.max_new_tokens = min(ROUND if cache else max_new_tokens, limit - tokens.shape[1])
+    while len(unfinished):
+        config.max_new_tokens = min(round_tokens if cache else max_new_tokens, limit - tokens.shape[1])
         with _no_defaults(model):
             tokens = model.generate(  # type: ignore[operator]
                 input_ids=tokens, attention_mask=mask, past_key_values=cache, generation_config=config
@@ -123,20 +126,20 @@ def generate_batch(
         mask = functional.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1)
         new = tokens[:, longest:]
         ended = torch.isin(new, ends).any(dim=1) | (tokens.shape[1] == limit or cache is None)
-        answers |= dict(zip(going[ended].tolist(), new[ended].tolist(), strict=True))
-        tokens, mask, going = tokens[~ended], mask[~ended], going[~ended]
-        if cache and len(going):
+        answers |= dict(zip(unfinished[ended].tolist(), new[ended].tolist(), strict=True))
+        tokens, mask, unfinished = tokens[~ended], mask[~ended], unfinished[~ended]
+        if cache and len(unfinished):
             cache.batch_select_indices(~ended)
     hook.remove()
-    return [_read(tokenizer, answers[i], config.eos_token_id) for i in range(len(prompts))]
+    return [_decode_answer(tokenizer, answers[i], config.eos_token_id) for i in range(len(prompts))]
 
 
 @contextmanager
 def dequantised(model: torch.nn.Module) -> Iterator[None]:
     """Within the block, on a CPU, 4-bit weights are dequantised once and not for every token.
 
-    The answers are the same, as bitsandbytes multiplies by the same dequantised weights; but making them takes a fifth
-    of the time of a hundred answers, and most of that of a few.
+    The answers are the same, as bitsandbytes multiplies by the same dequantised weights; but that takes a fifth of the
+    time of a hundred answers, and most of that of a few.
     """
     layers = _quantised_layers(model)
     for layer in layers:
@@ -149,14 +152,14 @@ def dequantised(model: torch.nn.Module) -> Iterator[None]:
 
 
 def dequantised_bytes(model: torch.nn.Module) -> int:
-    """What `unpacked` takes."""
+    """The memory that `dequantised` takes."""
     return sum(
         layer.weight.quant_state.shape.numel() * layer.compute_dtype.itemsize for layer in _quantised_layers(model)
     )
 
 
 def _quantised_layers(model: torch.nn.Module) -> list[Any]:
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, Linear4bit)]
+    layers: Iterator[Any] = (module for module in model.modules() if isinstance(module, Linear4bit))
     return [layer for layer in layers if layer.weight.device.type == "cpu" and layer.weight.quant_state is not None]
 
 
@@ -174,20 +177,20 @@ def _multiplication(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 @contextmanager
-def _no_defaults(model: PreTrainedModel | PeftModel) -> Iterator[None]:
+def _no_defaults(model: TrainedModel) -> Iterator[None]:
     """Within the block the model's own generation settings, such as a penalty on repetition, are out of the way.
 
     transformers lets them fill whatever the settings given to `generate` leave open.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    own, base.generation_config = base.generation_config, GenerationConfig()
+    defaults, base.generation_config = base.generation_config, GenerationConfig()
     try:
         yield
     finally:
-        base.generation_config = own
+        base.generation_config = defaults
 
 
-def shared_prefix_length(model: PreTrainedModel | PeftModel, prompts: list[list[int]], max_new_tokens: int) -> int:
+def shared_prefix_length(model: TrainedModel, prompts: list[list[int]], max_new_tokens: int) -> int:
     """How many leading tokens all prompts share, at least one being left; 0 where the model cannot share them.
 
     Padding between prefix and rest takes up room in a sliding window, so a window must hold everything.
@@ -196,11 +199,10 @@ def shared_prefix_length(model: PreTrainedModel | PeftModel, prompts: list[list[
     window = getattr(text, "sliding_window", None)
     if not shares_prefixes(text) or (window and window < max(map(len, prompts)) + max_new_tokens):
         return 0
-    alike = zip(*(prompt[:-1] for prompt in prompts), strict=False)
-    return next((i for i, column in enumerate(alike) if len(set(column)) > 1), min(map(len, prompts)) - 1)
+    return common_prefix_length([prompt[:-1] for prompt in prompts])
 
 
-def prefix_cache(model: PreTrainedModel | PeftModel, prefix: list[int], rows: int, capacity: int) -> DynamicCache:
+def prefix_cache(model: TrainedModel, prefix: list[int], rows: int, capacity: int) -> DynamicCache:
     """The keys and values of the prefix, once for each row, with room for `capacity` tokens."""
     cache = DynamicCache(config=model.config)
     cache.layers = [_PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
@@ -228,8 +230,8 @@ class _PreallocatedLayer(DynamicLayer):
         before, new = self.get_seq_length(), (key_states, value_states)
         after = before + key_states.shape[-2]
         if not self.buffers:
-            held: tuple[Any, ...] = (self.keys, self.values) if before else ()
             self.buffers = tuple(s.new_empty(*s.shape[:2], self.capacity, s.shape[-1]) for s in new)
+            held: tuple[Any, ...] = (self.keys, self.values) if before else ()
             for buffer, states in zip(self.buffers, held, strict=False):
                 buffer[:, :, :before] = states
         for buffer, states in zip(self.buffers, new, strict=True):
@@ -247,7 +249,7 @@ class _PreallocatedLayer(DynamicLayer):
         self.buffers = ()
 
 
-def _read(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: list[int]) -> Answer:
+def _decode_answer(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: list[int]) -> Answer:
     length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
     text = str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
     return Answer(text, length, finished=length < len(tokens))

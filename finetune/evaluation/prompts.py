@@ -16,19 +16,22 @@ from finetune.training.chat_template import prompt_tokens
 from finetune.training.prepare import PreparedRun
 from finetune.training.tokenize import tokenize_examples
 
+# Room for an answer, as a multiple of the longest training answer.
+ANSWER_ROOM = 1.25
+
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The held-out prompts as one draw asks them, their tokens, and the training rows shown in each of them."""
+    """Held-out prompts, their tokens, and the demonstrations (training rows) that each of them begins with."""
 
     examples: list[Example]
     tokenized: Dataset
-    shown: list[Example]
+    demonstrations: list[Example]
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the arms are asked: each prompt as it is and, from one shot on, behind each draw of training rows."""
+    """What the arms answer: each prompt as it is and, from one shot on, behind each sample of demonstrations."""
 
     zero_shot: PromptSet
     few_shot: list[PromptSet]
@@ -44,82 +47,92 @@ class Prompts:
         """The held-out examples."""
         return self.zero_shot.examples
 
+    @property
+    def need_answers(self) -> bool:
+        """Whether a metric scores answers; perplexity scores references."""
+        return any(name != "perplexity" for name in self.metrics)
+
+    @property
+    def need_likelihoods(self) -> bool:
+        """Whether a metric scores how likely the model finds the references."""
+        return "perplexity" in self.metrics
+
     def arms(self) -> dict[str, list[PromptSet]]:
-        """The draws that each arm answers."""
+        """What each arm answers; the names of the tuned model's arms begin with `tuned`."""
         base = {"zero_shot": [self.zero_shot], "few_shot": self.few_shot} if self.split == "test" else {}
         tuned = {"tuned": [self.zero_shot], "tuned_few_shot": self.few_shot if self.decoding.tuned_few_shot else []}
-        return {name: draws for name, draws in (base | tuned).items() if draws}
+        return {name: prompt_sets for name, prompt_sets in (base | tuned).items() if prompt_sets}
 
 
 def choose_prompts(config: Config, prepared: PreparedRun) -> Prompts:
-    """The held-out prompts of a run: at most `eval.max_prompts`, and the draws of `eval.shots` training rows.
+    """The held-out prompts of a run: at most `eval.max_prompts`, and samples of `eval.shots` demonstrations.
 
-    A trial of a search answers validation prompts, the others are of the test rows.
-    `data.seed` chooses both. Raises UserError where a metric cannot score a reference, and where the longest prompt
-    with its answer does not fit the model's context.
+    A trial of a search answers validation prompts, any other run test prompts. `data.seed` chooses both. Raises
+    UserError for a metric that cannot score a reference, and for prompts that do not fit the model's context.
     """
     split = "validation" if config.sweep.on_validation else "test"
     examples, rows = getattr(prepared.splits, split), prepared.rows
     limit = min(config.eval.max_prompts or len(examples), len(examples))
-    places = sorted(random.Random(config.data.seed).sample(range(len(examples)), limit))
-    zero_shot = PromptSet([examples[i] for i in places], rows.whole[split].select(places), [])
-    longest = math.ceil(1.25 * rows.sizes["train"].longest_answer)
-    names = config.data.metrics or find_recipe(config.data).METRICS
-    _require_scorable(names, zero_shot.examples)
-    few_shot = list(_sample_demonstrations(config, prepared, zero_shot.examples)) if split == "test" else []
-    max_new_tokens = config.eval.max_new_tokens or longest
-    prompts = Prompts(zero_shot, few_shot, list(names), config.eval, max_new_tokens, config.data.seed, split)
+    numbers = sorted(random.Random(config.data.seed).sample(range(len(examples)), limit))
+    zero_shot = PromptSet([examples[i] for i in numbers], rows.whole[split].select(numbers), [])
+    metrics = list(config.data.metrics or find_recipe(config.data).METRICS)
+    _require_scorable(metrics, zero_shot.examples)
+    few_shot = list(_sample_few_shot(config, prepared, zero_shot.examples)) if split == "test" else []
+    max_new_tokens = config.eval.max_new_tokens or math.ceil(ANSWER_ROOM * rows.sizes["train"].longest_answer)
+    prompts = Prompts(zero_shot, few_shot, metrics, config.eval, max_new_tokens, config.data.seed, split)
     _require_context(prompts, prepared)
     return prompts
 
 
-def _sample_demonstrations(config: Config, prepared: PreparedRun, examples: list[Example]) -> Iterator[PromptSet]:
+def _sample_few_shot(config: Config, prepared: PreparedRun, examples: list[Example]) -> Iterator[PromptSet]:
     shots, train = config.eval.shots, prepared.splits.train
-    if not shots or not examples[0].prompt:  # plain text is not answered, and so needs no example
+    if not shots or not examples[0].prompt:  # plain text is not answered, and so needs no demonstrations
         return
     if shots > len(train):
         raise UserError(f"eval.shots={shots}: there are only {len(train)} training rows to take examples from.")
     for number in range(config.eval.draws):
-        shown = random.Random(f"{config.data.seed}, draw {number}").sample(train, shots)
-        asked = [replace(example, prompt=_with_demonstrations(shown, example.prompt)) for example in examples]
-        yield PromptSet(asked, tokenize_examples(asked, prepared.tokenizer, prepared.settings, "few-shot"), shown)
+        sample = random.Random(f"{config.data.seed}, draw {number}").sample(train, shots)
+        prompted = [replace(example, prompt=_with_demonstrations(sample, example.prompt)) for example in examples]
+        tokenized = tokenize_examples(prompted, prepared.tokenizer, prepared.settings, "few-shot")
+        yield PromptSet(prompted, tokenized, sample)
 
 
-def _with_demonstrations(shown: list[Example], prompt: list[Message]) -> list[Message]:
-    """The prompt behind the shown examples, each a turn of its own; the prompt's system message stays in front."""
+def _with_demonstrations(demonstrations: list[Example], prompt: list[Message]) -> list[Message]:
+    """The prompt behind the demonstrations, each a turn of its own; the prompt's system message stays in front."""
     system = prompt[:1] if prompt[0]["role"] == "system" else []
     turns: list[Message] = []
-    for example in shown:
-        asked = example.prompt[1:] if example.prompt[0]["role"] == "system" else example.prompt
-        turns += [*asked, {"role": "assistant", "content": example.completion}]
+    for example in demonstrations:
+        question = example.prompt[1:] if example.prompt[0]["role"] == "system" else example.prompt
+        turns += [*question, {"role": "assistant", "content": example.completion}]
     return [*system, *turns, *prompt[len(system) :]]
 
 
-def _require_scorable(names: list[str], examples: list[Example]) -> None:
+def _require_scorable(metrics: list[str], examples: list[Example]) -> None:
     """Raise UserError, before anything is trained, for a metric that cannot score one of the references."""
-    answered = [name for name in names if name != "perplexity"]
-    for example in examples if answered else []:
+    of_answers = [name for name in metrics if name != "perplexity"]
+    for example in examples if of_answers else []:
         if not example.prompt:
             raise UserError(
-                f"{example.place}: plain text has no prompt to answer, so {answered[0]} cannot score it. "
+                f"{example.place}: plain text has no prompt to answer, so {of_answers[0]} cannot score it. "
                 "Set data.metrics=[perplexity], or choose a recipe with prompts."
             )
         try:
-            score_answers(answered, [example.completion], [example.completion])
+            score_answers(of_answers, [example.completion], [example.completion])
         except ValueError as error:
             raise UserError(f"{example.place}: {error}. Choose others with data.metrics.") from error
 
 
 def _require_context(prompts: Prompts, prepared: PreparedRun) -> None:
-    context = getattr(prepared.outline.config.get_text_config(), "max_position_embeddings", None)
-    for draw in [prompts.zero_shot, *prompts.few_shot]:
-        asked = [prompt_tokens(example.prompt, prepared.tokenizer) for example in draw.examples if example.prompt]
-        longest = max(map(len, asked), default=0)
+    context = getattr(prepared.meta_model.config.get_text_config(), "max_position_embeddings", None)
+    for prompt_set in [prompts.zero_shot, *prompts.few_shot]:
+        tokens = [
+            prompt_tokens(example.prompt, prepared.tokenizer) for example in prompt_set.examples if example.prompt
+        ]
+        longest, shots = max(map(len, tokens), default=0), len(prompt_set.demonstrations)
         if context and longest and longest + prompts.max_new_tokens > context:
-            remedy = "Lower eval.shots (0: no few-shot arm)" if draw.shown else "Lower eval.max_new_tokens"
+            remedy = "Lower eval.shots (0: no few-shot arm)" if shots else "Lower eval.max_new_tokens"
             raise UserError(
-                f"The longest held-out prompt has {longest:,} tokens"
-                f"{f' with its {len(draw.shown)} examples' if draw.shown else ''}; with answers of up to "
-                f"{prompts.max_new_tokens:,} it does not fit the model's context of {context:,}. {remedy}, or shorten "
-                "the rows."
+                f"The longest held-out prompt has {longest:,} tokens{f' with its {shots} examples' if shots else ''}; "
+                f"with answers of up to {prompts.max_new_tokens:,} it does not fit the model's context of "
+                f"{context:,}. {remedy}, or shorten the rows."
             )

@@ -55,7 +55,7 @@ def describe_evaluation(
         prompts=len(prompts.examples),
         metric=metric,
         max_new_tokens=prompts.max_new_tokens,
-        shots=[[example.place for example in sample.shown] for sample in prompts.few_shot],
+        shots=[[example.place for example in sample.demonstrations] for sample in prompts.few_shot],
         arms={name: _arm_result(arm, scored.scores[name]) for name, arm in arms.items()},
         differences=scored.differences,
         retention=forgetting,
