@@ -62,6 +62,7 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
             self.close()
         report_best_of_grid(folder, self.compose, configs[0].tracking)
         numbers = range(initial_job_idx, initial_job_idx + len(configs))
+        # private: hydra, a JobReturn has no public name to set what it returns
         return [JobReturn(status=JobStatus.COMPLETED, _return_value=outcomes.get(number)) for number in numbers]
 
     def stream(
