@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 import run
 from finetune.cli.compose import compose_config
 from finetune.errors import UserError
+from finetune.runs.folder import run_folder
 
 CONVERSATION = [("user", "Say {0}"), ("assistant", "{0}!"), ("user", "Again"), ("assistant", "{0}, {0}!")]
 
@@ -45,7 +46,7 @@ def in_this_process(*overrides):
     """What `python run.py OVERRIDES` leaves: its result, its predictions and its folder."""
     config = compose_config(list(overrides))
     run.run(config)
-    folder = run.checkpoint.folder(config)
+    folder = run_folder(config)
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     return json.loads((folder / "result.json").read_text()), [json.loads(line) for line in lines], folder
 
@@ -263,7 +264,7 @@ def test_a_killed_run_continues_to_the_result_that_it_would_have_had(tiny_run, t
 
 
 def test_a_run_that_is_not_tracked_imports_no_wandb(tiny_run, tmp_path):
-    code = "import sys, run\nrun.run(run.command.compose(sys.argv[1:]))\nsys.exit('wandb' in sys.modules)"
+    code = "import sys, run\nrun.run(run.compose_config(sys.argv[1:]))\nsys.exit('wandb' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code, *tiny_run], cwd=Path(run.__file__).parent)
     assert ended.returncode == 0
     assert len(list(tmp_path.glob("outputs/*/result.json"))) == 1
@@ -274,13 +275,13 @@ def test_a_run_of_another_template_or_other_weights_is_another_run(tiny_run, tin
     shutil.copytree(tiny_model, model)
     template.write_text("{{ messages[0].content }}")
     asked = [*tiny_run, f"model.path={model}", f"trainer.chat_template_path={template}"]
-    found = [run.checkpoint.folder(compose_config(asked))]
+    found = [run_folder(compose_config(asked))]
     template.write_text("{{ messages[-1].content }}")
-    found.append(run.checkpoint.folder(compose_config(asked)))
+    found.append(run_folder(compose_config(asked)))
     weights = bytearray((model / "model.safetensors").read_bytes())
     weights[-1] ^= 1
     (model / "model.safetensors").write_bytes(weights)
-    found += [run.checkpoint.folder(compose_config(asked))] * 2
+    found += [run_folder(compose_config(asked))] * 2
     assert len(set(found)) == 3
 
 
@@ -391,7 +392,7 @@ def test_a_name_that_another_run_has_is_refused(tiny_run, tmp_path):
 def test_a_folder_that_another_process_works_in_is_left_alone(tiny_run):
     from filelock import FileLock
 
-    folder = run.checkpoint.folder(compose_config([*tiny_run, "name=busy"]))
+    folder = run_folder(compose_config([*tiny_run, "name=busy"]))
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"), pytest.raises(UserError, match="another process is at this run"):
         in_this_process(*tiny_run, "name=busy")

@@ -11,9 +11,9 @@ import hydra
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-found = importlib.util.spec_from_file_location("program", ROOT / "run.py")
-program = importlib.util.module_from_spec(found)
-found.loader.exec_module(program)
+spec = importlib.util.spec_from_file_location("program", ROOT / "run.py")
+program = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(program)
 
 
 def fail():
@@ -36,17 +36,17 @@ ENDINGS = {
 }
 
 
-def run(config):
+def run(config, *given):
     ending = ENDINGS.get(config.trainer["learning_rate"])
     if ending:
         ending()
-    program.run(config)
+    return program.run(config, *given)
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
 def main(config):
-    return program.command.run_job(run, config)
+    return program.run_job(run, config)
 
 
 if __name__ == "__main__":
-    program.command.start(main)
+    program.start_program(main)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from finetune.cli.main import check_sweep
 from finetune.errors import UserError
 from finetune.runs.outcome import RunState
-from finetune.search import study
-from finetune.search.study import StudySettings
 
 ROOT = Path(__file__).parents[2]
 FAULTY = ROOT / "tests" / "support" / "faulty_run.py"
@@ -137,9 +137,8 @@ def learning_rate(trial):
 
 
 def open_study(folder):
-    place = folder / "outputs/sweeps/grid/study.journal"
-    plan = StudySettings("grid", "none", 8, 0, ("score",), True)
-    return study.open_study(str(place), "grid", plan)
+    journal = JournalFileBackend(str(folder / "outputs/sweeps/grid/study.journal"))
+    return optuna.load_study(study_name="grid", storage=JournalStorage(journal))
 
 
 @pytest.mark.slow
@@ -217,7 +216,7 @@ def test_ctrl_c_ends_a_sweep_and_its_trials_while_it_is(tiny_run, tmp_path, mome
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["sweep.repeat_best=2x2"], "sweep.repeat_best=2x2 is of a search. In a grid, seeds are one more setting"),
+        (["sweep.repeat_best=2"], "sweep.repeat_best=2 is of a search. In a grid, seeds are one more setting"),
         (["hydra/launcher=basic", "sweep.time_limit=9"], "sweep.time_limit=9.0: only hydra/launcher=process heeds it"),
         (["hydra/launcher=basic", "sweep.max_failures=1"], "sweep.max_failures=1: only hydra/launcher=process"),
     ],
