@@ -12,7 +12,7 @@ from support import builds
 from finetune.reporting.console import RunConsole
 from finetune.reporting.preview import SHOWN_ON_PAGE, show_preview
 from finetune.training.flat_batch import IGNORE_INDEX
-from finetune.training.row_preview import _pieces, example_spans, packing_share, padding_share, preview_rows
+from finetune.training.row_preview import example_spans, packing_share, padding_share, preview_rows, token_texts
 
 PACKED = ["trainer.packing=true", "trainer.max_length=512", "trainer.per_device_train_batch_size=1"]
 LAYOUTS = {
@@ -26,7 +26,7 @@ LAYOUTS = {
 }
 OFTEN = ("flat", "packed")
 BEGINNING = ("<|im_start|>", ["system"])
-CONTEXT, LOSS = "rgb(120, 120, 120)", "rgb(0, 110, 40)"
+GREEN = "rgb(10, 125, 54)"
 
 
 def rows_of(inputs):
@@ -53,7 +53,7 @@ def rows_of_trainer(overrides):
 def shown(overrides, folder):
     """Write the page of a run; return its path and the rows that it shows."""
     prepared = builds.prepared(overrides)
-    show_preview(prepared, RunConsole(folder, speaks=False))
+    show_preview(prepared, RunConsole(folder, is_main_process=False))
     return folder / "preview.html", preview_rows(prepared, SHOWN_ON_PAGE)
 
 
@@ -73,10 +73,10 @@ def test_the_page_shows_each_tokens_loss_in_the_colour_of_its_label(tiny_run, tm
     browser.goto(page.as_uri())
     seen = browser.evaluate(
         """() => [...document.querySelectorAll('pre.row')].map(row =>
-            [...row.querySelectorAll('b, i')].map(token => [token.textContent, getComputedStyle(token).color]))"""
+            [...row.querySelectorAll('span')].map(token => [token.textContent, getComputedStyle(token).color]))"""
     )
-    assert {color for row in seen for _, color in row} == {CONTEXT, LOSS}
-    rows = [([text for text, _ in row], [color == LOSS for _, color in row][1:]) for row in seen]
+    assert len({color for row in seen for _, color in row}) == 2
+    rows = [([text for text, _ in row], [color == GREEN for _, color in row][1:]) for row in seen]
     assert sorted(rows) == sorted(rows_of_trainer(tiny_run))
 
 
@@ -104,7 +104,7 @@ def test_what_is_cut_and_where_packed_rows_meet_is_marked(tiny_run, tmp_path):
     page, seen = shown([*tiny_run, *LAYOUTS["cut"]], tmp_path)
     cut = [row for row in seen if row.cut]
     assert cut
-    assert f"<s>{html.escape(''.join(cut[0].cut))}</s>" in page.read_text()
+    assert f'<span class="cut">{html.escape("".join(cut[0].cut))}</span>' in page.read_text()
     for packed in ("packed", "wrapped"):
         page, seen = shown([*tiny_run, *LAYOUTS[packed]], tmp_path)
         assert any(row.starts for row in seen)
@@ -138,7 +138,7 @@ def test_the_room_left_by_packing_is_that_of_the_packs_that_are_trained_on(tiny_
 
 def test_a_token_keeps_the_space_before_it_where_decoders_leave_out_the_first_ones():
     words = SimpleNamespace(decode=lambda ids, **_: " ".join(["to", "be", "or", "not"][id] for id in ids))
-    assert _pieces(words, [0, 1, 2, 3]) == ["to", " be", " or", " not"]
+    assert token_texts(words, [0, 1, 2, 3]) == ["to", " be", " or", " not"]
 
 
 def test_preview_is_shown_without_the_models_weights(tiny_run, tiny_model, program, tmp_path):
@@ -155,8 +155,6 @@ def test_preview_is_shown_without_the_models_weights(tiny_run, tiny_model, progr
 def test_a_runs_page_shows_its_first_rows_with_what_carries_loss(tiny_run):
     prepared = builds.prepared(tiny_run)
     for example, row in zip(example_spans(prepared), preview_rows(prepared, 3), strict=True):
-        assert [kind for kind, _ in example["spans"]] == ["context", "loss"]
-        assert "".join(text for _, text in example["spans"]) == "".join(row.pieces)
-        assert example["spans"][1][1] == "".join(
-            piece for piece, loss in zip(row.pieces, row.loss, strict=True) if loss
-        )
+        assert [kind for kind, _ in example.spans] == ["context", "loss"]
+        assert "".join(text for _, text in example.spans) == "".join(row.pieces)
+        assert example.spans[1][1] == "".join(piece for piece, loss in zip(row.pieces, row.loss, strict=True) if loss)
