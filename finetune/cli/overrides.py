@@ -11,7 +11,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from hydra._internal.utils import get_args_parser
+from hydra._internal.utils import get_args_parser  # private: hydra, it alone knows the options of its command line
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Transformer, ValueType
 from hydra.errors import HydraException
@@ -168,6 +168,7 @@ def _list_values(override: Override) -> list[tuple[str, Any]]:
     """Each value of an override, as it was written and as what YAML would make of it."""
     if not override.is_sweep_override():
         return [((override.input_line or "").partition("=")[2], override.value())]
+    # private: hydra, its public iterator gives the values as they were written only
     return [(str(Transformer.str(value)), Override._convert_value(value)) for value in override.sweep_iterator()]
 
 
