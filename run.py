@@ -14,6 +14,7 @@ from finetune.machine.allowance import WHOLE_MACHINE, Allowance
 from finetune.machine.libraries import import_trainer, silence_libraries
 from finetune.reporting.console import RunConsole, show_complete_run
 from finetune.runs.folder import complete_result, hold_run, newest_checkpoint, run_folder, run_labels
+from finetune.runs.read import CompletedRun
 from finetune.sweeps.preload import NOTHING_LOADED, Loaded
 
 if TYPE_CHECKING:
@@ -165,9 +166,9 @@ def train_and_evaluate(
             result = report.collect_result(
                 config, compose_config([]), tuned, prepared, watch.result(), evaluation, clock.seconds
             )
-            predictions = scores.list_predictions(chosen, arms)
-            report.write_run_files(folder, result, predictions, watch.history)
-            tracker.finish(result, predictions, folder)
+            completed = CompletedRun(folder, result, scores.list_predictions(chosen, arms), watch.history)
+            report.write_run_files(completed)
+            tracker.finish(completed)
             console.show_result(result)
 
 

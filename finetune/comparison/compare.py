@@ -37,7 +37,7 @@ class Comparison:
     @property
     def split(self) -> str:
         """Of which rows the prompts are."""
-        return self.runs[0].split
+        return self.runs[0].result.evaluation.split
 
     @property
     def correction(self) -> str:
@@ -80,7 +80,7 @@ def compare_runs(runs: Iterable[CompletedRun], metric: str | None = None) -> lis
     """
     by_prompts: dict[str, list[CompletedRun]] = {}
     for run in runs:
-        by_prompts.setdefault(run.asked + run.measured(metric), []).append(run)
+        by_prompts.setdefault(run.pairing_key(metric), []).append(run)
     return [_compare(group, metric) for group in sorted(by_prompts.values(), key=len, reverse=True)]
 
 

@@ -44,14 +44,14 @@ def mean_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = RESA
     """
     first, second = _paired(a, b, float)
     gains = first - second
-    interval = vars(_mean(gains, (-1, 1), seed, resamples))
-    prompts, draws = gains.shape
-    if draws == 1 and np.isin([first, second], (0, 1)).all():
+    interval = _mean(gains, (-1, 1), seed, resamples)
+    ends = interval.mean, interval.low, interval.high
+    if gains.shape[1] == 1 and np.isin([first, second], (0, 1)).all():
         better, worse = int((gains > 0).sum()), int((gains < 0).sum())
         p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
-        return Difference(**interval, p=p, test="McNemar", prompts=prompts, draws=draws)
+        return Difference(*ends, p, "McNemar", *gains.shape)
     p = _permute(gains.mean(axis=1), np.mean, seed, resamples, vectorized=True)
-    return Difference(**interval, p=p, test="permutation", prompts=prompts, draws=draws)
+    return Difference(*ends, p, "permutation", *gains.shape)
 
 
 def corpus_interval(
@@ -62,12 +62,7 @@ def corpus_interval(
     `given` and `references` are answers and references, or for perplexity each reference's summed negative
     log-likelihood in nats and its number of tokens. A resample's macro F1 is over the labels of that resample.
     """
-    answers, expected = _matrix(given, object), np.asarray(references, object)
-
-    def value(prompts: NDArray[Any], draws: NDArray[Any]) -> float:
-        return _value(metric, answers[np.ix_(prompts, draws)], expected[prompts])
-
-    return _corpus(metric, value, answers.shape, expected, (0, 1), seed, resamples)
+    return _corpus(metric, [_matrix(given, object)], np.asarray(references, object), (0, 1), seed, resamples)
 
 
 def corpus_difference(
@@ -77,19 +72,14 @@ def corpus_difference(
     first, second = _paired(a, b, object)
     expected = np.asarray(references, object)
 
-    def value(prompts: NDArray[Any], draws: NDArray[Any]) -> float:
-        chosen = np.ix_(prompts, draws)
-        return _value(metric, first[chosen], expected[prompts]) - _value(metric, second[chosen], expected[prompts])
-
     def flipped(signs: NDArray[Any]) -> float:
         stays = signs[:, None] > 0
         kept, swapped = np.where(stays, first, second), np.where(stays, second, first)
         return _value(metric, kept, expected) - _value(metric, swapped, expected)
 
-    interval = vars(_corpus(metric, value, first.shape, expected, (-1, 1), seed, resamples))
+    interval = _corpus(metric, [first, second], expected, (-1, 1), seed, resamples)
     p = _permute(np.ones(len(expected)), flipped, seed, resamples, vectorized=False)
-    prompts, draws = first.shape
-    return Difference(**interval, p=p, test="permutation", prompts=prompts, draws=draws)
+    return Difference(interval.mean, interval.low, interval.high, p, "permutation", *first.shape)
 
 
 def _matrix(scores: ArrayLike, kind: type) -> NDArray[Any]:
@@ -121,18 +111,23 @@ def _mean(scores: NDArray[Any], bounds: tuple[float, float], seed: int, resample
 
 def _corpus(
     metric: str,
-    value: Callable[[NDArray[Any], NDArray[Any]], float],
-    shape: tuple[int, ...],
+    arms: list[NDArray[Any]],
     references: NDArray[Any],
     bounds: tuple[float, float],
     seed: int,
     resamples: int,
 ) -> Interval:
-    prompts, draws = (np.arange(size) for size in shape)
-    mean = value(prompts, draws)
+    """Of the arm's value, or of the first arm's minus the second's."""
+    prompts, draws = map(np.arange, arms[0].shape)
+
+    def value(chosen: NDArray[Any], drawn: NDArray[Any] = draws) -> float:
+        first, *second = (_value(metric, arm[np.ix_(chosen, drawn)], references[chosen]) for arm in arms)
+        return first - second[0] if second else first
+
+    mean = value(prompts)
     if len(prompts) > 1:
         data = (prompts, draws) if len(draws) > 1 else (prompts,)
-        low, high = _bootstrap(data, lambda i, j=draws: value(i, j), seed, resamples, vectorized=False)
+        low, high = _bootstrap(data, value, seed, resamples, vectorized=False)
         if low < high:
             return Interval(mean, low, high)
     if metric == "perplexity":  # without bounds; of several prompts only those of one and the same model are all equal

@@ -15,25 +15,11 @@ from finetune.model.adapter import count_parameters
 from finetune.model.base import TrainedModel, model_provenance
 from finetune.reporting.progress import TrainingProgress
 from finetune.reporting.run_page import write_run_page
-from finetune.runs.files import write_json, write_jsonl
+from finetune.runs.files import write_jsonl
 from finetune.runs.folder import run_folder
-from finetune.runs.predictions import (
-    HISTORY,
-    PREDICTIONS,
-    VALIDATION_PREDICTIONS,
-    History,
-    Prediction,
-    write_predictions,
-)
-from finetune.runs.result import (
-    RESULT,
-    SELECTION,
-    DataResult,
-    EvaluationResult,
-    ModelResult,
-    RunResult,
-    TrainingResult,
-)
+from finetune.runs.predictions import HISTORY
+from finetune.runs.read import CompletedRun, write_completed_run
+from finetune.runs.result import DataResult, EvaluationResult, ModelResult, RunResult, TrainingResult
 from finetune.training.prepare import PreparedRun
 from finetune.training.row_preview import example_spans
 
@@ -98,15 +84,11 @@ def keep_history(folder: Path, watch: TrainingProgress) -> Iterator[None]:
         raise
 
 
-def write_run_files(folder: Path, result: RunResult, predictions: list[Prediction], history: History) -> None:
-    """Write the run's files; with result.json it is complete, and report.html follows from the others.
+def write_run_files(run: CompletedRun) -> None:
+    """Write the run's files: with its result it is complete, and report.html follows from them.
 
-    A trial of a search is left as a run that is complete but for its test prompts: selection.json takes the place of
-    result.json, and there is no page.
+    A trial of a search, which answered validation prompts, has no page.
     """
-    final = result.evaluation.split == "test"
-    write_predictions(folder / (PREDICTIONS if final else VALIDATION_PREDICTIONS), predictions)
-    write_jsonl(folder / HISTORY, history)
-    write_json(folder / (RESULT if final else SELECTION), result)
-    if final:
-        write_run_page(folder)
+    write_completed_run(run)
+    if run.result.evaluation.split == "test":
+        write_run_page(run.folder)

@@ -20,9 +20,7 @@ from finetune.errors import UserError, without_secrets
 from finetune.reporting.wandb_summary import prediction_table, summarise_result
 from finetune.runs.folder import RunLabels
 from finetune.runs.outcome import SUCCESSFUL, RunState, state_after_error
-from finetune.runs.predictions import Prediction
-from finetune.runs.read import run_folders
-from finetune.runs.result import RunResult
+from finetune.runs.read import CompletedRun, run_folders
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -82,13 +80,13 @@ class TrackedRun:
 
         self._send(add)
 
-    def finish(self, result: RunResult, predictions: list[Prediction], folder: Path) -> None:
+    def finish(self, run: CompletedRun) -> None:
         """Send what a complete run leaves: data, costs and scores as its summary, all answers as a table, its page."""
         if self.wandb_run:
-            self.summarise(summarise_result(result))
-            if result.evaluation.split == "test":
-                self.table("predictions", *prediction_table(predictions))
-                self.artifact("report", folder / "report.html")
+            self.summarise(summarise_result(run.result))
+            if run.result.evaluation.split == "test":
+                self.table("predictions", *prediction_table(run.predictions))
+                self.artifact("report", run.folder / "report.html")
 
     def close(self, exit_code: int) -> None:
         """Wait until everything is sent, but not for long; an exit code above 0 marks the run as failed."""

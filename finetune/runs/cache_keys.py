@@ -42,8 +42,7 @@ AMOUNTS = {
 
 def rows_key(config: Config) -> str:
     """The same for runs with the same tokens."""
-    settings = to_plain(config)
-    return _hash([settings["data"], settings["model"], _without(settings, RATES | AMOUNTS), data_digest(config.data)])
+    return _config_key(config, ("data", "model"), RATES | AMOUNTS)
 
 
 def base_key(model: Model, quantization: Quantization, device: "Device") -> str:
@@ -53,13 +52,14 @@ def base_key(model: Model, quantization: Quantization, device: "Device") -> str:
 
 def cost_key(config: Config) -> str:
     """The same for runs that need the same memory and take the same time."""
+    return _config_key(config, ("data", "model", "quantization", "adapter", "eval", "plan"), RATES)
+
+
+def _config_key(config: Config, sections: tuple[str, ...], without: set[str]) -> str:
+    """Of these sections, and of the trainer's settings but those in `without`."""
     settings = to_plain(config)
-    sections = [settings[name] for name in ("data", "model", "quantization", "adapter", "eval", "plan")]
-    return _hash([*sections, _without(settings, RATES), data_digest(config.data)])
-
-
-def _without(settings: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    return {name: value for name, value in settings["trainer"].items() if name not in names}
+    trainer = {name: value for name, value in settings["trainer"].items() if name not in without}
+    return _hash([*(settings[name] for name in sections), trainer, data_digest(config.data)])
 
 
 def _hash(content: list[Any]) -> str:

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from finetune.config.harness_tasks import is_task_path, task_files
 from finetune.config.schema import Config, Source
 from finetune.config.settings import OUTSIDE_IDENTITY, OUTSIDE_TRAINER_IDENTITY, flatten_all, to_plain
+from finetune.data.embedded import sha256_of_file
 from finetune.data.splits import data_digest
 from finetune.errors import UserError, without_secrets
 from finetune.runs.files import write_text
@@ -63,14 +64,14 @@ def _fingerprint(file: Path) -> str:
     if not file.is_file():  # the checks of the command line say so
         return ""
     size = file.stat().st_size
+    if size <= WHOLE_BYTES:
+        return sha256_of_file(file)
+    digest = hashlib.sha256(str(size).encode())
     with file.open("rb") as opened:
-        if size <= WHOLE_BYTES:
-            return hashlib.sha256(opened.read()).hexdigest()
-        parts = [str(size).encode()]
         for start in (0, size // 2, size - PIECE_BYTES):
             opened.seek(start)
-            parts.append(opened.read(PIECE_BYTES))
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+            digest.update(opened.read(PIECE_BYTES))
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from typing import Any
 from finetune.data.splits import Message
 from finetune.runs.files import read_jsonl, write_jsonl
 
+PREDICTIONS = "predictions.jsonl"
 # The rows of history.jsonl: what training logged, by step.
-History = list[dict[str, float]]
 HISTORY = "history.jsonl"
-# A trial of a search answers validation prompts.
-PREDICTIONS, VALIDATION_PREDICTIONS = "predictions.jsonl", "validation_predictions.jsonl"
+History = list[dict[str, float]]
 # The columns of a row that are no arms.
 OWN = ("place", "prompt", "reference")
 
@@ -57,32 +56,25 @@ class Prediction:
 
 def write_predictions(file: Path, predictions: list[Prediction]) -> None:
     """Write one row for each prompt, the arms beside `place`, `prompt` and `reference`."""
-    rows = [
-        {name: getattr(row, name) for name in OWN} | {arm: _compact(asdict(reply)) for arm, reply in row.arms.items()}
-        for row in predictions
-    ]
-    write_jsonl(file, rows)
+    rows = map(asdict, predictions)
+    write_jsonl(file, [_without_none({name: row[name] for name in OWN} | row["arms"]) for row in rows])
 
 
 def read_predictions(file: Path) -> list[Prediction]:
     """The rows of a file that `write_predictions` wrote."""
     return [
-        Prediction(
-            row["place"],
-            row["prompt"],
-            row["reference"],
-            {arm: _answered(reply) for arm, reply in row.items() if arm not in OWN},
-        )
+        Prediction(**{name: row.pop(name) for name in OWN}, arms={arm: _answered(reply) for arm, reply in row.items()})
         for row in read_jsonl(file)
     ]
 
 
-def _compact(reply: dict[str, Any]) -> dict[str, Any]:
-    """Without what was not asked for."""
-    kept = {key: value for key, value in reply.items() if value is not None and key != "draws"}
-    return kept | ({"draws": [_compact(sample) for sample in reply["draws"]]} if reply["draws"] else {})
+def _without_none(value: Any) -> Any:
+    """Without what was not asked for, at any depth."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
 
 
 def _answered(reply: dict[str, Any]) -> Answered:
-    draws = [_answered(sample) for sample in reply["draws"]] if "draws" in reply else None
-    return Answered(**(reply | {"draws": draws}))
+    samples = reply.pop("draws", None)
+    return Answered(**reply, draws=samples and [_answered(sample) for sample in samples])

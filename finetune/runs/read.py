@@ -3,22 +3,16 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 from finetune.errors import UserError
-from finetune.runs.files import read_jsonl
-from finetune.runs.predictions import (
-    HISTORY,
-    PREDICTIONS,
-    VALIDATION_PREDICTIONS,
-    History,
-    Prediction,
-    read_predictions,
-)
-from finetune.runs.result import RESULT, Interval, RunResult, read_result
+from finetune.runs.files import read_jsonl, write_json, write_jsonl
+from finetune.runs.predictions import HISTORY, PREDICTIONS, History, Prediction, read_predictions, write_predictions
+from finetune.runs.result import RESULT, SELECTION, Interval, RunResult, read_result
 from finetune.runs.sweep_record import REPETITIONS, TrialRecord, read_trials
 
+# The answers that each result scores.
+ANSWERS = {RESULT: PREDICTIONS, SELECTION: "validation_predictions.jsonl"}
 # Any of these in a folder shows that a run was begun there.
 BEGUN = (RESULT, "log.txt", "checkpoints", "wandb")
 
@@ -39,27 +33,20 @@ class CompletedRun:
         """The name of the run's folder, or the number of the trial."""
         return self.folder.name if self.trial is None else f"trial {self.trial}"
 
-    @cached_property
-    def asked(self) -> str:
-        """The prompts and their references: equal for runs that can be paired."""
-        return json.dumps([self.split, *([row.prompt, row.reference] for row in self.predictions)])
+    def pairing_key(self, metric: str | None) -> str:
+        """Equal for runs that can be paired: the prompts, the references and, for perplexity, each one's tokens.
 
-    def measured(self, metric: str | None) -> str:
-        """What else must be equal for the metric (None: the run's first one): perplexity's tokens, of one tokenizer."""
-        if (metric or self.result.evaluation.metric) != "perplexity":
-            return ""
-        return json.dumps([row.arms["tuned"].tokens for row in self.predictions])
+        Without a metric it is for the run's first one.
+        """
+        rows = [[row.prompt, row.reference, row.arms["tuned"].tokens] for row in self.predictions]
+        has_tokens = (metric or self.result.evaluation.metric) == "perplexity"
+        return json.dumps([self.result.evaluation.split, *(row if has_tokens else row[:2] for row in rows)])
 
     @property
     def verdict(self) -> str:
         """Whether this run was worth it, in its own words; empty for a search's trial, which has no rival."""
         verdict = self.result.evaluation.verdict
         return verdict.sentence if verdict else ""
-
-    @property
-    def split(self) -> str:
-        """Whether the prompts are of the test or of the validation rows."""
-        return self.result.evaluation.split
 
     def tuned(self, metric: str) -> Interval:
         """The tuned model's score with its interval."""
@@ -136,8 +123,16 @@ def read_run(folder: Path, file: str = RESULT) -> CompletedRun | None:
     result = read_result(folder / file)
     if not isinstance(result, RunResult):
         return None
-    predictions = PREDICTIONS if file == RESULT else VALIDATION_PREDICTIONS
     try:
-        return CompletedRun(folder, result, read_predictions(folder / predictions), read_jsonl(folder / HISTORY))
+        predictions, history = read_predictions(folder / ANSWERS[file]), read_jsonl(folder / HISTORY)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: a file of the run cannot be read: {error}") from error
+    return CompletedRun(folder, result, predictions, history)
+
+
+def write_completed_run(run: CompletedRun) -> None:
+    """Write what `read_run` reads, the result last; of a search's trial it is selection.json."""
+    file = RESULT if run.result.evaluation.split == "test" else SELECTION
+    write_predictions(run.folder / ANSWERS[file], run.predictions)
+    write_jsonl(run.folder / HISTORY, run.history)
+    write_json(run.folder / file, run.result)

@@ -102,9 +102,8 @@ def sync(tmp_path):
 def test_a_complete_run_sends_its_page_its_summary_and_its_predictions(tmp_path, said):
     folder = write_run(tmp_path / "run", tuned=["0", "2"], base=["5", "Élysée"])
     (folder / "report.html").write_text("the page")
-    complete = read_run(folder)
     with start(folder, said) as run:
-        run.finish(complete.result, complete.predictions, folder)
+        run.finish(read_run(folder))
     records = read_records(folder)
     [artifact] = [one for one in read(records, "artifact") if one.type == "report"]
     assert artifact.name.endswith("-report") and artifact.manifest.contents[0].local_path.endswith("run/report.html")
@@ -119,9 +118,8 @@ def test_a_complete_run_sends_its_page_its_summary_and_its_predictions(tmp_path,
 
 def test_a_trial_on_validation_prompts_sends_neither_page_nor_predictions(tmp_path, said):
     folder = write_run(tmp_path / "run", tuned=["0", "2"], split="validation")
-    trial = read_run(folder, SELECTION)
     with start(folder, said) as run:
-        run.finish(trial.result, trial.predictions, folder)
+        run.finish(read_run(folder, SELECTION))
     records = read_records(folder)
     summary = {key: value for update in read(records, "summary") for key, value in values(update.update).items()}
     assert summary["validation/tuned/exact_match"] == 0.5 and "verdict/kind" not in summary
@@ -364,7 +362,7 @@ for enabled, main in ((False, True), (True, False)):
         run.log({"loss": 1.0}, step=1)
         run.summarise({"loss": 1.0})
         run.table("predictions", ["a"], [["b"]])
-        run.finish(None, [], Path("nowhere"))
+        run.finish(None)
 assert "wandb" not in sys.modules and not Path("run").exists()
 """
     run_python(code, tmp_path)

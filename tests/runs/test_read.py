@@ -63,14 +63,15 @@ def test_a_sweep_stands_for_its_trials_but_not_for_its_repetitions(tmp_path):
         record.begin(number, overrides, folder, RunState.running)
         record.end(number, Outcome(RunState.complete))
     complete, _ = find_runs([str(record.folder)])
-    assert [(run.name, run.split) for run in complete] == [("run0", "validation"), ("run1", "test")]
+    splits = [(run.name, run.result.evaluation.split) for run in complete]
+    assert splits == [("run0", "validation"), ("run1", "test")]
     assert [folder.name for folder in run_folders(str(record.folder))] == ["ranks", "run0", "run1", f"run{REPETITIONS}"]
 
 
 def test_a_run_is_shown_by_its_own_words(outputs):
     first, second = read_run(outputs / "first"), read_run(outputs / "second")
     assert first.verdict == first.result.evaluation.verdict.sentence and first.tuned("exact_match").mean == 0.75
-    assert first.asked == second.asked
+    assert first.pairing_key(None) == second.pairing_key(None)
     assert read_run(write_run(outputs / "trial", tuned=["0"], split="validation"), SELECTION).verdict == ""
 
 
@@ -80,5 +81,5 @@ def test_perplexities_are_comparable_where_references_have_the_same_tokens(tmp_p
         for tokens in (4, 5)
     ]
     four, five = map(read_run, folders)
-    assert four.measured(None) == four.measured("perplexity") != five.measured("perplexity")
-    assert four.measured("chrf") == five.measured("chrf") == ""
+    assert four.pairing_key(None) == four.pairing_key("perplexity") != five.pairing_key("perplexity")
+    assert four.pairing_key("chrf") == five.pairing_key("chrf")

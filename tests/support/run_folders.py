@@ -8,17 +8,8 @@ from finetune.evaluation.answers import Arm
 from finetune.evaluation.generate import Answer
 from finetune.evaluation.prompts import Prompts, PromptSet
 from finetune.evaluation.scores import describe_evaluation, list_predictions
-from finetune.runs.files import write_json, write_jsonl
-from finetune.runs.predictions import HISTORY, PREDICTIONS, VALIDATION_PREDICTIONS, write_predictions
-from finetune.runs.result import (
-    RESULT,
-    SELECTION,
-    DataResult,
-    ExampleSpans,
-    ModelResult,
-    RunResult,
-    TrainingResult,
-)
+from finetune.runs.read import CompletedRun, write_completed_run
+from finetune.runs.result import DataResult, ExampleSpans, ModelResult, RunResult, TrainingResult
 
 EXAMPLES = [ExampleSpans("a.jsonl:9", [("context", "Say <b>9</b>"), ("loss", "9<|im_end|>")])]
 
@@ -34,11 +25,8 @@ def write_run(
     prompts = made_prompts(config, len(tuned), metrics, system, split)
     arms = {"zero_shot": made_arm(base or ["?"] * len(tuned), likelihoods)} if split == "test" else {}
     arms["tuned"] = made_arm(tuned, likelihoods)
-    final = split == "test"
-    write_predictions(folder / (PREDICTIONS if final else VALIDATION_PREDICTIONS), list_predictions(prompts, arms))
-    write_jsonl(folder / HISTORY, made_history())
     result = made_result(config, describe_evaluation(prompts, arms, None, {}), folder.name)
-    write_json(folder / (RESULT if final else SELECTION), result)
+    write_completed_run(CompletedRun(folder, result, list_predictions(prompts, arms), made_history()))
     return folder
 
 
