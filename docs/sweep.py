@@ -14,8 +14,7 @@ from plotly.subplots import make_subplots
 
 from finetune.comparison.compare import Comparison
 from finetune.comparison.page import settings_figures
-from finetune.comparison.table import settings_of, to_best
-from finetune.reporting.console import format_interval
+from finetune.comparison.table import ranking_table
 from finetune.sweeps.report import history_figure
 from finetune.sweeps.sweep_result import SweepResult, read_sweep
 
@@ -26,17 +25,17 @@ def draw(result: SweepResult) -> go.Figure:
     """Score by trial beside the settings' importance, settings and score below, and the best of the ranking."""
     history, ranked = history_figure(result), result.comparisons[0]
     others = settings_figures(ranked)
-    places = {(1, 1): history, (1, 2): others["importance"], (2, 1): others["parallel_coordinates"]}
+    cells = {(1, 1): history, (1, 2): others["importance"], (2, 1): others["parallel_coordinates"]}
     figure = make_subplots(
         3,
         2,
         specs=[[{}, {}], [{"type": "domain", "colspan": 2}, None], [{"type": "table", "colspan": 2}, None]],
-        subplot_titles=[one.layout.title.text for one in places.values()],
+        subplot_titles=[drawn.layout.title.text for drawn in cells.values()],
         row_heights=[0.34, 0.4, 0.26],
         vertical_spacing=0.125,
         horizontal_spacing=0.2,
     )
-    for (row, column), drawn in places.items():
+    for (row, column), drawn in cells.items():
         for trace in drawn.data:
             figure.add_trace(trace, row=row, col=column)
     figure.add_trace(_table(ranked), row=3, col=1)
@@ -51,26 +50,16 @@ def draw(result: SweepResult) -> go.Figure:
 
 def _table(ranked: Comparison) -> go.Table:
     """The best of the ranking, as it is printed."""
-    rows = [
-        (
-            ranked.groups[i],
-            run.name,
-            format_interval(run.tuned(ranked.metric)),
-            *to_best(ranked.to_best[i]),
-            settings_of(ranked.settings[i]),
-        )
-        for i, run in enumerate(ranked.runs[:BEST])
-    ]
-    header = ["group", "run", ranked.metric, "minus the best", "p", "settings that differ"]
-    cells = {"values": [*zip(*rows, strict=True)], "align": "left", "height": 24}
-    return go.Table(header={"values": header, "align": "left"}, cells=cells, columnwidth=[1, 1.3, 3, 3.2, 1, 15])
+    table = ranking_table(ranked, BEST)
+    cells = {"values": [*zip(*table.rows, strict=True)], "align": "left", "height": 24}
+    return go.Table(header={"values": table.header, "align": "left"}, cells=cells, columnwidth=[1, 1.3, 3, 3.2, 1, 15])
 
 
 def main() -> None:
     """Draw the sweep that the command line names."""
     figure = draw(read_sweep(Path(sys.argv[1])))
-    with tempfile.TemporaryDirectory() as place, sync_playwright() as playwright:
-        page = Path(place) / "page.html"
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        page = Path(folder) / "page.html"
         figure.write_html(page)
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         shown = browser.new_page(viewport={"width": 1220, "height": 870})

@@ -15,7 +15,9 @@ from finetune.cli.compose import compose_config
 from finetune.config.schema import Tracking
 from finetune.runs.outcome import Pruned, RunState
 from finetune.runs.sweep_record import open_sweep_record, read_trials
-from finetune.search.study import StudySettings, open_study
+from finetune.search.space import read_space
+from finetune.search.storage import open_storage
+from finetune.search.study import SearchSettings, SearchStudy
 from finetune.sweeps.report import show_ranking, write_sweep_report
 
 
@@ -165,16 +167,16 @@ def test_the_summary_of_a_sweep_that_goes_on_is_the_same_run_and_follows_the_use
 
 def test_a_pruned_trial_leaves_its_curve_and_is_no_crash_in_wandb(tiny_run, tmp_path, wandb_of_its_own):
     """The others of its search did better at the step at which it is first validated."""
-    place = str(tmp_path / "study.journal")
-    opened = open_study(place, "mine", StudySettings("random", "median", 9, 0, ("score",), True))
+    journal, space = str(tmp_path / "study.journal"), read_space({"adapter.r": "4,8"}, [], {})
+    study = SearchStudy(open_storage(journal), "mine", space, SearchSettings(), higher_is_better=True).study
     for _ in range(3):
-        trial = opened.ask()
+        trial = study.ask()
         trial.report(0.0, 33)  # percent of its training
-        opened.tell(trial, 1.0)
-    doomed = opened.ask()
-    asked = [f"sweep.study={place}", "sweep.name=mine", f"sweep.trial={doomed.number}", "sweep.pruner=median"]
-    asked += ["sweep.on_validation=true", "trainer.eval_steps=1", "trainer.logging_steps=1"]
-    config = compose_config([*tiny_run, *asked, "tracking=wandb", "tracking.mode=offline"])
+        study.tell(trial, 1.0)
+    pruned = study.ask()
+    overrides = [f"sweep.study={journal}", "sweep.name=mine", f"sweep.trial={pruned.number}", "sweep.pruner=median"]
+    overrides += ["sweep.on_validation=true", "trainer.eval_steps=1", "trainer.logging_steps=1"]
+    config = compose_config([*tiny_run, *overrides, "tracking=wandb", "tracking.mode=offline"])
     with pytest.raises(Pruned, match="at step 1: others do better"):
         run.run(config)
     [folder] = (tmp_path / "outputs").iterdir()
