@@ -1,35 +1,36 @@
 """How much memory does a run need at its peak, and for what?
 
-A run has phases: training steps, of which the longest batch counts, validation, and answers. Each is gone through with
-a model that has shapes but no contents (hollow.py); to what is alive then comes what lies still: weights, optimizer.
+A run has phases: training steps, of which the longest batch counts, validation, and answers. The tensors that are alive
+in each are counted on a meta model (meta_model.py). What stays through all phases is added: weights and optimizer.
 """
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from finetune.config.schema import Config, Quantization
-from finetune.evaluation.forgetting import choose_general_prompts
 from finetune.evaluation.generate import prefix_cache
-from finetune.evaluation.prompts import choose_prompts
-from finetune.machine.allowance import Fit, assess_fit
-from finetune.machine.device import Device
+from finetune.machine.allowance import GIB, Fit, assess_fit
 from finetune.machine.process_memory import available_memory_bytes, held_memory_bytes, release_freed_memory
+from finetune.model.adapter import trained_base_weights
+from finetune.model.base import TRAINED_PARTS, TrainedModel
 from finetune.planning.meta_model import Parts, build_meta_model, peak_tensor_bytes
-from finetune.planning.workload import AnswerWorkload, Batch, Workload, measure_workload
-from finetune.training.prepare import PreparedRun
+from finetune.planning.workload import AnswerBatch, AnswerWorkload, Batch, PlannedRun, Workload, measure_workload
 from finetune.training.trainer import Trainer, mixed_precision, recompute_activations
 
-GIB = 2**30
 # On a CPU: what libraries map and keep once a model computes, and what the heap holds for every byte that is alive in
 # it. Both are measured, see benchmarks/plan_accuracy.py.
-LIBRARIES = 470 * 2**20
-HEAP = 1.4
+LIBRARY_BYTES = 470 * 2**20
+HEAP_PER_BYTE = 1.4
+FLOAT32_BYTES = 4
 # Bytes that an optimizer keeps for each trained value, by the beginning of its name; AdamW's two float32 if none fits.
 OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0, "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "lion": 4}
+ADAMW_BYTES = 2 * FLOAT32_BYTES
+# bitsandbytes: 4-bit values in a byte, values that share a constant, and constants that share one when quantised too.
+VALUES_PER_BYTE = 2
 ABSMAX_BLOCK = 64
+NESTED_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class MemoryNeed:
     available: int
     # Bytes that the process holds before the model is loaded.
     held: int
-    # Prompts that are answered together.
+    # Prompts in the batch of answers that needs most.
     answered_at_a_time: int
 
     @property
@@ -59,8 +60,8 @@ class MemoryNeed:
         return assess_fit(self.peak, self.available)
 
     @property
-    def unpacks(self) -> bool:
-        """Whether 4-bit weights are dequantised once for all answers, which then has room below the peak."""
+    def dequantises(self) -> bool:
+        """Whether 4-bit weights are dequantised once for all answers, as these then have room below the peak."""
         answers, step = self.phases.get("answers", {}), self.phases["training step"]
         return answers.get("dequantisation", 0) > step["dequantisation"]
 
@@ -69,80 +70,73 @@ class MemoryNeed:
         return sum(self.phases[phase].values())
 
 
-def estimate_memory(
-    config: Config, prepared: PreparedRun, machine: Device, held: int | None = None
-) -> tuple[Trainer, Workload, MemoryNeed]:
-    """The trainer of a run around a model without contents, what it has to do, and the memory that it needs.
+def estimate_memory(run: PlannedRun, held: int | None = None) -> tuple[Trainer, Workload, MemoryNeed]:
+    """The trainer of a run around a meta model, what it has to do, and the memory that it needs.
 
     `held` are the bytes that the process holds already, by default what it does hold.
     """
     release_freed_memory()
-    held = held_memory_bytes() if held is None else held
-    trainer = Trainer(build_meta_model(prepared.outline, config, machine), prepared, [])
+    held = held_memory_bytes(run.machine.allowance) if held is None else held
+    trainer = Trainer(build_meta_model(run.prepared.meta_model, run.config, run.machine), run.prepared, [])
     recompute_activations(trainer)
-    prompts, general = choose_prompts(config, prepared), choose_general_prompts(config, prepared)
-    todo = measure_workload(trainer, prepared, prompts, general)
-    available = config.plan.memory_gib * GIB if config.plan.memory_gib else available_memory_bytes()
-    together = todo.answers.batch_size if todo.answers else 0
-    return trainer, todo, MemoryNeed(_phases(config, trainer, todo, held), round(available), held, together)
+    workload = measure_workload(run, trainer)
+    available = round((run.config.plan.memory_gib or 0) * GIB) or available_memory_bytes(run.machine.allowance)
+    phases, answered_at_a_time = _phases(run.config, trainer, workload, held)
+    return trainer, workload, MemoryNeed(phases, available, held, answered_at_a_time)
 
 
-def _phases(config: Config, trainer: Any, todo: Workload, held: int) -> dict[str, Parts]:
-    """What the process holds now, what lies still, and what each phase has alive at its worst."""
-    on_cpu = trainer.args.device.type == "cpu"
-    still = weight_bytes(trainer.model, config.quantization)
-    trained = trained_bytes(trainer.model, str(trainer.args.optim))
+def _phases(config: Config, trainer: Trainer, workload: Workload, held: int) -> tuple[dict[str, Parts], int]:
+    """The bytes of each phase at its worst moment, and the prompts that are then answered together."""
+    model, on_cpu = trainer.model, trainer.args.device.type == "cpu"
+    constant = weight_bytes(model, config.quantization)
     if on_cpu:
-        still = {
-            "Python and libraries": held + LIBRARIES,
-            **still,
-            "copies": _copies(trainer.model),
-        }
-    heap = HEAP if on_cpu else 1.0
-    state = {"optimizer": trained["optimizer"]}
-    if trainer.args.gradient_accumulation_steps > 1:
-        state["gradients"] = trained["gradients"]
+        copies = sum(map(_bytes, trained_base_weights(model).values()))
+        constant = {"Python and libraries": held + LIBRARY_BYTES, **constant, "copies": copies}
+    trained = trained_bytes(model, str(trainer.args.optim))
+    kept = ("optimizer", "gradients") if trainer.args.gradient_accumulation_steps > 1 else ("optimizer",)
 
     def phase(alive: Parts) -> Parts:
-        return still | state | {part: round(size * heap) for part, size in alive.items()}
+        heap = HEAP_PER_BYTE if on_cpu else 1.0
+        scaled = {part: round(size * heap) for part, size in alive.items()}
+        return constant | {part: trained[part] for part in kept} | scaled
 
-    steps = [phase(training_bytes(trainer, batch)) for batch in todo.largest]
-    phases = {"training step": max(steps, key=lambda parts: sum(parts.values())), "optimizer step": still | trained}
-    if todo.largest_validation:
-        phases["validation"] = phase(validation_bytes(trainer, todo.largest_validation))
-    if todo.answers:
-        most = _largest([todo.answers, *todo.few_shot])
-        asked = [phase(answering_bytes(trainer.model, one)) for one in most]
-        phases["answers"] = max(asked, key=lambda parts: sum(parts.values()))
-        if on_cpu:
-            phases["answers"]["copies"] *= 2  # the base's, and what was trained while the base answers
-        if on_cpu and config.quantization.load_in_4bit:
-            before = max(sum(parts.values()) for name, parts in phases.items() if name != "answers")
-            unpacked = sum(map(_bytes, _quantised(trainer.model).values()))
-            if sum(phases["answers"].values()) + unpacked < before:  # evaluate.answer does so, too
-                phases["answers"]["dequantisation"] = unpacked
-    return phases
-
-
-def _largest(asked: list[AnswerWorkload]) -> list[AnswerWorkload]:
-    """Of what is asked, what has the largest cache and, where that is another, the most to read."""
-
-    def cache(one: AnswerWorkload) -> int:
-        return one.batch_size * (one.longest + one.new_tokens)
-
-    def rest(one: AnswerWorkload) -> int:
-        return one.batch_size * (one.longest - one.prefix)
-
-    first, second = max(asked, key=cache), max(asked, key=lambda one: (rest(one), cache(one)))
-    return [first] if second is first else [first, second]
+    steps = [phase(batch_bytes(trainer, batch, train=True)) for batch in workload.largest]
+    phases = {"training step": max(steps, key=_total), "optimizer step": constant | trained}
+    if workload.largest_validation:
+        phases["validation"] = phase(batch_bytes(trainer, workload.largest_validation, train=False))
+    if not workload.answers:
+        return phases, 0
+    batches = _largest_batches([workload.answers, *workload.few_shot])
+    needs = [(phase(answering_bytes(model, batch, workload.answers.new_tokens)), batch.rows) for batch in batches]
+    answers, rows = max(needs, key=lambda need: _total(need[0]))
+    if on_cpu:
+        answers["copies"] *= 2  # the base's, and what was trained while the base answers
+    if on_cpu and config.quantization.load_in_4bit:
+        dequantised = sum(map(_bytes, _quantised(model).values()))
+        if _total(answers) + dequantised < max(map(_total, phases.values())):  # as answer_prompts decides, too
+            answers["dequantisation"] = dequantised
+    return phases | {"answers": answers}, rows
 
 
-def weight_bytes(tuned: Any, quantization: Quantization) -> Parts:
+def _largest_batches(answers: list[AnswerWorkload]) -> set[AnswerBatch]:
+    """The batch with the largest cache and, where that is another, the one with the most to read."""
+
+    def cached(batch: AnswerBatch) -> int:
+        return batch.rows * (batch.longest + answers[0].new_tokens)
+
+    def read(batch: AnswerBatch) -> tuple[int, int]:
+        return batch.rows * (batch.longest - batch.prefix), cached(batch)
+
+    batches = [batch for workload in answers for batch in workload.batches]
+    return {max(batches, key=cached), max(batches, key=read)}
+
+
+def weight_bytes(tuned: TrainedModel, quantization: Quantization) -> Parts:
     """Bytes of the base's weights as they are stored, of the adapter, and of the largest matrix when dequantised."""
     quantised = _quantised(tuned) if quantization.load_in_4bit or quantization.load_in_8bit else {}
     parts: Counter[str] = Counter(weights=0, adapter=0)
     for name, parameter in tuned.named_parameters():
-        if "lora_" in name or "modules_to_save" in name:
+        if any(part in name for part in TRAINED_PARTS):
             parts["adapter"] += _bytes(parameter)
         elif id(parameter) in quantised:
             parts["weights"] += _quantised_bytes(parameter, quantization)
@@ -152,7 +146,7 @@ def weight_bytes(tuned: Any, quantization: Quantization) -> Parts:
     return dict(parts)
 
 
-def _quantised(tuned: Any) -> dict[int, torch.Tensor]:
+def _quantised(tuned: TrainedModel) -> dict[int, torch.Tensor]:
     """The weights that are stored in 4 or 8 bits, by their identity: those of all linear layers but the head."""
     head = tuned.get_output_embeddings()
     return {
@@ -162,59 +156,48 @@ def _quantised(tuned: Any) -> dict[int, torch.Tensor]:
     }
 
 
-def trained_bytes(tuned: Any, optimizer: str) -> Parts:
+def trained_bytes(tuned: TrainedModel, optimizer: str) -> Parts:
     """Bytes of the gradients and of the optimizer's state."""
-    values = sum(parameter.numel() for parameter in tuned.parameters() if parameter.requires_grad)
-    state = next((size for name, size in OPTIMIZER_BYTES.items() if optimizer.startswith(name)), 8)
-    gradients = sum(_bytes(parameter) for parameter in tuned.parameters() if parameter.requires_grad)
-    return {"gradients": gradients, "optimizer": values * state}
+    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+    state = next((size for name, size in OPTIMIZER_BYTES.items() if optimizer.startswith(name)), ADAMW_BYTES)
+    return {"gradients": sum(map(_bytes, trained)), "optimizer": sum(p.numel() for p in trained) * state}
 
 
-def training_bytes(trainer: Any, longest: Batch) -> Parts:
-    """The most that is alive at once in a training step: activations, logits, and gradients as far as they exist."""
+def batch_bytes(trainer: Trainer, batch: Batch, train: bool) -> Parts:
+    """The most that is alive at once in a training step or, without `train`, while the batch is scored.
 
-    def step() -> None:
-        with mixed_precision(trainer.args):
-            loss = trainer.compute_loss(trainer.model, dict(longest))
-        loss.backward()
+    That is activations, logits, and gradients as far as they exist.
+    """
 
-    trainer.model.train()
-    parts = peak_tensor_bytes(trainer.model, step)
+    def compute() -> None:
+        with torch.set_grad_enabled(train), mixed_precision(trainer.args):
+            loss = trainer.compute_loss(trainer.model, dict(batch))
+        if train:
+            loss.backward()
+
+    trainer.model.train(train)
+    parts = peak_tensor_bytes(trainer.model, compute)
     trainer.model.zero_grad(set_to_none=True)
     return parts
 
 
-def validation_bytes(trainer: Any, longest: Batch) -> Parts:
-    """The most that is alive at once while a validation batch is scored."""
-
-    def score() -> None:
-        with torch.no_grad(), mixed_precision(trainer.args):
-            trainer.compute_loss(trainer.model, dict(longest))
-
-    trainer.model.eval()
-    return peak_tensor_bytes(trainer.model, score)
-
-
-def answering_bytes(tuned: Any, answers: AnswerWorkload) -> Parts:
+def answering_bytes(tuned: TrainedModel, batch: AnswerBatch, new_tokens: int) -> Parts:
     """The most that is alive at once while prompts are read, with room in the cache for whole answers."""
-    prefix = max(answers.prefix, 1)
+    prefix = max(batch.prefix, 1)
+    rest = batch.rows, max(batch.longest - prefix, 1)
 
     def read() -> None:
         with torch.no_grad():
-            room = answers.longest + answers.new_tokens
-            cache = prefix_cache(tuned, [0] * prefix, answers.batch_size, room)
-            shape = answers.batch_size, max(answers.longest - prefix, 1)
-            ids = torch.zeros(shape, dtype=torch.long, device=tuned.device)
+            cache = prefix_cache(tuned, [0] * prefix, batch.rows, batch.longest + new_tokens)
+            ids = torch.zeros(rest, dtype=torch.long, device=tuned.device)
             tuned(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.float()
 
     tuned.eval()
     return peak_tensor_bytes(tuned, read)
 
 
-def _copies(tuned: Any) -> int:
-    """Bytes of the copy that a run keeps of trained weights of the base, to put them back while the base answers."""
-    trained = [p for name, p in tuned.named_parameters() if p.requires_grad and "lora_" not in name]
-    return sum(map(_bytes, trained))
+def _total(parts: Parts) -> int:
+    return sum(parts.values())
 
 
 def _bytes(tensor: torch.Tensor) -> int:
@@ -222,9 +205,10 @@ def _bytes(tensor: torch.Tensor) -> int:
 
 
 def _quantised_bytes(weight: torch.Tensor, quantization: Quantization) -> int:
-    """bitsandbytes: 4 bits and a constant for every 64 values, or 8 bits and a constant for every row."""
+    """bitsandbytes: 8 bits and a constant for every row, or 4 bits and a constant for every block of values."""
     values = weight.numel()
     if quantization.load_in_8bit:
-        return values + 4 * weight.shape[0]
+        return values + FLOAT32_BYTES * weight.shape[0]
     blocks = values // ABSMAX_BLOCK
-    return values // 2 + (blocks + blocks // ABSMAX_BLOCK if quantization.bnb_4bit_use_double_quant else 4 * blocks)
+    nested = blocks + FLOAT32_BYTES * blocks // NESTED_BLOCK
+    return values // VALUES_PER_BYTE + (nested if quantization.bnb_4bit_use_double_quant else FLOAT32_BYTES * blocks)

@@ -5,19 +5,19 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
-from finetune.config.schema import Config, Model, Source
+from finetune.config.schema import Source
 from finetune.evaluation.generate import dequantised, generate_batch
-from finetune.machine.device import Device
+from finetune.machine.device import Device, finish_queued_work
 from finetune.model.adapter import add_adapter, as_base_model
 from finetune.model.base import load_base
-from finetune.planning.workload import AnswerWorkload, Workload
+from finetune.planning.workload import PlannedRun, Workload
 from finetune.training.prepare import PreparedRun
 from finetune.training.trainer import Trainer, mixed_precision, recompute_activations
 
@@ -26,10 +26,20 @@ PROBE_WEIGHTS = 60_000_000
 MOST_LAYERS = 8
 # On a CPU, a model whose layer and embeddings hold more than this is timed by its matrix products alone.
 LARGEST_PROBE = 250_000_000
+PROBE_WEIGHT = 0.01
 REPEATS = 3
 ENOUGH_SECONDS = 1.0  # calls that took so long are not repeated
-DECODED = 12
-# Share of the speed of matrix products that one answered token at a time reaches; an assumption, and said to be one.
+# Answers are decoded to SHORT_ANSWER tokens and to so many more; the difference is what a token takes.
+SHORT_ANSWER = 2
+MORE_TOKENS = 12
+# Rows and columns of the matrices whose product is timed.
+MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
+MULTIPLY_ADD = 2  # floating-point operations
+# Training passes through the model forward and backward, where frozen weights need no gradients of their own.
+TRAINING_PASSES = 2
+BYTES_ON_DISK = 2  # of a weight
+DISK_BYTES_PER_SECOND = 1e9
+# Share of the speed of matrix products that one answered token at a time reaches; an assumption, and stated as one.
 DECODING_SHARE = 0.1
 
 
@@ -38,176 +48,175 @@ class Throughput:
     """Seconds for one of each."""
 
     load: float
-    train_cell: float
-    forward_cell: float
+    train_position: float
+    forward_position: float
     update: float
     # Reading the prompts of a batch, and each further token for it: a part for the step and a part for each row.
     prefill: float = 0.0
     decode_step: float = 0.0
     decode_row: float = 0.0
     # The same of few-shot prompts.
-    few_prefill: float = 0.0
-    few_step: float = 0.0
-    few_row: float = 0.0
+    few_shot_prefill: float = 0.0
+    few_shot_step: float = 0.0
+    few_shot_row: float = 0.0
     # A step of the base model without the adapter, as a share of the tuned one's.
     untuned: float = 1.0
 
 
-def measure_throughput(
-    config: Config, prepared: PreparedRun, machine: Device, work: Workload, unpacks: bool
-) -> tuple[Throughput, str]:
-    """The pace of this machine, and in words how it was measured.
+def measure_throughput(run: PlannedRun, workload: Workload, dequantises: bool) -> tuple[Throughput, str]:
+    """The throughput of this machine, and in words how it was measured.
 
-    `unpacks`: whether 4-bit weights are dequantised once for all answers.
+    `dequantises`: whether 4-bit weights are dequantised once for all answers.
     """
-    layers = prepared.outline.config.get_text_config().num_hidden_layers
-    outside = prepared.outline.get_input_embeddings().weight.numel()
-    layer = max(1, (prepared.outline.num_parameters() - outside) // layers)
-    if machine.kind == "cpu" and layer + outside > LARGEST_PROBE:
-        rate = matmul_rate(machine)
-        return throughput_from_rate(
-            prepared, work, rate
-        ), f"this machine's matrix products: {rate / 1e12:.2f} TFLOP/s, measured"
+    meta_model = run.prepared.meta_model
+    layers = meta_model.config.get_text_config().num_hidden_layers
+    embeddings = _weights(meta_model.get_input_embeddings())
+    layer = max(1, (meta_model.num_parameters() - embeddings) // layers)
+    if run.machine.kind == "cpu" and layer + embeddings > LARGEST_PROBE:
+        rate = matmul_rate(run.machine)
+        measured = f"this machine's matrix products: {rate / 1e12:.2f} TFLOP/s, measured"
+        return throughput_from_rate(run.prepared, workload, rate), measured
     most = min(layers, MOST_LAYERS, max(2, PROBE_WEIGHTS // layer))
-    many = _probe(config, prepared, machine, work, most, unpacks)
+    deep = _measure_probe(run, workload, most, dequantises)
     if most == layers:
-        return many, "a model of this shape with random weights, measured here"
-    few = _probe(config, prepared, machine, work, 1, unpacks)
-    pairs = zip(astuple(few), astuple(many), strict=True)
-    grown = Throughput(*(b + max(b - a, 0.0) / (most - 1) * (layers - most) for a, b in pairs))
-    return replace(grown, untuned=many.untuned), f"{most} of {layers} layers with random weights, measured here"
+        return deep, "a model of this shape with random weights, measured here"
+    shallow = _measure_probe(run, workload, 1, dequantises)
+    measured = f"{most} of {layers} layers with random weights, measured here"
+    return extrapolate_depth(shallow, deep, most, layers), measured
 
 
-def throughput_from_rate(prepared: PreparedRun, work: Workload, rate: float) -> Throughput:
-    """The pace of a device that computes `rate` floating-point operations a second in matrix products."""
-    outline = prepared.outline
-    head = outline.get_output_embeddings().weight.numel()
-    body = outline.num_parameters() - outline.get_input_embeddings().weight.numel()
-    forward = 2 * (body + head) / rate
-    answers = work.answers
+def extrapolate_depth(shallow: Throughput, deep: Throughput, measured: int, layers: int) -> Throughput:
+    """The throughput of all `layers` from that of one and of `measured`: each further one takes as long as those."""
+    pairs = zip(astuple(shallow), astuple(deep), strict=True)
+    grown = Throughput(*(b + max(b - a, 0.0) / (measured - 1) * (layers - measured) for a, b in pairs))
+    return replace(grown, untuned=deep.untuned)
+
+
+def throughput_from_rate(prepared: PreparedRun, workload: Workload, rate: float) -> Throughput:
+    """The throughput of a device that computes `rate` floating-point operations a second in matrix products."""
+    meta_model = prepared.meta_model
+    body = meta_model.num_parameters() - _weights(meta_model.get_input_embeddings())
+    forward = MULTIPLY_ADD * (body + _weights(meta_model.get_output_embeddings())) / rate
+    answers, few_shot = workload.answers, workload.few_shot
     return Throughput(
-        load=outline.num_parameters() * 2 / 1e9,  # a disk of 1 GB/s
-        train_cell=2 * forward,
-        forward_cell=forward,
+        load=meta_model.num_parameters() * BYTES_ON_DISK / DISK_BYTES_PER_SECOND,
+        train_position=TRAINING_PASSES * forward,
+        forward_position=forward,
         update=0.0,
-        prefill=sum(map(len, answers.prompts[: answers.batch_size])) * forward if answers else 0.0,
+        prefill=sum(map(len, answers.first_batch)) * forward if answers else 0.0,
         decode_row=forward / DECODING_SHARE,
-        few_prefill=sum(map(len, work.few_shot[0].prompts)) * forward if work.few_shot else 0.0,
-        few_row=forward / DECODING_SHARE,
+        few_shot_prefill=sum(map(len, few_shot[0].first_batch)) * forward if few_shot else 0.0,
+        few_shot_row=forward / DECODING_SHARE,
     )
 
 
 def matmul_rate(machine: Device) -> float:
     """Floating-point operations a second of a matrix product on this machine."""
-    size = 1024 if machine.kind == "cpu" else 8192
-    one = torch.ones(size, size, dtype=machine.compute_dtype, device=machine.kind)
-    return 2 * size**3 / _seconds(lambda: one @ one)
+    size = MATRIX_SIZE[machine.kind]
+    matrix = torch.ones(size, size, dtype=machine.compute_dtype, device=machine.kind)
+    return MULTIPLY_ADD * size**3 / _mean_seconds(lambda: matrix @ matrix)
 
 
-def _probe(
-    config: Config, prepared: PreparedRun, machine: Device, work: Workload, layers: int, unpacks: bool
-) -> Throughput:
+def _measure_probe(run: PlannedRun, workload: Workload, layers: int, dequantises: bool) -> Throughput:
+    """The throughput of the run's model, were it of so many layers."""
+    config, prepared = run.config, run.prepared
     with TemporaryDirectory() as folder:
-        _write(prepared.outline, machine, layers, Path(folder))
-        place = Model(
-            "probe",
-            Source.local,
-            folder,
-            attn_implementation=config.model.attn_implementation,
-            trust_remote_code=config.model.trust_remote_code,
-        )
+        _write_probe(prepared.meta_model, run.machine, layers, Path(folder))
+        probe = replace(config.model, source=Source.local, path=folder, revision=None)
         started = time.perf_counter()
-        base = load_base(place, config.quantization, machine)
+        base = load_base(probe, config.quantization, run.machine)
         load = time.perf_counter() - started
     tuned = add_adapter(base, config.adapter, config.seed)
     trainer = Trainer(tuned, prepared, [])
     recompute_activations(trainer)
     optimizer = trainer.create_optimizer()
-    inputs = trainer._prepare_inputs(dict(work.typical))
-    cells = inputs["input_ids"].numel()
+    inputs = trainer._prepare_inputs(dict(workload.typical))  # private: transformers, moves a batch to the device
+    positions = inputs["input_ids"].numel()
 
-    def forward() -> Any:
+    def forward() -> torch.Tensor:
         with mixed_precision(trainer.args):
             return trainer.compute_loss(tuned, dict(inputs))
 
     tuned.train()
-    train_cell = _seconds(lambda: forward().backward()) / cells
-    update = _seconds(optimizer.step)
+    train_position = _mean_seconds(lambda: forward().backward()) / positions
+    update = _mean_seconds(optimizer.step)
     tuned.zero_grad(set_to_none=True)
     tuned.eval()
     with torch.no_grad():
-        forward_cell = _seconds(forward) / cells
-    pace = Throughput(load, train_cell, forward_cell, update)
-    if work.answers is None:
-        return pace
-    with dequantised(tuned) if unpacks else nullcontext():
-        plain = _with_answers(pace, tuned, prepared.tokenizer, work.answers)
-        if not work.few_shot:
-            return plain
-        few = _with_answers(pace, tuned, prepared.tokenizer, work.few_shot[0])
-    return replace(plain, few_prefill=few.prefill, few_step=few.decode_step, few_row=few.decode_row)
+        forward_position = _mean_seconds(forward) / positions
+    throughput = Throughput(load, train_position, forward_position, update)
+    with dequantised(tuned) if dequantises else nullcontext():
+        return _with_answers(throughput, trainer, workload)
 
 
-def _with_answers(pace: Throughput, tuned: Any, tokenizer: Any, answers: AnswerWorkload) -> Throughput:
-    rows = answers.prompts[: answers.batch_size]
-    few = rows[: max(1, len(rows) // 4)]
-    # without contents no answer ends: every logit is alike, and the first token is taken
-    never = tuned.config.get_text_config().vocab_size - 1
+def _with_answers(throughput: Throughput, trainer: Trainer, workload: Workload) -> Throughput:
+    """The throughput with that of answers, as far as any are asked for."""
+    if workload.answers is None:
+        return throughput
+    prompts = workload.answers.first_batch
+    prefill, step, row = _measure_answers(trainer, prompts)
+    with as_base_model(trainer.model, {}):
+        _, base_step = _measure_batch(trainer, prompts)
+    tuned_step = step + row * len(prompts)
+    untuned = base_step / tuned_step if tuned_step else 1.0
+    throughput = replace(throughput, prefill=prefill, decode_step=step, decode_row=row, untuned=untuned)
+    if not workload.few_shot:
+        return throughput
+    prefill, step, row = _measure_answers(trainer, workload.few_shot[0].first_batch)
+    return replace(throughput, few_shot_prefill=prefill, few_shot_step=step, few_shot_row=row)
+
+
+def _measure_answers(trainer: Trainer, prompts: list[list[int]]) -> tuple[float, float, float]:
+    """Seconds to read the prompts, and of each further token the part for the step and the part for each row."""
+    fewer = prompts[: max(1, len(prompts) // 4)]
+    (prefill, step), (_, smaller_step) = _measure_batch(trainer, prompts), _measure_batch(trainer, fewer)
+    row = (step - smaller_step) / (len(prompts) - len(fewer)) if len(prompts) > len(fewer) else 0.0
+    row = min(max(row, 0.0), step / len(prompts))
+    return prefill, step - row * len(prompts), row
+
+
+def _measure_batch(trainer: Trainer, prompts: list[list[int]]) -> tuple[float, float]:
+    """Seconds to read the prompts, and for each further token of all answers."""
+    model, tokenizer = trainer.model, trainer.processing_class
+    # All weights are equal, so that all logits are and the first token is taken: no answer ends.
+    never = model.config.get_text_config().vocab_size - 1
     config = GenerationConfig(do_sample=False, eos_token_id=[never], pad_token_id=tokenizer.pad_token_id)
-
-    def decode(prompts: list[list[int]], tokens: int) -> float:
-        return _seconds(lambda: generate_batch(tuned, tokenizer, prompts, config, tokens))
-
-    def step(prompts: list[list[int]]) -> tuple[float, float]:
-        """Seconds to read the prompts, and for each further token."""
-        short, long = decode(prompts, 2), decode(prompts, 2 + DECODED)
-        each = max(long - short, 0.0) / DECODED
-        return max(short - 2 * each, 0.0), each
-
-    (prefill, many), (_, less) = step(rows), step(few)
-    row = (many - less) / (len(rows) - len(few)) if len(rows) > len(few) else 0.0
-    row = min(max(row, 0.0), many / len(rows))
-    with as_base_model(tuned, {}) if hasattr(tuned, "disable_adapter") else nullcontext():
-        _, untuned = step(rows)
-    return Throughput(
-        pace.load,
-        pace.train_cell,
-        pace.forward_cell,
-        pace.update,
-        prefill,
-        many - row * len(rows),
-        row,
-        untuned=untuned / many if many else 1.0,
-    )
+    answer = partial(generate_batch, model, tokenizer, prompts, config)
+    short, long = (_mean_seconds(partial(answer, tokens)) for tokens in (SHORT_ANSWER, SHORT_ANSWER + MORE_TOKENS))
+    step = max(long - short, 0.0) / MORE_TOKENS
+    return max(short - SHORT_ANSWER * step, 0.0), step
 
 
-def _write(outline: Any, machine: Device, layers: int, folder: Path) -> None:
-    """A model like `outline` but of fewer layers, its weights all alike."""
-    config = copy.deepcopy(outline.config)
+def _write_probe(meta_model: PreTrainedModel, machine: Device, layers: int, folder: Path) -> None:
+    """Write a model like `meta_model` but of so many layers, its weights all equal."""
+    config = copy.deepcopy(meta_model.config)
     text = config.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
     config.tie_word_embeddings = True
     with torch.device("meta"):
-        cut = AutoModelForCausalLM.from_config(config, dtype=machine.weight_dtype)
-    cut.to_empty(device="cpu")
+        probe = AutoModelForCausalLM.from_config(config, dtype=machine.weight_dtype)
+    probe.to_empty(device="cpu")
     with torch.no_grad():
-        for parameter in cut.parameters():
-            parameter.fill_(0.01)
-    cut.tie_weights()
-    cut.save_pretrained(folder)
+        for parameter in probe.parameters():
+            parameter.fill_(PROBE_WEIGHT)
+    probe.tie_weights()
+    probe.save_pretrained(folder)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def _weights(layer: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in layer.parameters())
+
+
+def _mean_seconds(call: Callable[[], object]) -> float:
     """The mean of a few calls, after one that warms up."""
     call()
-    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
-    wait()
+    finish_queued_work()
     started = time.perf_counter()
     calls = 0
     while calls < REPEATS and time.perf_counter() < started + ENOUGH_SECONDS:
         call()
-        wait()
+        finish_queued_work()
         calls += 1
     return (time.perf_counter() - started) / calls

@@ -3,54 +3,82 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from transformers import TrainingArguments
 
+from finetune.config.schema import Config
+from finetune.evaluation.forgetting import choose_general_prompts
 from finetune.evaluation.generate import largest_batch, shared_prefix_length
-from finetune.evaluation.prompts import Prompts, PromptSet
+from finetune.evaluation.prompts import Prompts, PromptSet, choose_prompts
+from finetune.machine.device import Device
 from finetune.training.chat_template import prompt_tokens
 from finetune.training.prepare import PreparedRun
-from finetune.training.tokenize import IGNORE_INDEX_
+from finetune.training.tokenize import IGNORE_INDEX
+from finetune.training.trainer import Trainer
 
 # Batches that are looked at; a longer run is taken to go on like them.
 MOST_BATCHES = 2000
 Batch = dict[str, Any]
+"""What the collator makes of rows: tensors by the names of the model's inputs, and counts."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """All that is known of a run before its model is loaded."""
+
+    config: Config
+    prepared: PreparedRun
+    machine: Device
+    prompts: Prompts
+    # Of what shows forgetting: passages and questions.
+    general: dict[str, Prompts]
+
+
+@dataclass(frozen=True)
+class AnswerBatch:
+    """Prompts that are answered together: how many, and in tokens the longest and what all begin with."""
+
+    rows: int
+    longest: int
+    prefix: int
 
 
 @dataclass(frozen=True)
 class AnswerWorkload:
-    """The prompts of one process that are answered together, sorted by length, and how long the answers may become."""
+    """The prompts that one process answers, sorted by length, in their batches."""
 
     prompts: list[list[int]]
-    batch_size: int
-    # Tokens that all prompts of a batch begin with.
-    prefix: int
-    longest: int
+    batches: list[AnswerBatch]
+    # How long an answer may become.
     new_tokens: int
     # The lengths of the references, in tokens.
     references: list[int]
 
+    @property
+    def first_batch(self) -> list[list[int]]:
+        """The prompts that are answered first: the shortest, and as many as in any batch but the last."""
+        return self.prompts[: self.batches[0].rows]
+
 
 @dataclass(frozen=True)
 class Workload:
-    """One process's share of a run; `cells` are the tokens that are computed, padding included, prefixes once."""
+    """One process's share of a run; token positions are computed ones, padding included, shared prefixes once."""
 
     steps: int
     epochs: float
     rows_per_step: int
     samples: int
     tokens: int
-    cells: int
+    token_positions: int
     # The batches that need most memory, and one of middling size.
     largest: list[Batch]
     typical: Batch
     validations: int
-    validation_cells: int
+    validation_positions: int
     largest_validation: Batch | None
-    saves: int
-    # What zero-shot prompts ask, and each draw of few-shot ones.
+    # What zero-shot prompts ask, and each sample of few-shot ones.
     answers: AnswerWorkload | None
     few_shot: list[AnswerWorkload]
     # Of what shows forgetting: passages in tokens, and questions.
@@ -58,77 +86,81 @@ class Workload:
     questions: int
 
 
-def measure_workload(trainer: Any, prepared: PreparedRun, prompts: Prompts, general: dict[str, Prompts]) -> Workload:
-    """What `trainer`, whose model needs no contents, will do, and what the `prompts` and the `general` ones ask."""
-    args = trainer.args
+def plan_prompts(config: Config, prepared: PreparedRun, machine: Device) -> PlannedRun:
+    """The run with the prompts that it will answer. Raises UserError for what is wrong with them."""
+    prompts, general = choose_prompts(config, prepared), choose_general_prompts(config, prepared)
+    return PlannedRun(config, prepared, machine, prompts, general)
+
+
+def measure_workload(run: PlannedRun, trainer: Trainer) -> Workload:
+    """What `trainer`, whose model needs no contents, will do, and what the prompts ask of it."""
+    args, general = trainer.args, run.general
     per_epoch = len(trainer.get_train_dataloader())
     updates = max(math.ceil(per_epoch / args.gradient_accumulation_steps), 1)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * updates)
-    whole, rest = divmod(steps, updates)
-    count = whole * per_epoch + min(rest * args.gradient_accumulation_steps, per_epoch)
-    seen = list(islice(_batches(trainer), min(count, MOST_BATCHES)))
-    scale = count / len(seen)
-    by_size = sorted(seen, key=_cells)
+    whole_epochs, rest = divmod(steps, updates)
+    batches = whole_epochs * per_epoch + min(rest * args.gradient_accumulation_steps, per_epoch)
+    seen = list(islice(_batches(trainer), min(batches, MOST_BATCHES)))
+    scale = batches / len(seen)
+    by_size = sorted(seen, key=_positions)
     longest_loss = max(seen, key=_loss_tokens)
     validation = list(trainer.get_eval_dataloader()) if args.eval_strategy != "no" else []
-    samples = [_rows(batch) for batch in seen]
+    answers = [measure_answers(run, trainer, draw) for draw in (run.prompts.zero_shot, *run.prompts.few_shot)]
     return Workload(
         steps=steps,
         epochs=steps / updates,
         rows_per_step=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        samples=round(sum(samples) * scale * args.world_size),
+        samples=round(sum(map(_rows, seen)) * scale * args.world_size),
         tokens=round(sum(map(_tokens, seen)) * scale * args.world_size),
-        cells=round(sum(map(_cells, seen)) * scale),
+        token_positions=round(sum(map(_positions, seen)) * scale),
         largest=[by_size[-1], *([longest_loss] if longest_loss is not by_size[-1] else [])],
         typical=by_size[len(by_size) // 2],
-        validations=_times(args.eval_strategy, args.eval_steps, steps, updates),
-        validation_cells=sum(map(_cells, validation)),
-        largest_validation=max(validation, key=_cells, default=None),
-        saves=_times(args.save_strategy, args.save_steps, steps, updates),
-        answers=_answers(trainer.model, prepared, prompts, prompts.zero_shot, args),
-        few_shot=[
-            found for draw in prompts.few_shot if (found := _answers(trainer.model, prepared, prompts, draw, args))
-        ],
+        validations=_count_validations(args, steps, updates),
+        validation_positions=sum(map(_positions, validation)),
+        largest_validation=max(validation, key=_positions, default=None),
+        answers=answers[0],
+        few_shot=[few_shot for few_shot in answers[1:] if few_shot],
         passages=sum(map(len, general["passages"].zero_shot.tokenized["input_ids"])) if general else 0,
         questions=len(general["questions"].examples) if "questions" in general else 0,
     )
 
 
-def _batches(trainer: Any) -> Iterator[Batch]:
+def _batches(trainer: Trainer) -> Iterator[Batch]:
     """The batches of training in their order, epoch after epoch."""
-    loader, epoch = trainer.get_train_dataloader(), 0
-    while True:
+    loader = trainer.get_train_dataloader()
+    for epoch in count():
         if hasattr(loader, "set_epoch"):
             loader.set_epoch(epoch)
         yield from loader
-        epoch += 1
 
 
-def _times(strategy: Any, every: float | None, steps: int, updates: int) -> int:
-    """How often something happens in a run of so many steps, `updates` of them in an epoch."""
-    if strategy == "epoch":
+def _count_validations(args: TrainingArguments, steps: int, updates: int) -> int:
+    """Validations in a run of so many steps, `updates` of them in an epoch."""
+    if args.eval_strategy == "epoch":
         return math.ceil(steps / updates)
-    if strategy != "steps" or not every:
+    if args.eval_strategy != "steps" or not (every := args.eval_steps):
         return 0
     return steps // max(1, math.ceil(every * steps) if every < 1 else int(every))
 
 
-def _answers(
-    model: Any, prepared: PreparedRun, prompts: Prompts, draw: PromptSet, args: TrainingArguments
-) -> AnswerWorkload | None:
-    if not any(name != "perplexity" for name in prompts.metrics):
-        return None
+def measure_answers(run: PlannedRun, trainer: Trainer, draw: PromptSet) -> AnswerWorkload | None:
+    """What this process answers of the draw, in the batches of `generate_answers`; None where nothing is answered."""
+    prompts, args = run.prompts, trainer.args
     mine = range(args.process_index, len(draw.examples), args.world_size)
-    tokens = sorted((prompt_tokens(draw.examples[i].prompt, prepared.tokenizer) for i in mine), key=len)
-    longest = max(map(len, tokens))
-    size = prompts.decoding.batch_size or largest_batch(model, longest + prompts.max_new_tokens)
-    last = tokens[-((len(tokens) - 1) % size + 1) :] if len(tokens) < size else tokens[-size:]
-    references = [sum(label != IGNORE_INDEX_ for label in draw.tokenized[i]["labels"]) for i in mine]
-    prefix = shared_prefix_length(model, last, prompts.max_new_tokens)
-    return AnswerWorkload(tokens, min(size, len(tokens)), prefix, longest, prompts.max_new_tokens, references)
+    if not mine or all(name == "perplexity" for name in prompts.metrics):
+        return None
+    tokens = sorted((prompt_tokens(draw.examples[i].prompt, run.prepared.tokenizer) for i in mine), key=len)
+    new_tokens = prompts.max_new_tokens
+    size = prompts.decoding.batch_size or largest_batch(trainer.model, len(tokens[-1]) + new_tokens)
+    batches = [
+        AnswerBatch(len(rows), len(rows[-1]), shared_prefix_length(trainer.model, rows, new_tokens))
+        for rows in (tokens[start : start + size] for start in range(0, len(tokens), size))
+    ]
+    references = [sum(label != IGNORE_INDEX for label in draw.tokenized[i]["labels"]) for i in mine]
+    return AnswerWorkload(tokens, batches, new_tokens, references)
 
 
-def _cells(batch: Batch) -> int:
+def _positions(batch: Batch) -> int:
     return int(batch["input_ids"].numel())
 
 
@@ -136,16 +168,16 @@ def _rows(batch: Batch) -> int:
     if "row_tokens" in batch:
         return len(batch["row_tokens"])
     if "position_ids" in batch:  # packed: each row begins at position 0
-        return batch["position_ids"].numel() - int(batch["position_ids"].count_nonzero())
+        return int((batch["position_ids"] == 0).sum())
     return len(batch["input_ids"])
 
 
 def _tokens(batch: Batch) -> int:
     if "real_tokens" in batch:
         return int(batch["real_tokens"])
-    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else _cells(batch)
+    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else _positions(batch)
 
 
 def _loss_tokens(batch: Batch) -> int:
     labels = batch["shift_labels"] if "shift_labels" in batch else batch["labels"]
-    return int((labels != IGNORE_INDEX_).sum())
+    return int((labels != IGNORE_INDEX).sum())
