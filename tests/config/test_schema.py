@@ -1,40 +1,39 @@
 """Every setting matters: changing it changes something that can be observed, so none is read by nothing."""
 
 import json
-from dataclasses import fields, is_dataclass
+import tempfile
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import get_type_hints
+from unittest.mock import MagicMock
 
 import pytest
-from transformers import AutoModelForCausalLM
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, GenerationMixin
 from trl import SFTConfig
 
 import run
 from finetune.cli.compose import compose_config
-from finetune.config import schema
 from finetune.config.schema import Config, Quantization, Source
 from finetune.data.columns import find_recipe
 from finetune.data.splits import Example, Splits, load_splits
 from finetune.errors import UserError
-from finetune.evaluation import generate
-from finetune.evaluation.answer_cache import AnswerCache
 from finetune.evaluation.answers import answer_prompts
 from finetune.evaluation.forgetting import choose_general_prompts
-from finetune.evaluation.generate import Answer
 from finetune.evaluation.lm_harness import load_harness_tasks, score_harness_tasks
 from finetune.evaluation.prompts import choose_prompts
 from finetune.machine.device import choose_device
-from finetune.model import adapter
+from finetune.model.adapter import add_adapter
 from finetune.model.base import load_base
 from finetune.model.tokenizer import load_tokenizer
 from finetune.planning.plan import make_plan, require_memory
-from finetune.reporting import wandb
 from finetune.reporting.wandb import start_tracking
 from finetune.runs.folder import data_name, run_folder, run_labels
 from finetune.training.prepare import PreparedRun, prepare_run
 from finetune.training.sft_config import build_sft_config
 from finetune.training.tokenize import tokenize_splits
 
-ROOT = Path(__file__).parents[2]
+TESTS = Path(__file__).parents[1]
 
 LOCAL = ["data=local", "data.path=FOLDER/rows.jsonl"]
 BAD = ["data=local", "data.path=FOLDER/bad.jsonl"]
@@ -122,7 +121,7 @@ CHANGES = {
     "tracking.tags": ("[other]", []),
     "plan.memory_gib": ("1000", LOCAL),
     "plan.tflops": ("7", ["plan.tflops=5", *LOCAL]),
-    "stage": ("preview", []),
+    "stage": ("preview", [*LOCAL, "force=true", "tracking=none"]),
     "force": ("true", ["plan.memory_gib=0.01", *LOCAL]),
     "seed": ("7", []),
     "name": ("other", []),
@@ -135,13 +134,12 @@ WITH = {
 }
 
 
-def settings(kind=Config, prefix=""):
-    for field in fields(kind):
-        nested = getattr(schema, field.name.capitalize(), None)
-        if is_dataclass(nested):
-            yield from settings(nested, f"{field.name}.")
+def settings(section=Config, prefix=""):
+    for name, kind in get_type_hints(section).items():
+        if is_dataclass(kind):
+            yield from settings(kind, f"{name}.")
         else:
-            yield prefix + field.name
+            yield prefix + name
 
 
 class SeenError(Exception):
@@ -153,9 +151,7 @@ def test_the_table_names_every_setting():
 
 
 def test_the_tests_of_sweeps_try_every_setting_of_theirs():
-    tested = "".join(
-        (ROOT / "tests" / name).read_text() for name in ("test_sweep.py", "test_search.py", "test_sweep_answer.py")
-    )
+    tested = "".join(file.read_text() for folder in ("search", "sweeps") for file in TESTS.glob(f"{folder}/test_*.py"))
     assert not [name for name in settings() if name.startswith("sweep.") and name not in tested]
 
 
@@ -210,14 +206,14 @@ def load_model(config, monkeypatch, tiny_model):
     machine = choose_device(config.model, config.quantization, config.adapter)
     with pytest.raises(SeenError) as call:
         load_base(config.model, config.quantization, machine)
-    return repr(call.value), run_labels(config)["group"]
+    return repr(call.value), run_labels(config).group
 
 
-def add_adapter(config, _, tiny_model):
+def adapt(config, _, tiny_model):
     config.model.source, config.model.path = Source.local, str(tiny_model)
     config.quantization = Quantization()
     machine = choose_device(config.model, config.quantization, config.adapter)
-    trained = adapter.add_adapter(load_base(config.model, config.quantization, machine), config.adapter, config.seed)
+    trained = add_adapter(load_base(config.model, config.quantization, machine), config.adapter, config.seed)
     layer = (
         trained.get_submodule("base_model.model.model.layers.0.self_attn.q_proj") if config.adapter.enabled else None
     )
@@ -237,12 +233,18 @@ def check_rows(config, _, tiny_model):
         return str(error)
 
 
-def staged(config, monkeypatch, _):
-    calls = []
-    monkeypatch.setattr(run, "preview_rows", lambda config, folder: calls.append("preview"))
-    monkeypatch.setattr(run, "train_and_judge", lambda config, folder: calls.append("train"))
-    run.run(config)
-    return calls
+def staged(config, monkeypatch, tiny_model):
+    """How far the program goes: a preview ends before the model is loaded."""
+
+    def from_pretrained(*arguments, **options):
+        raise SeenError
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    config.model.source, config.model.path = Source.local, str(tiny_model)
+    try:
+        return run.run(config)
+    except SeenError:
+        return "the model is loaded"
 
 
 def build_trainer(config, _, tiny_model):
@@ -251,15 +253,15 @@ def build_trainer(config, _, tiny_model):
 
 
 def generation(config, monkeypatch, tiny_model):
-    """The calls that answering five prompts makes."""
+    """What the model is given to answer five prompts."""
     calls = []
 
-    def answer_batch(model, tokenizer, prompts, config, max_new_tokens):
-        calls.append((prompts, config.to_dict(), max_new_tokens))
-        return [Answer("", 0, True)] * len(prompts)
+    def generate(_, input_ids, generation_config, **options):
+        calls.append((input_ids.tolist(), generation_config.to_dict()))
+        return functional.pad(input_ids, (0, 1), value=generation_config.eos_token_id[0])
 
-    monkeypatch.setattr(generate, "answer_batch", answer_batch)
-    monkeypatch.setattr(AnswerCache, "recall", lambda self, asked, compute, wait: (compute(), False))
+    monkeypatch.setattr(GenerationMixin, "generate", generate)
+    monkeypatch.setenv("FINETUNE_CACHE", tempfile.mkdtemp(dir=tiny_model.parent))  # nothing is answered yet
     config.model.source, config.model.path = Source.local, str(tiny_model)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokenizer = load_tokenizer(config.model)
@@ -268,7 +270,7 @@ def generation(config, monkeypatch, tiny_model):
     splits = Splits(examples, examples, examples, {}, "")
     settings = SFTConfig(use_cpu=True, bf16=False, activation_checkpointing=False)
     rows = tokenize_splits(splits, tokenizer, settings)
-    prepared = PreparedRun(splits, tokenizer, base, settings, rows)
+    prepared = PreparedRun(splits, tokenizer, base, rows, notes=[], settings=settings)
     prompts = choose_prompts(config, prepared)
     answer_prompts(base, tokenizer, prompts, {}, lambda *_: None, lambda *_: None)
     return calls, list(choose_general_prompts(config, prepared))
@@ -284,11 +286,13 @@ def ask_harness(config, monkeypatch, tiny_model):
 
 
 def track(config, monkeypatch, tiny_model):
-    calls = []
-    monkeypatch.setattr(wandb, "_init", lambda mode, identity, say: calls.append((mode, identity)))
-    labels = run_labels(config) | {"config": {}}
-    with start_tracking(config.tracking, **labels, folder=tiny_model.parent / "tracked"):
-        return calls
+    """What wandb is given, and what is printed about it."""
+    calls, lines = [], []
+    monkeypatch.setattr("wandb.init", lambda **given: calls.append(given) or MagicMock())
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    with start_tracking(config.tracking, run_labels(config), tiny_model.parent / "tracked", print_line=lines.append):
+        return [{key: call[key] for key in ("mode", "project", "entity", "group", "tags")} for call in calls], lines
 
 
 def place(config, *_):
@@ -320,7 +324,7 @@ OBSERVERS = {
     "data": read_data,
     "model": load_model,
     "quantization": load_model,
-    "adapter": add_adapter,
+    "adapter": adapt,
     "trainer": build_trainer,
     "eval": generation,
     "eval.harness_tasks": ask_harness,
