@@ -45,9 +45,8 @@ class Comparison:
         others, prompts = len(self.runs) - 1, len(self.runs[0].predictions)
         count = len(self.runs) * others // 2 if self.all_pairs else others
         tests = f"{count} paired test{'s' if count > 1 else ''} on the same {prompts:,} prompts"
-        groups = "have the letter a cannot be told from the best"
-        if self.all_pairs:
-            groups = "share a letter cannot be told apart"
+        best = "have the letter a cannot be told from the best"
+        groups = "share a letter cannot be told apart" if self.all_pairs else best
         method = f"Runs that {groups}: {tests}, p corrected by Holm's method and compared with {MAX_P}."
         flattered = " The best is chosen on the test prompts themselves, which flatters it; a search's is not."
         return method + (flattered if self.split == "test" and len(self.runs) > 2 else "")

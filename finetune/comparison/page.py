@@ -70,20 +70,22 @@ def render_comparisons(comparisons: list[Comparison], histories: Mapping[str, Hi
 
 
 def _comparison(comparison: Comparison, number: int, histories: Mapping[str, History]) -> list[str]:
-    runs = comparison.runs
+    runs, metric = comparison.runs, comparison.metric
     verdicts = [[run.name, run.verdict] for run in runs if run.verdict]
-    scores = {run.name: run.tuned(comparison.metric) for run in runs}
     best = replace(comparison, runs=runs[:DETAILED])
     return [
         to_html(ranking_table(comparison, len(runs))),
         html.paragraph(comparison.correction, "dim") if len(runs) > 1 else "",
-        html.figure(figures.score_intervals(comparison.metric, scores)),
+        html.figure(figures.score_intervals(metric, {run.name: run.tuned(metric) for run in runs})),
         to_html(cost_table(comparison)),
         to_html(Table("Verdicts", ["run", "verdict"], verdicts, prose=["verdict"])) if verdicts else "",
         render_learning(histories),
         _settings(comparison),
         html.paragraph(f"Of {len(runs)} runs the best {DETAILED}:") if len(runs) > DETAILED else "",
-        _score_distributions(best),
+        html.heading("Scores"),
+        html.figure(
+            figures.distributions({run.name: prompt_scores(run.predictions, metric) for run in best.runs}, metric)
+        ),
         _browser(best, f"answers-{number}"),
     ]
 
@@ -98,13 +100,10 @@ def settings_figures(comparison: Comparison) -> "dict[str, Figure]":
     """Parallel coordinates of settings and score, and the settings' importance; each only where it shows something."""
     if not comparison.varying or len(comparison.runs) < 2:
         return {}
-    drawn = {
-        "parallel_coordinates": figures.parallel_coordinates(comparison.varying, comparison.scores, comparison.metric)
-    }
+    lines = figures.parallel_coordinates(comparison.varying, comparison.scores, comparison.metric)
     importance, _ = comparison.importance
-    if importance:
-        drawn["importance"] = figures.bars(f"Importance of the settings ({IMPORTANCE_METHOD})", importance)
-    return drawn
+    bars = figures.bars(f"Importance of the settings ({IMPORTANCE_METHOD})", importance)
+    return {"parallel_coordinates": lines} | ({"importance": bars} if importance else {})
 
 
 def _settings(comparison: Comparison) -> str:
@@ -113,11 +112,6 @@ def _settings(comparison: Comparison) -> str:
         return ""
     why_not = "" if "importance" in drawn else html.paragraph(comparison.importance[1], "dim")
     return "".join([html.heading("Settings"), *map(html.figure, drawn.values()), why_not])
-
-
-def _score_distributions(comparison: Comparison) -> str:
-    scores = {run.name: prompt_scores(run.predictions, comparison.metric) for run in comparison.runs}
-    return html.heading("Scores") + html.figure(figures.distributions(scores, comparison.metric))
 
 
 def _browser(comparison: Comparison, name: str) -> str:
@@ -133,17 +127,14 @@ def _browser(comparison: Comparison, name: str) -> str:
             break
         rows.append(row)
     left_out = len(order) - len(rows)
-    return "".join(
-        [
-            html.heading("Answers side by side"),
-            html.paragraph(f"{left_out:,} prompts with the smallest differences are left out for size.")
-            if left_out
-            else "",
-            html.script_data(name, json.dumps({"runs": [run.name for run in comparison.runs], "rows": rows})),
-            f'<div class="browser" data-of="{name}"><input class="search" placeholder="Search texts">'
-            '<label> <input type="checkbox" class="only" checked> only where runs differ</label> '
-            '<span class="count"></span><div class="answers"></div></div>',
-        ]
+    note = f"{left_out:,} prompts with the smallest differences are left out for size."
+    return (
+        html.heading("Answers side by side")
+        + (html.paragraph(note) if left_out else "")
+        + html.script_data(name, json.dumps({"runs": [run.name for run in comparison.runs], "rows": rows}))
+        + f'<div class="browser" data-of="{name}"><input class="search" placeholder="Search texts">'
+        '<label> <input type="checkbox" class="only" checked> only where runs differ</label> '
+        '<span class="count"></span><div class="answers"></div></div>'
     )
 
 

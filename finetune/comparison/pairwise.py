@@ -2,7 +2,6 @@
 their number (pure functions).
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -27,10 +26,7 @@ LOG_RATIO = 10
 def compare_pairs(
     runs: Sequence[list[Prediction]], metric: str, seed: int, only_best: bool = False
 ) -> dict[tuple[int, int], Difference]:
-    """First minus second for every pair of runs on the same prompts, its p not yet corrected.
-
-    With `only_best` of the first run with every other.
-    """
+    """First minus second for every pair of runs, or `only_best`: the first run with every other; p is uncorrected."""
     pairs = [pair for pair in combinations(range(len(runs)), 2) if pair[0] == 0 or not only_best]
     # The smallest p that n permutations can give is 2 / (n + 1); corrected for all pairs, it has to stay below 5 %.
     permutations = int(2 * 2 * len(pairs) / MAX_P)
@@ -116,9 +112,7 @@ def setting_importance(
         parameters = {name: values[number] for name, values in varying.items()}
         study.add_trial(optuna.trial.create_trial(params=parameters, distributions=distributions, value=score))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return dict(optuna.importance.get_param_importances(study, evaluator=evaluator)), ""
+    return dict(optuna.importance.get_param_importances(study, evaluator=evaluator)), ""
 
 
 def _distribution(values: Sequence[float] | Sequence[str]) -> "BaseDistribution":

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
-from rich.table import Table as Grid
 from rich.text import Text
 
 from finetune.comparison.compare import Comparison
@@ -11,12 +10,11 @@ from finetune.comparison.pairwise import FEWEST_FOR_IMPORTANCE, IMPORTANCE_METHO
 from finetune.config.spelling import spell
 from finetune.evaluation.metrics import SPELLED
 from finetune.machine.allowance import GIB
-from finetune.reporting.tables import Table, format_interval, to_rich
+from finetune.reporting.tables import Table, format_interval, to_grid, to_rich
 from finetune.runs.result import Difference
 
 # At the end of a sweep so many are shown of its ranking.
 BEST_SHOWN = 10
-NAME_WIDTH = 40  # characters of a run's name beside its answer
 
 
 def show_comparisons(comparisons: list[Comparison], unfinished: list[Path], prompts: int) -> None:
@@ -108,18 +106,11 @@ def _format_difference(to_best: Difference | None) -> list[str]:
     return [format_interval(to_best, "+"), f"{to_best.p:.2g}"] if to_best else ["best", ""]
 
 
-def _answers(comparison: Comparison, index: int) -> Grid:
-    """What each run answered to a prompt."""
-    grid = Grid.grid(padding=(0, 2))
-    grid.add_column(style="dim", justify="right", max_width=NAME_WIDTH, overflow="fold")
-    grid.add_column(justify="right")
-    grid.add_column(overflow="fold")
+def _answers(comparison: Comparison, index: int) -> RenderableType:
+    """A prompt and what each run answered to it, with its score."""
     prompt = comparison.runs[0].predictions[index]
-    grid.add_row("", "", "")
-    grid.add_row("prompt", "", Text(prompt.question))
-    grid.add_row("reference", "", Text(prompt.reference))
+    texts = [("", ""), ("prompt", prompt.question), ("reference", prompt.reference)]
     for run in comparison.runs:
         score = prompt_score(run.predictions[index], comparison.metric)
-        answer = run.predictions[index].arms["tuned"].first_answer
-        grid.add_row(Text(run.name), f"{score:.2f}", Text(answer))
-    return grid
+        texts.append((f"{run.name} {score:.2f}", run.predictions[index].arms["tuned"].first_answer))
+    return to_grid(texts)

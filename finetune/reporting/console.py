@@ -5,11 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from finetune.machine.allowance import GIB
-from finetune.reporting.tables import format_arm, format_interval, harness_table, score_table, to_rich
+from finetune.reporting.tables import format_arm, format_interval, harness_table, score_table, to_grid, to_rich
 from finetune.runs.predictions import PREDICTIONS, Prediction, read_predictions
 from finetune.runs.result import EvaluationResult, RunResult, Verdict
 
@@ -120,16 +118,10 @@ def show_complete_run(result: RunResult, folder: Path) -> None:
     console.show_result(result)
 
 
-def _example(prediction: Prediction, evaluation: EvaluationResult) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", justify="right")
-    table.add_column(overflow="fold")
+def _example(prediction: Prediction, evaluation: EvaluationResult) -> RenderableType:
     texts = {"prompt": prediction.question, "reference": prediction.reference}
     texts |= {format_arm(arm, evaluation): prediction.arms[arm].first_answer for arm in evaluation.arms}
-    for name, text in texts.items():
-        table.add_row(name, Text(_shorten(text)))
-    table.add_row("", "")
-    return table
+    return to_grid([*((name, _shorten(text)) for name, text in texts.items()), ("", "")])
 
 
 def _shorten(text: str) -> str:

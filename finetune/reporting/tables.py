@@ -1,6 +1,6 @@
 """How does a table look in the terminal and on a page? And which tables of a run do both show?"""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
@@ -13,6 +13,7 @@ from finetune.reporting import html
 from finetune.runs.result import EvaluationResult, HarnessScore, Interval
 
 SECONDS_PER_MINUTE = 60
+NAME_WIDTH = 40  # characters of a name beside its text
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,16 @@ def to_html(table: Table) -> str:
 
 def _cell(value: object, prose: bool) -> str:
     return f'<td class="text">{html.escape(value)}</td>' if prose else f"<td>{html.escape(value)}</td>"
+
+
+def to_grid(texts: Iterable[tuple[str, str]]) -> rich_table.Table:
+    """Named texts one below the other for the terminal, the counterpart of `html.example`."""
+    grid = rich_table.Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", justify="right", max_width=NAME_WIDTH, overflow="fold")
+    grid.add_column(overflow="fold")
+    for name, text in texts:
+        grid.add_row(Text(name), Text(text))
+    return grid
 
 
 def score_table(evaluation: EvaluationResult, against: str) -> Table:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.comparison.compare import Comparison, compare_runs
-from finetune.config.settings import flatten_settings
+from finetune.config.settings import flatten_settings, varying_settings
 from finetune.runs.files import read_jsonl
 from finetune.runs.folder import newest_checkpoint
 from finetune.runs.outcome import RunState
@@ -74,10 +74,8 @@ def read_sweep(folder: Path, metric: str | None = None) -> SweepResult:
         history = run.history if run else _unfinished_history(own_folder, trial)
         histories |= {name: history} if history else {}
     swept = _swept_settings(trials)
-    comparisons = [
-        replace(comparison, settings=_differing_settings(comparison.runs, swept))
-        for comparison in compare_runs(runs.values(), metric)
-    ]
+    compared = compare_runs(runs.values(), metric)
+    comparisons = [replace(ranked, settings=_differing_settings(ranked.runs, swept)) for ranked in compared]
     return with_test_result(SweepResult(folder, trials, swept, comparisons, histories))
 
 
@@ -100,13 +98,10 @@ def format_state(state: RunState) -> str:
 def _swept_settings(trials: list[TrialRecord]) -> dict[int, dict[str, object]]:
     """For each trial the settings of its command that not all trials have."""
     common = set.intersection(*(set(trial.overrides) for trial in trials)) if trials else set()
+    own = {trial.number: [override for override in trial.overrides if override not in common] for trial in trials}
     return {
-        trial.number: dict(
-            _setting(override)
-            for override in trial.overrides
-            if override not in common and "=" in override and not override.startswith("sweep.")
-        )
-        for trial in trials
+        number: dict(_setting(text) for text in overrides if "=" in text and not text.startswith("sweep."))
+        for number, overrides in own.items()
     }
 
 
@@ -125,8 +120,7 @@ def _differing_settings(runs: Iterable[CompletedRun], swept: dict[int, dict[str,
         own = swept[run.trial] if run.trial is not None else {}
         flat = flatten_settings(run.result.config)
         settings.append({key: own.get(key, flat.get(key)) for key in keys})
-    differing = [key for key in keys if len({json.dumps(values[key]) for values in settings}) > 1]
-    return [{key: values[key] for key in differing} for values in settings]
+    return varying_settings(settings)
 
 
 def _unfinished_history(folder: Path, trial: TrialRecord) -> History:
