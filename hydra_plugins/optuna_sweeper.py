@@ -1,9 +1,8 @@
-"""`hydra/sweeper=optuna`: how does Hydra hand a search to finetune/search.py?"""
+"""`hydra/sweeper=optuna`: how does Hydra hand a search to finetune/sweeps/run_search.py?"""
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
@@ -11,84 +10,51 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from finetune.cli.compose import compose_trial
+from finetune.errors import UserError
+from finetune.search.study import SearchSettings
+
+if TYPE_CHECKING:
+    from hydra_plugins.process_launcher import ProcessLauncher
+
 
 @dataclass
-class OptunaSweeperConf:
-    """What is searched, and how."""
+class OptunaSweeperConf(SearchSettings):
+    """The settings of a search, and the class that Hydra gives them to."""
 
     _target_: str = "hydra_plugins.optuna_sweeper.OptunaSweeper"
-    # Trials of the whole study, those of earlier sweeps of this name included.
-    n_trials: int = 20
-    # tpe, random, grid, cmaes or nsga2.
-    sampler: str = "tpe"
-    seed: int = 0
-    # none, median, asha or hyperband: by the validation loss at each validation.
-    pruner: str = "median"
-    # What is to be best, each of score (on validation prompts), validation_loss, memory and seconds.
-    objectives: list[str] = field(default_factory=lambda: ["score"])
-    # A file or a database's URL. None: study.journal in the sweep's folder.
-    storage: str | None = None
-    # With a database: a worker that is silent for twice as long is taken to be dead.
-    heartbeat_seconds: int = 60
-    # Setting -> what is tried, in the grammar of Hydra's sweeps.
-    params: dict[str, Any] = field(default_factory=dict)
-    # Setting -> OTHER=VALUE: it is tried only where the other searched setting has that value.
-    conditions: dict[str, str] = field(default_factory=dict)
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaSweeperConf, provider="finetune")
 
 
-class OptunaSweeper(Sweeper):  # type: ignore[misc]
+class OptunaSweeper(Sweeper):
     """A search for the best settings."""
 
     def __init__(self, **settings: Any) -> None:
-        self.settings = settings
+        plain: Any = OmegaConf.to_container(OmegaConf.create(settings))
+        self.settings = SearchSettings(**plain)
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives every sweeper."""
-        self.context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
+        """Take what Hydra gives every sweeper. Raises UserError for a launcher that runs one trial at a time."""
+        self.options = dict(config.hydra.runtime.choices)
+        if not str(config.hydra.launcher.get("_target_")).endswith(".ProcessLauncher"):
+            raise UserError(
+                f"hydra/launcher={self.options['hydra/launcher']}: a search would run one trial at a time, as this "
+                "launcher starts trials only in batches. Write hydra/launcher=process, or give this launcher a grid, "
+                "such as adapter.r=8,16 without hydra/sweeper=optuna."
+            )
+        self.compose = partial(compose_trial, hydra_context, config)
+        launcher = Plugins.instance().instantiate_launcher(
             config=config, hydra_context=hydra_context, task_function=task_function
         )
+        self.process_launcher = cast("ProcessLauncher", launcher)
 
     def sweep(self, arguments: list[str]) -> None:
         """Search."""
         from finetune.sweeps.run_search import run_search
 
-        settings = {
-            key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-            for key, value in self.settings.items()
-        }
-        settings["options"] = dict(self.config.hydra.runtime.choices)
         try:
-            run_search(self.compose, self.run, settings, arguments)
+            run_search(self.compose, self.process_launcher.stream, self.settings, self.options, arguments)
         finally:
-            if hasattr(self.launcher, "close"):
-                self.launcher.close()
-
-    def compose(self, overrides: list[str]) -> Any:
-        """The checked configuration of a trial."""
-        from finetune.cli.compose import compose_trial
-
-        return compose_trial(self.context, self.config, overrides)
-
-    def run(
-        self,
-        jobs: Iterable[tuple[int, list[str]]],
-        on_end: Callable[[int, Any], None],
-        total: int | None,
-        name: str,
-        examples: Sequence[Any] = (),
-    ) -> None:
-        """Run trials, each a number and its overrides: as they are asked for, or in turn by other launchers."""
-        from hydra_plugins.process_launcher import ProcessLauncher  # here: Hydra's search for plugins executes it anew
-
-        if isinstance(self.launcher, ProcessLauncher):
-            self.launcher.stream(jobs, on_end, total, name, examples)
-            return
-        from finetune.runs.sweep_record import open_sweep_record
-        from finetune.sweeps.other_launchers import run_in_turn
-
-        record = open_sweep_record(self.config.output_dir, name, sys.argv[1:])
-        run_in_turn(self.launcher.launch, jobs, on_end, self.compose, record)
+            self.process_launcher.close()

@@ -1,6 +1,7 @@
-"""Is this trial of a search hopeless? Asked of the study at each validation."""
+"""When does a trial of a search end early? Where the study says so, asked at each validation."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -8,15 +9,17 @@ from finetune.config.schema import Sweep
 from finetune.runs.outcome import Pruned
 from finetune.search.study import load_trial
 
+if TYPE_CHECKING:
+    from optuna.storages import JournalStorage
+
 
 class PruningCallback(TrainerCallback):
     """Reports the validation loss to the study of the search, and ends the run where the study says so."""
 
-    def __init__(self, sweep: Sweep) -> None:
-        assert sweep.study and sweep.name and sweep.trial is not None
-        self.trial = load_trial(sweep.study, sweep.name, sweep.trial, sweep.pruner)
+    def __init__(self, sweep: Sweep, studies: "Mapping[str, JournalStorage]") -> None:
+        self.trial = load_trial(sweep, studies)
         self.sign = -1 if self.trial.study.direction.name == "MAXIMIZE" else 1
-        self.known = set(self.trial.study.get_trials(deepcopy=False)[sweep.trial].intermediate_values)
+        self.reported = set(self.trial.study.get_trials(deepcopy=False)[self.trial.number].intermediate_values)
 
     def on_evaluate(
         self,
@@ -24,21 +27,21 @@ class PruningCallback(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         metrics: dict[str, float] | None = None,
-        **_: Any,
+        **_: object,
     ) -> None:
-        """Pruned is raised to end the run; what was reported before a crash is not reported again.
+        """Raise Pruned to end the run; what was reported before a crash is not reported again.
 
-        Trials are compared at the same share of their training, in percent: their steps may be of other batches.
+        Trials are compared at the same percentage of their training, as their steps may be of different batch sizes.
         """
         if not metrics or "eval_loss" not in metrics or state.global_step >= state.max_steps:
             return
-        share = round(100 * state.global_step / state.max_steps)
-        if share not in self.known:
-            self.trial.report(self.sign * metrics["eval_loss"], share)
+        percent = round(100 * state.global_step / state.max_steps)
+        if percent not in self.reported:
+            self.trial.report(self.sign * metrics["eval_loss"], percent)
         if self.trial.should_prune():
             raise Pruned(f"validation loss {metrics['eval_loss']:.3f} at step {state.global_step}: others do better")
 
 
-def pruning_callbacks(sweep: Sweep) -> list[TrainerCallback]:
-    """The callback, in a trial of a search that prunes."""
-    return [PruningCallback(sweep)] if sweep.trial is not None and sweep.pruner != "none" else []
+def pruning_callbacks(sweep: Sweep, studies: "Mapping[str, JournalStorage]") -> list[TrainerCallback]:
+    """The callback, in a trial of a search that prunes; `studies` were read ahead, by path."""
+    return [PruningCallback(sweep, studies)] if sweep.trial is not None and sweep.pruner != "none" else []

@@ -1,19 +1,23 @@
-"""How does a search draw settings, and when does it give a trial up? Optuna's samplers and pruners."""
+"""How are settings drawn, and when is a trial pruned? Optuna's samplers and pruners by name."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
+
+from finetune.search.storage import accept_experimental
+
+if TYPE_CHECKING:
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+
 
 SAMPLERS = ("tpe", "random", "grid", "cmaes", "nsga2")
 PRUNERS = ("none", "median", "asha", "hyperband")
 
 
-def make_sampler(name: str, seed: int) -> Any:
-    """The sampler; a grid is lined up beforehand, and what comes after it is random."""
+def make_sampler(name: str, seed: int) -> "BaseSampler":
+    """The sampler of a name; a grid is enqueued beforehand, and what comes after it is random."""
     from optuna import samplers
 
-    with _experiments():
+    with accept_experimental():
         if name == "tpe":
             return samplers.TPESampler(seed=seed, multivariate=True, group=True, constant_liar=True)
         if name == "cmaes":
@@ -23,11 +27,11 @@ def make_sampler(name: str, seed: int) -> Any:
         return samplers.RandomSampler(seed=seed)
 
 
-def make_pruner(name: str) -> Any:
-    """The pruner for few evaluations a trial, which is told the step of each."""
+def make_pruner(name: str) -> "BasePruner":
+    """The pruner of a name, set up for trials that report few times."""
     from optuna import pruners
 
-    with _experiments():
+    with accept_experimental():
         if name == "median":
             return pruners.MedianPruner(n_startup_trials=3, n_min_trials=2)
         if name == "asha":
@@ -35,13 +39,3 @@ def make_pruner(name: str) -> Any:
         if name == "hyperband":
             return pruners.HyperbandPruner(min_resource=1, reduction_factor=3)
         return pruners.NopPruner()
-
-
-@contextmanager
-def _experiments() -> Iterator[None]:
-    """Let Optuna keep to itself what it calls experimental."""
-    from optuna import exceptions
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", exceptions.ExperimentalWarning)
-        yield

@@ -1,14 +1,16 @@
 """Which settings does a search try? Hydra's sweep grammar as a space that Optuna draws from."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf
 
+from finetune.config.schema import Config
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 
 GRAMMAR = "choice(4,8,16), range(4,33,4), interval(0.0,0.2), int(interval(1,8)) or tag(log,interval(1e-5,1e-3))"
 GROUPS = ("data", "model", "quantization", "adapter", "trainer", "eval")
+
+Value = str | int | float
+# Settings of a space, each with a value.
+Point = dict[str, Value]
+# From a setting to its value where nothing is searched.
+Default = Callable[[str], object]
 
 
 @dataclass(frozen=True)
@@ -29,10 +37,14 @@ class Dimension:
     high: float = 0.0
     whole: bool = False
     log: bool = False
-    # Only searched where this other searched setting has this value.
-    only_if: tuple[str, str] | None = None
+    # Only searched where this other searched setting has this value; empty: always.
+    only_if: Mapping[str, str] = field(default_factory=dict)
 
-    def suggest(self, trial: "Trial") -> Any:
+    def applies(self, point: Point) -> bool:
+        """Whether it is searched beside these values of the settings before it."""
+        return all(_stands_for(str(point.get(key)), value) for key, value in self.only_if.items())
+
+    def suggest(self, trial: "Trial") -> Value:
         """A value for the trial."""
         if self.choices:
             return trial.suggest_categorical(self.key, self.choices)
@@ -40,17 +52,17 @@ class Dimension:
             return trial.suggest_int(self.key, int(self.low), int(self.high), log=self.log)
         return trial.suggest_float(self.key, self.low, self.high, log=self.log)
 
-    def place(self, value: Any) -> Any:
+    def match(self, value: object) -> Value | None:
         """A setting's value as this dimension holds it; None if it lies outside."""
         if self.choices:
-            return next((choice for choice in self.choices if _same(choice, value)), None)
-        inside = isinstance(value, int | float) and self.low <= value <= self.high
-        return (int(value) if self.whole else float(value)) if inside else None
+            return next((choice for choice in self.choices if _stands_for(choice, value)), None)
+        if not isinstance(value, int | float) or not self.low <= value <= self.high:
+            return None
+        return int(value) if self.whole else float(value)
 
-    def extremes(self) -> Sequence[Any]:
+    def boundary_values(self) -> Sequence[Value]:
         """The values that a check of the whole space has to look at."""
-        whole = int if self.whole else float
-        return self.choices or [whole(self.low), whole(self.high)]
+        return self.choices or [int(end) if self.whole else end for end in (self.low, self.high)]
 
 
 @dataclass(frozen=True)
@@ -59,136 +71,130 @@ class Space:
 
     dimensions: tuple[Dimension, ...]
 
-    def suggest(self, trial: "Trial") -> dict[str, Any]:
+    def suggest(self, trial: "Trial") -> Point:
         """A value for each setting that applies."""
-        found: dict[str, Any] = {}
-        for dimension in self.dimensions:
-            if _applies(dimension, found):
-                found[dimension.key] = dimension.suggest(trial)
-        return found
+        return self._point(lambda dimension: dimension.suggest(trial))
 
-    def defaults(self, value: Callable[[str], Any]) -> dict[str, Any]:
-        """The defaults as a trial: `value(key)` is what a setting is without the search.
+    def defaults(self, default: Default) -> Point:
+        """The defaults as a trial; one that lies outside the space is left for the sampler to choose."""
+        return self._point(lambda dimension: dimension.match(default(dimension.key)))
 
-        One that lies outside the space (`outside`) is left for the sampler to choose.
-        """
-        found: dict[str, Any] = {}
-        for dimension in self.dimensions:
-            place = dimension.place(value(dimension.key)) if _applies(dimension, found) else None
-            if place is not None:
-                found[dimension.key] = place
-        return found
-
-    def outside(self, value: Callable[[str], Any]) -> dict[str, Any]:
+    def defaults_outside(self, default: Default) -> dict[str, object]:
         """The defaults that the search cannot try, for they lie outside the space."""
-        inside = self.defaults(value)
-        keys = [one.key for one in self.dimensions if _applies(one, inside) and one.key not in inside]
-        return {key: value(key) for key in keys}
+        inside = self.defaults(default)
+        applying = [dimension.key for dimension in self.dimensions if dimension.applies(inside)]
+        return {key: default(key) for key in applying if key not in inside}
 
-    def corners(self) -> Iterator[dict[str, Any]]:
+    def boundary_points(self) -> Iterator[Point]:
         """Every choice and every end of a range, each once, the others at their first."""
-        first = {dimension.key: dimension.extremes()[0] for dimension in self.dimensions}
+        first = {dimension.key: dimension.boundary_values()[0] for dimension in self.dimensions}
         for dimension in self.dimensions:
-            for value in dimension.extremes():
-                yield self._applying(first | _condition(dimension) | {dimension.key: value})
+            for value in dimension.boundary_values():
+                yield self._applying({**first, **dimension.only_if, dimension.key: value})
 
-    def grid(self) -> Iterator[dict[str, Any]]:
+    def grid(self) -> list[Point]:
         """Every combination. Raises UserError where there is no end of them."""
         for dimension in self.dimensions:
             if not dimension.choices:
                 raise UserError(
                     f"hydra.sweeper.sampler=grid: {dimension.key} is an interval; give choice(...) or range(...)."
                 )
-        seen = []
-        for cell in product(*(dimension.choices for dimension in self.dimensions)):
-            point = self._applying(dict(zip((d.key for d in self.dimensions), cell, strict=True)))
-            if point not in seen:
-                seen.append(point)
-                yield point
+        keys = [dimension.key for dimension in self.dimensions]
+        cells = product(*(dimension.choices for dimension in self.dimensions))
+        points = [self._applying(dict(zip(keys, cell, strict=True))) for cell in cells]
+        return list({tuple(point.items()): point for point in points}.values())
 
-    def _applying(self, point: Mapping[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+    def _applying(self, values: Mapping[str, Value]) -> Point:
+        return self._point(lambda dimension: values[dimension.key])
+
+    def _point(self, choose: Callable[[Dimension], Value | None]) -> Point:
+        """What is chosen for each setting that applies; None leaves it out."""
+        point: Point = {}
         for dimension in self.dimensions:
-            if _applies(dimension, found):
-                found[dimension.key] = point[dimension.key]
-        return found
+            if dimension.applies(point) and (value := choose(dimension)) is not None:
+                point[dimension.key] = value
+        return point
 
 
-def read_space(params: Mapping[str, Any], given: Sequence[Override], conditions: Mapping[str, str]) -> Space:
-    """The space of a preset's `params` and of the command line's sweeps, which replace a preset's.
+def read_space(params: Mapping[str, object], arguments: Sequence[str], conditions: Mapping[str, str]) -> Space:
+    """The space of a preset's `params` and of the sweeps among a command's arguments, which replace a preset's.
 
     Raises UserError for what is no sweep, and for a condition on a setting that is not searched.
     """
-    texts = [f"{key}={value}" for key, value in params.items()]
-    searched = {one.key_or_group: one for one in OverridesParser.create().parse_overrides(texts)}
-    searched |= {override.key_or_group: override for override in given}
+    searched = {override.key_or_group: override for override in _parse([f"{k}={v}" for k, v in params.items()])}
+    searched |= {override.key_or_group: override for override in _parse(arguments) if override.is_sweep_override()}
+    only_if = {}
     for key, condition in conditions.items():
-        other = condition.partition("=")[0]
+        other, _, value = condition.partition("=")
         if key not in searched or other not in searched or other in conditions:
             raise UserError(
                 f"hydra.sweeper.conditions: {key}: {condition}. Expected SETTING: OTHER=VALUE, where both settings are "
                 f"searched and OTHER has no condition itself; searched are {', '.join(searched)}."
             )
-    free = [_dimension(key, one, None) for key, one in searched.items() if key not in conditions]
-    bound = [_dimension(key, searched[key], _pair(text)) for key, text in conditions.items()]
-    return Space((*free, *bound))
+        only_if[key] = {other: value}
+    free = [_read_dimension(key, override, {}) for key, override in searched.items() if key not in only_if]
+    return Space((*free, *(_read_dimension(key, searched[key], condition) for key, condition in only_if.items())))
 
 
-def point_overrides(point: Mapping[str, Any]) -> list[str]:
+def fixed_overrides(arguments: Sequence[str]) -> list[str]:
+    """The arguments that are no sweeps, and so are of every trial."""
+    return [str(override.input_line) for override in _parse(arguments) if not override.is_sweep_override()]
+
+
+def point_overrides(point: Mapping[str, object]) -> list[str]:
     """A point of the space as on the command line."""
     return [f"{key}={value if isinstance(value, str) else repr(value)}" for key, value in point.items()]
 
 
-def experiment_yaml(texts: Sequence[str]) -> str:
+def default_values(config: Config, options: Mapping[str, str]) -> Default:
+    """Of a group the option that is chosen, of a setting its value, in the configuration without the search."""
+    settings = OmegaConf.structured(config)
+    return lambda key: options.get(key) or OmegaConf.select(settings, key)
+
+
+def experiment_yaml(overrides: Sequence[str]) -> str:
     """Overrides as a config file has them: the defaults list of the chosen options, and then the settings."""
     options: list[dict[str, Any]] = []
-    tree: dict[str, Any] = {}
-    for override in OverridesParser.create().parse_overrides(list(texts)):
-        *parents, last = override.key_or_group.split(".")
-        if not parents and last in GROUPS:
-            options.append({f"override /{last}": override.value()})
+    settings: dict[str, Any] = {}
+    for override in _parse(overrides):
+        *parents, name = override.key_or_group.split(".")
+        if not parents and name in GROUPS:
+            options.append({f"override /{name}": override.value()})
             continue
-        place: dict[str, Any] = tree
+        section = settings
         for parent in parents:
-            place = place.setdefault(parent, {})
-        place[last] = override.value()
-    parts: list[dict[str, Any]] = [{"defaults": options} if options else {}, tree]
+            section = section.setdefault(parent, {})
+        section[name] = override.value()
+    parts = [{"defaults": options} if options else {}, settings]
     return "".join(OmegaConf.to_yaml(OmegaConf.create(part)) for part in parts if part)
 
 
-def _dimension(key: str, override: Override, only_if: tuple[str, str] | None) -> Dimension:
-    value = override.value()
+def _parse(texts: Sequence[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(list(texts))
+
+
+def _read_dimension(key: str, override: Override, only_if: Mapping[str, str]) -> Dimension:
+    value, text = override.value(), f"{key}={override.get_value_string()}"
     if isinstance(value, IntervalSweep):
-        whole = isinstance(value.start, int) and isinstance(value.end, int)
         assert value.start is not None and value.end is not None
+        whole = isinstance(value.start, int) and isinstance(value.end, int)
         low, high, log = float(value.start), float(value.end), "log" in value.tags
         if low >= high or (log and low <= 0):
-            text = f"{key}={override.get_value_string()}"
             raise UserError(f"{text}: expected a lower and a higher number, both above 0 for log.")
         return Dimension(key, (), low, high, whole, log, only_if)
     if not override.is_sweep_override():
-        raise UserError(f"{key}={override.get_value_string()}: it is no range to search. Write {GRAMMAR}.")
-    if isinstance(value, RangeSweep) and not override.is_discrete_sweep():
-        raise UserError(f"{key}={override.get_value_string()}: the range has no end. Write {GRAMMAR}.")
+        raise UserError(f"{text}: it is no range to search. Write {GRAMMAR}.")
+    if isinstance(value, RangeSweep) and value.stop is not None and not isfinite(value.stop):
+        raise UserError(f"{text}: the range has no end. Write {GRAMMAR}.")
     return Dimension(key, tuple(dict.fromkeys(override.sweep_string_iterator())), only_if=only_if)
 
 
-def _applies(dimension: Dimension, found: Mapping[str, Any]) -> bool:
-    return dimension.only_if is None or _same(str(found.get(dimension.only_if[0])), dimension.only_if[1])
-
-
-def _condition(dimension: Dimension) -> dict[str, str]:
-    return dict([dimension.only_if]) if dimension.only_if else {}
-
-
-def _pair(text: str) -> tuple[str, str]:
-    key, _, value = text.partition("=")
-    return key, value
-
-
-def _same(text: str, value: Any) -> bool:
+def _stands_for(text: str, value: object) -> bool:
     """Whether a text of the command line stands for the value."""
+    if isinstance(value, bool):
+        return text.lower() == str(value).lower()
     try:
-        return float(text) == float(value) if not isinstance(value, bool) else text.lower() == str(value).lower()
+        return float(text) == float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        return text.replace(" ", "").strip("'\"") == str(value).replace(" ", "").replace("'", "").replace('"', "")
+        unquoted = str.maketrans("", "", " '\"")
+        return text.replace(" ", "").strip("'\"") == str(value).translate(unquoted)

@@ -1,39 +1,43 @@
-"""Where is a study kept? In a file of one search, or in a database that the workers of several machines share."""
+"""Where is a study kept? In a file of one search, or in a database that several machines share."""
 
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from finetune.errors import UserError, names_secret
 
+if TYPE_CHECKING:
+    from optuna.storages import JournalStorage, RDBStorage
+
+
 EXAMPLE = "postgresql+psycopg://USER@HOST/DATABASE"
-# Workers that begin at the same moment may both make the tables of a new database; one of them has to try again.
+# Workers that begin at the same moment may both create the tables of a new database; one of them has to try again.
 TRIES = 5
-# Studies in files that are read already, by path: a trial that is forked reads on from there.
-ready: dict[str, Any] = {}
 
 
-def is_shared_storage(place: str) -> bool:
-    """Whether other machines may work on the study, too: whether it is in a database."""
-    return "://" in place
+def is_shared_storage(storage_url: str) -> bool:
+    """Whether other machines may work on the study, too: whether it is in a database and not in a file."""
+    return "://" in storage_url
 
 
-def check_storage(place: str, heartbeat_seconds: int) -> None:
-    """Raise UserError for a URL that is none or holds a password, and for heartbeats that cannot be."""
+def check_storage(storage_url: str, heartbeat_seconds: int) -> None:
+    """Raise UserError for a URL that is not valid or holds a password, and for a heartbeat below one second."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 
     if heartbeat_seconds < 1:
         raise UserError(f"hydra.sweeper.heartbeat_seconds={heartbeat_seconds}: expected at least 1.")
-    if not is_shared_storage(place):
+    if not is_shared_storage(storage_url):
         return
     try:
-        url = make_url(place)
+        url = make_url(storage_url)
     except ArgumentError as error:
-        raise UserError(f"hydra.sweeper.storage={place}: it is no URL of a database. Write {EXAMPLE}.") from error
+        raise UserError(f"hydra.sweeper.storage={storage_url}: it is no URL of a database. Write {EXAMPLE}.") from error
     if url.password or any(names_secret(key) for key in url.query):
         raise UserError(
             "hydra.sweeper.storage: a password does not belong in a configuration. Leave it out of the URL, and set "
@@ -41,60 +45,84 @@ def check_storage(place: str, heartbeat_seconds: int) -> None:
         )
 
 
-def connect_storage(place: str, heartbeat_seconds: int, on_stale: Callable[..., None]) -> Any:
-    """The storage at a path or URL; `on_stale(study, trial)` is called for the trial of a worker that fell silent.
+def connect_database(
+    url: str, heartbeat_seconds: int, on_stale: Callable[..., None], tries: int = TRIES
+) -> "RDBStorage":
+    """The database at a URL; `on_stale(study, trial)` is called for a trial whose worker gives no sign of life.
 
     Raises UserError where the database cannot be reached.
     """
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
     try:
-        return open_storage(place, heartbeat_seconds, on_stale)
+        return _open_database(url, heartbeat_seconds, on_stale, tries)
     except ImportError as error:
-        told = "its driver is not installed. For PostgreSQL: pip install -c constraints.txt -e '.[postgresql]'."
-        raise UserError(f"hydra.sweeper.storage={place}: {told}") from error
+        reason = "its driver is not installed. For PostgreSQL: pip install -c constraints.txt -e '.[postgresql]'."
+        raise UserError(f"hydra.sweeper.storage={url}: {reason}") from error
     except ArgumentError as error:
-        raise UserError(f"hydra.sweeper.storage={place}: {error}. Write {EXAMPLE}.") from error
+        raise UserError(f"hydra.sweeper.storage={url}: {error}. Write {EXAMPLE}.") from error
     except SQLAlchemyError as error:
-        why = " ".join(str(getattr(error, "orig", error)).split())
-        raise UserError(f"hydra.sweeper.storage={place}: the database cannot be used: {why}.") from error
+        reason = " ".join(str(getattr(error, "orig", error)).split())
+        raise UserError(f"hydra.sweeper.storage={url}: the database cannot be used: {reason}.") from error
 
 
-def read_ahead(place: str) -> None:
-    """Read a study in a file, as far as it is written by now, for the processes that are forked from this one."""
+def open_storage(
+    storage_url: str, studies: "Mapping[str, JournalStorage]" = MappingProxyType({})
+) -> "JournalStorage | RDBStorage":
+    """The storage at a path or URL, without heartbeats; a file of `studies`, by path, is not read from its start."""
+    if is_shared_storage(storage_url):
+        return _open_database(storage_url)
+    if storage := studies.get(storage_url):
+        # private: optuna, as processes that are forked with one journal would write under one name
+        storage._replay_result._worker_id_prefix = f"{uuid.uuid4()}-"
+        return storage
+    return _open_journal(storage_url)
+
+
+def read_ahead(storage_url: str, studies: "Mapping[str, JournalStorage]") -> "Mapping[str, JournalStorage]":
+    """The study in a file, read as far as it is written by now, for the processes that are forked from this one."""
     import optuna.storages  # noqa: F401 (0.2 s)
 
-    if place in ready:
-        ready[place].get_all_studies()
-    elif not is_shared_storage(place):
-        ready.clear()
-        ready[place] = open_storage(place)
+    if is_shared_storage(storage_url):
+        return studies
+    storage = studies.get(storage_url) or _open_journal(storage_url)
+    storage.get_all_studies()
+    return {storage_url: storage}
 
 
-def open_storage(place: str, heartbeat_seconds: int | None = None, on_stale: Callable[..., None] | None = None) -> Any:
-    """The storage at a path or URL; without heartbeats, it tells nobody that its user is alive."""
+@contextmanager
+def accept_experimental() -> Iterator[None]:
+    """Silence Optuna's warnings of what it calls experimental, for the length of the block."""
     from optuna.exceptions import ExperimentalWarning
-    from optuna.storages import JournalStorage, RDBStorage
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield
+
+
+def _open_journal(path: str) -> "JournalStorage":
+    from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    return JournalStorage(JournalFileBackend(path))
+
+
+def _open_database(
+    url: str, heartbeat_seconds: int | None = None, on_stale: Callable[..., None] | None = None, tries: int = TRIES
+) -> "RDBStorage":
+    from optuna.storages import RDBStorage
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-    if known := ready.pop(place, None):
-        known._replay_result._worker_id_prefix = f"{uuid.uuid4()}-"  # else forked processes would seem to be one
-        return known
-    if not is_shared_storage(place):
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(place))
-    alive = {"pool_pre_ping": True}  # a trial may last longer than a connection that nobody uses
-    left = TRIES
+    engine = {"pool_pre_ping": True}  # a trial may last longer than an unused connection does
     while True:
-        left -= 1
+        tries -= 1
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
+            with accept_experimental():
                 return RDBStorage(
-                    place, alive, heartbeat_interval=heartbeat_seconds, heartbeat_stale_trial_callback=on_stale
+                    url, engine, heartbeat_interval=heartbeat_seconds, heartbeat_stale_trial_callback=on_stale
                 )
         except SQLAlchemyError as error:
-            if isinstance(error, ArgumentError) or not left:
+            if isinstance(error, ArgumentError) or not tries:
                 raise
             time.sleep(1)

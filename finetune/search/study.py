@@ -1,309 +1,244 @@
-"""What has a search tried, and what does it try next? An Optuna study, in a file or a database."""
+"""What has a search tried, and what does it try next? An Optuna study that one search reads alone."""
 
-import os
-import socket
-import time
-import warnings
-import zlib
-from collections import Counter
-from collections.abc import Callable, Collection
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from finetune.config.schema import Sweep
 from finetune.errors import UserError
 from finetune.runs.outcome import Outcome, RunState
 from finetune.search.samplers import PRUNERS, SAMPLERS, make_pruner, make_sampler
-from finetune.search.shared_study import (
-    FOLDER,
-    HISTORY,
-    SAME_AS,
-    WHY,
-    WORKER,
-    fail_duplicates,
-    first_attempt,
-    have_same_settings,
-    is_duplicate,
-    retry_trial,
-)
-from finetune.search.space import Space, point_overrides
-from finetune.search.storage import connect_storage, is_shared_storage, open_storage
+from finetune.search.space import Default, Space, point_overrides
+from finetune.search.storage import open_storage
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.storages import BaseStorage, JournalStorage
     from optuna.trial import FrozenTrial
 
 
-HEARTBEAT_SECONDS = 60
 OBJECTIVES = ("score", "validation_loss", "memory", "seconds")
-WORKER_NAME = f"{socket.gethostname()}:{os.getpid()}"
+FOLDER, SAME_AS, STATE = "folder", "same_as", "state"  # what is noted with a trial
+HISTORY = "retry_history"  # Optuna's own name for the numbers of the trials that one retries
+FIXED = "fixed_params"  # and for the settings of a trial that was enqueued
 
 
-@dataclass(frozen=True)
-class StudySettings:
-    """How the search goes: `conf/sweep` and `hydra.sweeper` set it."""
+@dataclass
+class SearchSettings:
+    """What is searched, and how: `hydra.sweeper`."""
 
-    sampler: str
-    pruner: str
-    n_trials: int
-    seed: int
-    objectives: tuple[str, ...]
-    # Of the headline metric.
-    higher_is_better: bool
+    # Trials of the whole study, those of earlier sweeps of this name included.
+    n_trials: int = 20
+    # tpe, random, grid, cmaes or nsga2.
+    sampler: str = "tpe"
+    seed: int = 0
+    # none, median, asha or hyperband: by the validation loss at each validation.
+    pruner: str = "median"
+    # What is to be best, each of score (on validation prompts), validation_loss, memory and seconds.
+    objectives: list[str] = field(default_factory=lambda: ["score"])
+    # A file or a database's URL. None: study.journal in the sweep's folder.
+    storage: str | None = None
+    # With a database: a worker without a sign of life for twice as long is taken to be dead.
+    heartbeat_seconds: int = 60
+    # Setting -> what is tried, in the grammar of Hydra's sweeps.
+    params: dict[str, Any] = field(default_factory=dict)
+    # Setting -> OTHER=VALUE: it is tried only where the other searched setting has that value.
+    conditions: dict[str, str] = field(default_factory=dict)
 
-    def directions(self) -> list[Literal["maximize", "minimize"]]:
-        """What is better, for each objective."""
-        return ["maximize" if name == "score" and self.higher_is_better else "minimize" for name in self.objectives]
+    def directions(self, higher_is_better: bool) -> list[Literal["maximize", "minimize"]]:
+        """What is better, for each objective; the score's is the headline metric's."""
+        return ["maximize" if name == "score" and higher_is_better else "minimize" for name in self.objectives]
 
 
-def check_study(plan: StudySettings) -> None:
-    """Raise UserError for what is not known, and for what cannot go together."""
-    known = {"sampler": ([plan.sampler], SAMPLERS), "pruner": ([plan.pruner], PRUNERS)}
-    known["objectives"] = (list(plan.objectives), OBJECTIVES)
-    for key, (given, allowed) in known.items():
-        for value in given:
-            if value not in allowed:
-                raise UserError(f"hydra.sweeper.{key}={value}: expected one of {', '.join(allowed)}.")
-    if plan.n_trials < 1:
-        raise UserError(f"hydra.sweeper.n_trials={plan.n_trials}: it must be at least 1.")
-    if len(plan.objectives) > 1 and (plan.sampler == "cmaes" or plan.pruner != "none"):
+def check_study(settings: SearchSettings) -> None:
+    """Raise UserError for a name that does not exist, and for settings that do not go together."""
+    chosen = [("sampler", settings.sampler, SAMPLERS), ("pruner", settings.pruner, PRUNERS)]
+    for key, value, allowed in [*chosen, *(("objectives", name, OBJECTIVES) for name in settings.objectives)]:
+        if value not in allowed:
+            raise UserError(f"hydra.sweeper.{key}={value}: expected one of {', '.join(allowed)}.")
+    if settings.n_trials < 1:
+        raise UserError(f"hydra.sweeper.n_trials={settings.n_trials}: it must be at least 1.")
+    if len(settings.objectives) > 1 and (settings.sampler == "cmaes" or settings.pruner != "none"):
         raise UserError("hydra.sweeper.objectives: with several, set sampler=nsga2 (or tpe, random) and pruner=none.")
 
 
-def open_study(
-    place: str, name: str, plan: StudySettings, heartbeat_seconds: int = HEARTBEAT_SECONDS
-) -> "optuna.Study":
-    """The study, made where there is none; `place` is a file's path or the URL of a database."""
+def load_trial(sweep: Sweep, studies: "Mapping[str, JournalStorage]") -> "optuna.Trial":
+    """The running trial of a search that a run belongs to, in its own process; `studies` were read ahead."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        storage=connect_storage(place, heartbeat_seconds, retry_trial),
-        study_name=name,
-        directions=plan.directions(),
-        pruner=make_pruner(plan.pruner),
-        load_if_exists=True,
+    assert sweep.study and sweep.name and sweep.trial is not None
+    storage = open_storage(sweep.study, studies)
+    study = optuna.load_study(storage=storage, study_name=sweep.name, pruner=make_pruner(sweep.pruner))
+    study_id = storage.get_study_id_from_name(sweep.name)
+    return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, sweep.trial))
+
+
+def retry_trial(study: "optuna.Study", trial: "FrozenTrial") -> None:
+    """Enqueue the settings of a trial that ended, under another number; its run goes on where it stopped."""
+    from optuna.trial import TrialState, create_trial
+
+    fixed = {FIXED: trial.system_attrs[FIXED]} if FIXED in trial.system_attrs else {}
+    retried = create_trial(
+        state=TrialState.WAITING,
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values,
+        system_attrs=fixed | {HISTORY: [*trial.system_attrs.get(HISTORY, []), trial.number]},
     )
-    # A search that goes on does not draw again what it drew first, nor one worker what others draw.
-    drawn_by = zlib.crc32(WORKER_NAME.encode()) // 2 if is_shared_storage(place) else 0
-    study.sampler = make_sampler(plan.sampler, plan.seed + len(study.get_trials(deepcopy=False)) + drawn_by)
-    if [direction.name.lower() for direction in study.directions] != plan.directions():
-        raise UserError(f"{place}: the study {name} has other objectives. Choose another sweep.name.")
-    return study
+    study.add_trial(retried)
 
 
-def load_trial(place: str, name: str, number: int, pruner: str) -> "optuna.Trial":
-    """A running trial of a study, in the trial's own process."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.load_study(storage=open_storage(place), study_name=name, pruner=make_pruner(pruner))
-    return optuna.Trial(study, study._storage.get_trial_id_from_study_id_trial_number(study._study_id, number))
+def first_attempt(trial: "FrozenTrial") -> int:
+    """The number of the trial that this one retries, else its own."""
+    return int([*trial.system_attrs.get(HISTORY, []), trial.number][0])
 
 
 class SearchStudy:
-    """Draws trials until there are enough, and remembers what each came to."""
+    """Asks for trials until there are enough, and tells the study how each ended."""
 
     def __init__(
         self,
-        study: "optuna.Study",
+        storage: "BaseStorage",
+        name: str,
         space: Space,
-        plan: StudySettings,
-        shared: bool,
-        frame: Callable[[int, list[str]], list[str]] = lambda number, point: point,
+        settings: SearchSettings,
+        higher_is_better: bool,
+        seed_offset: int = 0,
     ) -> None:
-        self.study, self.space, self.plan, self.shared = study, space, plan, shared
-        # From a trial's number and settings to the overrides of its run.
-        self.frame = frame
-        self.open: dict[int, Any] = {}
-        self.left = [] if shared else self._running()
-        # When a trial was first seen to run, and how long it may do so without a sign of its worker.
-        self.silent: dict[int, float] = {}
-        self.patience = 2.0 * (getattr(study._storage, "get_heartbeat_interval", lambda: None)() or HEARTBEAT_SECONDS)
+        """Raises UserError where the study is there and has other objectives; `higher_is_better` is of the score."""
+        import optuna
 
-    def begin(self, default: Callable[[str], Any], repeated: Collection[RunState] = ()) -> None:
-        """Line up what is to be tried first: the defaults, for a grid all of it, and what ended in a state of
-        `repeated`.
-        """
-        first = [self.space.defaults(default)]
-        if self.plan.sampler == "grid":
-            cells = list(self.space.grid())
-            first = [*(cell for cell in cells if cell in first), *cells]
-        for point in first:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.storage, self.space, self.settings, self.higher_is_better = storage, space, settings, higher_is_better
+        directions, pruner = settings.directions(higher_is_better), make_pruner(settings.pruner)
+        self.study = optuna.create_study(
+            storage=storage, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
+        )
+        if [direction.name.lower() for direction in self.study.directions] != directions:
+            raise UserError(f"sweep.name={name}: the study of this name has other objectives. Choose another name.")
+        # A search that goes on does not draw again what it drew first.
+        self.study.sampler = make_sampler(settings.sampler, settings.seed + len(self._trials()) + seed_offset)
+        self.study_id = storage.get_study_id_from_name(name)
+        # The numbers of the trials that this search has begun and that have not ended.
+        self.open: set[int] = set()
+        self.interrupted = self._trials("RUNNING")
+
+    def enqueue_first(self, default: Default, retried: Collection[RunState] = ()) -> None:
+        """Enqueue the defaults, for a grid all of it, and what failed in a state of `retried`."""
+        from optuna.trial import TrialState
+
+        points = [self.space.defaults(default)]
+        if self.settings.sampler == "grid":
+            grid = self.space.grid()
+            points = [*(point for point in grid if point in points), *grid]
+        for point in points:
             self.study.enqueue_trial(point, skip_if_exists=True)
-        if self.shared:  # and others may have lined up the same
-            fail_duplicates(self.study)
-        else:
-            self._line_up_failed({state.value for state in repeated})
+        names = {state.value for state in retried}
+        newest = {first_attempt(trial): trial for trial in self._trials()}
+        for trial in newest.values():
+            if trial.state is TrialState.FAIL and trial.user_attrs.get(STATE) in names:
+                retry_trial(self.study, trial)
 
     def __iter__(self) -> "SearchStudy":
         return self
 
     def __next__(self) -> tuple[int, list[str]]:
-        """The number and the overrides of the next trial; none now, but perhaps later, where StopIteration is raised.
+        """The number and the settings of the next trial, as overrides.
 
-        A trial that an ended search left running is run again; one that repeats another is not run.
+        A trial that an ended search left running is run again; one that duplicates another is not run. Where
+        StopIteration is raised there is none now, but perhaps later.
         """
-        while True:
-            if self.left:
-                return self._take(self.left.pop(0))
-            if self.shared:
-                self._fail_stale()
-            if self._begun() < self.plan.n_trials or self._lined_up_again():
-                if (asked := self._ask()) is not None:
-                    return self._take(asked)
-                continue
-            if self.open or not (self.shared and self._running()):
-                raise StopIteration
-            time.sleep(1)  # another machine is at the last trials; should it die, they are for this one
+        if self.interrupted:
+            return self._begin(self.interrupted.pop(0))
+        while len(self._begun()) < self.settings.n_trials or self._retries():
+            if trial := self.ask():
+                return self._begin(trial)
+        raise StopIteration
 
-    def _ask(self) -> "optuna.Trial | None":
+    def ask(self) -> "optuna.Trial | None":
         """A new trial, or None where the one that was asked for is not to be run."""
-        from optuna.trial import TrialState
-
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)  # ours, see beat
-            asked = self.study.ask()
-        if self.shared and self._is_surplus(asked.number):
-            self.study._storage.set_trial_state_values(asked._trial_id, TrialState.WAITING)
-            return None
-        self.space.suggest(asked)
-        if (earlier := self._earlier(asked.number)) is None:
-            return asked
-        asked.set_user_attr(SAME_AS, earlier.number)
-        if earlier.state is TrialState.COMPLETE:
-            self.study.tell(asked.number, earlier.values)
-        elif earlier.state is TrialState.PRUNED:
-            for step, value in earlier.intermediate_values.items():
-                asked.report(value, step)
-            self.study.tell(asked.number, state=TrialState.PRUNED)
-        else:
-            self.study.tell(asked.number, state=TrialState.FAIL)
-        return None
-
-    def _take(self, trial: Any) -> tuple[int, list[str]]:
-        self.open[trial.number] = trial
-        if self.shared:
-            self.beat()
-            self.study._storage.set_trial_user_attr(trial._trial_id, WORKER, WORKER_NAME)
-        return trial.number, self.frame(trial.number, point_overrides(trial.params))
-
-    def taken_over(self, number: int) -> list[int]:
-        """The trials that a running one repeats."""
-        return list(self.study.get_trials(deepcopy=False)[number].system_attrs.get(HISTORY, []))
+        return self._suggest(self.study.ask())
 
     def tell(self, number: int, outcome: Outcome, values: list[float] | None) -> None:
-        """Remember how a trial ended; `values` are its objectives. One that others took over is theirs to tell."""
-        from optuna.exceptions import UpdateFinishedTrialError
+        """Remember how a trial ended; `values` are its objectives."""
         from optuna.trial import TrialState
 
-        trial, store = self.open.pop(number), self.study._storage
-        if self.shared and outcome.state is RunState.busy:
-            store.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-            return
-        with suppress(UpdateFinishedTrialError):
-            folder = outcome.folder.absolute() if outcome.folder and self.shared else outcome.folder
-            for key, value in ((FOLDER, str(folder or "")), (WHY, outcome.state.value)):
-                store.set_trial_user_attr(trial._trial_id, key, value)
-            if values is not None:
-                self.study.tell(number, values, skip_if_finished=True)
-            else:
-                ended = TrialState.PRUNED if outcome.state is RunState.pruned else TrialState.FAIL
-                self.study.tell(number, state=ended, skip_if_finished=True)
+        self.open.remove(number)
+        self._note(number, FOLDER, str(outcome.folder or ""))
+        self._note(number, STATE, outcome.state.value)
+        ended = TrialState.PRUNED if outcome.state is RunState.pruned else TrialState.FAIL
+        self.study.tell(number, values, ended if values is None else None, skip_if_finished=True)
 
-    def beat(self) -> None:
-        """Say to those who share the study that this search is alive."""
-        from optuna.storages._heartbeat import BaseHeartbeat
+    def earlier_attempts(self, number: int) -> list[int]:
+        """The numbers of the trials that a trial retries."""
+        return list(self._trials()[number].system_attrs.get(HISTORY, []))
 
-        store = self.study._storage
-        for trial in list(self.open.values()):
-            if isinstance(store, BaseHeartbeat):
-                store.record_heartbeat(trial._trial_id)
-
-    def best(self) -> "list[FrozenTrial]":
+    def ranking(self) -> "list[FrozenTrial]":
         """The complete trials that were run, the best on the first objective first."""
-        from optuna.trial import TrialState
+        sign = -1 if self.settings.directions(self.higher_is_better)[0] == "maximize" else 1
+        complete = [trial for trial in self._trials("COMPLETE") if SAME_AS not in trial.user_attrs]
+        return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
 
-        done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        sign = -1 if self.plan.directions()[0] == "maximize" else 1
-        return sorted((t for t in done if SAME_AS not in t.user_attrs), key=lambda t: (sign * t.values[0], t.number))
-
-    def front(self) -> "list[FrozenTrial]":
-        """The complete trials that none beats in one objective without losing in another (the Pareto front)."""
+    def pareto_front(self) -> "list[FrozenTrial]":
+        """The complete trials that no other beats in one objective without losing in another."""
         return [trial for trial in self.study.best_trials if SAME_AS not in trial.user_attrs]
-
-    def counted(self) -> str:
-        """How many trials were run, by whomever, and how they ended."""
-        run = [trial for trial in self.study.get_trials(deepcopy=False) if SAME_AS not in trial.user_attrs]
-        counts = Counter(trial.state.name.lower() for trial in run)
-        return ", ".join(f"{count} {state}" for state, count in counts.items())
 
     def remaining(self) -> int:
         """How many trials are still to run, those that an ended search left running included."""
-        return max(0, self.plan.n_trials - self._begun()) + len(self.left) + len(self._lined_up_again())
+        new = max(0, self.settings.n_trials - len(self._begun()))
+        return new + len(self.interrupted) + len(self._retries())
 
-    def _begun(self) -> int:
-        """How many trials were begun, by whomever."""
-        return len(self._roots())
-
-    def _roots(self) -> set[int]:
-        """The numbers of the trials that were begun; those taken over or lined up twice count once."""
+    def _trials(self, *states: str) -> "list[FrozenTrial]":
         from optuna.trial import TrialState
 
-        known = self.study.get_trials(deepcopy=False)
-        twice = (trial.number for trial in known if is_duplicate(trial))
-        return {first_attempt(trial) for trial in known if trial.state is not TrialState.WAITING} - set(twice)
+        return self.study.get_trials(deepcopy=False, states=[TrialState[name] for name in states] or None)
 
-    def _is_surplus(self, number: int) -> bool:
-        """Whether others began so many trials in the meantime that this one is not needed."""
-        root = first_attempt(self.study.get_trials(deepcopy=False)[number])
-        return sum(other < root for other in self._roots()) >= self.plan.n_trials
-
-    def _lined_up_again(self) -> "list[FrozenTrial]":
-        """The trials that wait to be run again: those of a worker that fell silent, and those that failed."""
+    def _suggest(self, trial: "optuna.Trial") -> "optuna.Trial | None":
+        """The trial with its settings, or None where it duplicates an earlier one; it then ends as that one did."""
         from optuna.trial import TrialState
 
-        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        return [trial for trial in waiting if first_attempt(trial) != trial.number]
+        self.space.suggest(trial)
+        earlier = self._earlier_duplicate(trial.number)
+        if earlier is None:
+            return trial
+        trial.set_user_attr(SAME_AS, earlier.number)
+        if earlier.state is TrialState.PRUNED:
+            for step, value in earlier.intermediate_values.items():
+                trial.report(value, step)
+        values = earlier.values if earlier.state is TrialState.COMPLETE else None
+        self.study.tell(trial, values, earlier.state if earlier.state.is_finished() else TrialState.FAIL)
+        return None
 
-    def _line_up_failed(self, states: Collection[str]) -> None:
-        from optuna.trial import TrialState
+    def _begin(self, trial: "optuna.Trial | FrozenTrial") -> tuple[int, list[str]]:
+        self.open.add(trial.number)
+        return trial.number, point_overrides(trial.params)
 
-        newest = {first_attempt(trial): trial for trial in self.study.get_trials(deepcopy=False)}
-        for trial in newest.values():
-            if trial.state is TrialState.FAIL and trial.user_attrs.get(WHY) in states:
-                retry_trial(self.study, trial)
+    def _begun(self) -> set[int]:
+        """The numbers of the trials that were begun; a retry counts as the first attempt."""
+        return {first_attempt(trial) for trial in self._trials() if trial.state.name != "WAITING"}
 
-    def _running(self) -> "list[FrozenTrial]":
-        from optuna.trial import TrialState
+    def _retries(self) -> "list[FrozenTrial]":
+        """The trials that wait to be run again."""
+        return [trial for trial in self._trials("WAITING") if first_attempt(trial) != trial.number]
 
-        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    def _earlier_duplicate(self, number: int) -> "FrozenTrial | None":
+        """Another trial of the same settings that is complete or pruned."""
+        return next((trial for trial in self._duplicates(number) if trial.state.name in ("COMPLETE", "PRUNED")), None)
 
-    def _earlier(self, number: int) -> "FrozenTrial | None":
-        """Another trial of the same settings that is complete or pruned, or that another worker runs."""
-        from optuna.trial import TrialState
+    def _duplicates(self, number: int) -> "list[FrozenTrial]":
+        """The other trials of the same settings, drawn or enqueued; one that has just begun has not drawn all yet."""
+        trials = self._trials()
+        own, fixed = trials[number].params, trials[number].system_attrs.get(FIXED)
+        return [
+            trial
+            for trial in trials
+            if trial.number != number
+            and (trial.params == own or (fixed is not None and trial.system_attrs.get(FIXED) == fixed))
+        ]
 
-        trials = self.study.get_trials(deepcopy=False)
-        same = [trial for trial in trials if trial.number != number and have_same_settings(trial, trials[number])]
-        theirs = [trial for trial in same if self.shared and trial.number < number and trial.number not in self.open]
-        return next(
-            (trial for trial in same if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)),
-            next((trial for trial in theirs if trial.state is TrialState.RUNNING), None),
-        )
+    def _trial_id(self, number: int) -> int:
+        return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
 
-    def _fail_stale(self) -> None:
-        """Give the trials of a worker that fell silent to others: they are lined up again."""
-        from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
-        from optuna.storages import fail_stale_trials
-        from optuna.trial import TrialState
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            fail_stale_trials(self.study)
-        now, store = time.monotonic(), self.study._storage
-        for trial in self._running():  # of a worker that died before its first sign of life
-            seen = self.silent.setdefault(trial.number, now)
-            if WORKER not in trial.user_attrs and trial.number not in self.open and now - seen > self.patience:
-                with suppress(UpdateFinishedTrialError):
-                    store.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-                    retry_trial(self.study, trial)
+    def _note(self, number: int, key: str, value: str) -> None:
+        self.storage.set_trial_user_attr(self._trial_id(number), key, value)

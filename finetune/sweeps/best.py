@@ -1,34 +1,28 @@
-"""What did a sweep find? The best settings, of a search repeated over seeds if asked to, and what they reach on test
-prompts.
-"""
+"""Which settings of a sweep are best, over several seeds if asked for, and what do they reach on test prompts?"""
 
-import json
 import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
-from rich.table import Table
 
 from finetune.config.schema import Config, Tracking
 from finetune.config.settings import flatten_settings, to_plain
 from finetune.config.spelling import spell_quoted
-from finetune.errors import UserError
 from finetune.runs.files import write_text
-from finetune.runs.folder import SELECTION, is_run_held, run_folder
+from finetune.runs.folder import is_run_held, run_folder
 from finetune.runs.outcome import Outcome, RunState
+from finetune.runs.result import RESULT, SELECTION, RunResult, read_result
 from finetune.runs.sweep_record import CONFIRMATION, REPETITIONS
-from finetune.search.shared_study import FOLDER
+from finetune.search.shared_study import SharedSearchStudy
 from finetune.search.space import experiment_yaml, point_overrides
-from finetune.search.study import SearchStudy
+from finetune.search.study import FOLDER, SearchStudy
 
 if TYPE_CHECKING:
-    from optuna.trial import FrozenTrial
-
     from finetune.runs.read import CompletedRun
     from finetune.sweeps.sweep_result import SweepResult
 
@@ -37,7 +31,7 @@ Compose = Callable[[list[str]], Config]
 
 
 class RunTrials(Protocol):
-    """Runs trials, each a number and its overrides, and tells of each that ended."""
+    """Runs trials, each a number and its overrides, and calls `on_end` for each that ended."""
 
     def __call__(
         self,
@@ -46,22 +40,41 @@ class RunTrials(Protocol):
         total: int | None,
         name: str,
         examples: Sequence[Config] = (),
-    ) -> None:
-        """By `examples` it is told first what the trials will cost."""
+    ) -> object:
+        """By `examples` the user is told first what the trials will cost."""
 
 
 # What a command says about the search and not about the runs.
-NOT_THE_WINNERS = ("sweep", "hydra", "tracking", "output_dir", "name=")
+OUTSIDE_EXPERIMENT = ("sweep", "hydra", "tracking", "output_dir", "name=")
 
 
 @dataclass(frozen=True)
-class SearchContext:
-    """What all runs of a search share: the command's overrides, those that make a run one of it, and its folder."""
+class SearchRuns:
+    """How the runs of a search are composed and run, and how those of this process ended, by number."""
 
+    compose: Compose
+    run: RunTrials
+    # The command's overrides without what is searched, and those that make a run one of the search.
     fixed: list[str]
     own: list[str]
+    # The configuration without what is searched.
     base: Config
     folder: Path
+    states: dict[int, RunState] = field(default_factory=dict)
+
+    def run_all(self, jobs: dict[int, list[str]]) -> None:
+        """Run jobs, by their numbers; those that another worker of the study is at are waited for."""
+
+        def note(number: int, outcome: Outcome) -> None:
+            self.states[number] = outcome.state
+
+        while jobs:
+            free = {key: job for key, job in jobs.items() if not is_run_held(run_folder(self.compose(job)))}
+            if free:
+                self.run(list(free.items()), note, len(free), self.folder.name)
+            else:
+                time.sleep(1)
+            jobs = {key: job for key, job in jobs.items() if key not in free or self.states.get(key) is RunState.busy}
 
 
 @dataclass
@@ -71,7 +84,7 @@ class Candidate:
     number: int
     overrides: list[str]
     folders: list[Path]
-    # Its first objective, as the study knows it.
+    # Its first objective, as the study holds it.
     value: float
     scores: list[float] = field(default_factory=list)
 
@@ -81,200 +94,153 @@ class Candidate:
         return (self.folders[0] / SELECTION).exists()
 
 
-def report_best(tried: SearchStudy, compose: Compose, run: RunTrials, frame: SearchContext) -> None:
-    """Print the ranking, repeat the best over more seeds if asked to, confirm the winner on the test prompts, and leave
+def report_best(search: SearchStudy, runs: SearchRuns) -> None:
+    """Print the ranking, repeat the best over more seeds if `sweep.repeat_best` is set, test the best, and write
     the search's page.
     """
-    from finetune.sweeps.report import (
-        show_ranking,
-        write_sweep_report,  # and with it what draws and tests
-    )
+    from finetune.sweeps.report import show_ranking, write_sweep_report  # imports what draws and tests
 
-    console = Console(highlight=False)
-    shown = show_ranking(frame.folder)
-    if tried.shared:
-        console.print(f"Of all workers: {tried.counted()}")
-    if best := tried.best():
-        _choose_best(console, tried, best, compose, run, frame)
+    shown = show_ranking(runs.folder)
+    if isinstance(search, SharedSearchStudy):
+        _print(f"Of all workers: {search.describe_trials()}")
+    candidates = [
+        Candidate(trial.number, point_overrides(trial.params), [Path(trial.user_attrs[FOLDER])], trial.values[0])
+        for trial in search.ranking()
+    ]
+    if candidates:
+        _choose_best(search, candidates, runs)
     else:
-        console.print("No trial is complete, so there is no best one.")
-    write_sweep_report(shown, frame.base.tracking)
+        _print("No trial is complete, so there is no best one.")
+    write_sweep_report(shown, runs.base.tracking)
 
 
-def report_best_of_grid(folder: Path, compose: Compose, given: Tracking) -> None:
-    """Print the ranking of a grid's trials, which are whole runs, and the best of them, and leave the grid's page."""
+def report_best_of_grid(folder: Path, compose: Compose, tracking: Tracking) -> None:
+    """Print the ranking of a grid's trials, which are whole runs, and the best of them, and write the grid's page."""
     from finetune.sweeps.report import show_ranking, write_sweep_report
 
     shown = show_ranking(folder)
     if shown and len(shown.trials) > 1:
-        _choose_best_of_grid(Console(highlight=False), shown, compose)
-    write_sweep_report(shown, given)
+        _choose_best_of_grid(shown, compose)
+    write_sweep_report(shown, tracking)
 
 
-def _choose_best_of_grid(console: Console, result: "SweepResult", compose: Compose) -> None:
-    """Find the winner by validation loss, as the test prompts are to judge and not to choose."""
-    from finetune.comparison.table import settings_of
+def describe_front(search: SearchStudy) -> str:
+    """The trials on the Pareto front, with their objectives."""
+    names = " and ".join(search.settings.objectives)
+    values = {trial.number: ", ".join(f"{value:.4g}" for value in trial.values) for trial in search.pareto_front()}
+    return f"Not beaten in {names} at once: " + "; ".join(f"trial {n} ({values[n]})" for n in sorted(values))
 
-    runs = [run for found in result.comparisons for run in found.runs if run.trial is not None]
-    losses = {run.trial: run.result["training"]["validation_loss"] for run in runs}
-    if not losses:
+
+def _choose_best_of_grid(result: "SweepResult", compose: Compose) -> None:
+    """Find the best by validation loss, as the test prompts are to judge and not to choose."""
+    from finetune.comparison.table import format_settings
+
+    runs = {run.trial: run for comparison in result.comparisons for run in comparison.runs if run.trial is not None}
+    losses = {n: loss for n, run in runs.items() if (loss := run.result.training.validation_loss) is not None}
+    if not runs:
         return
-    if len({_validated(run) for run in runs}) > 1 or None in losses.values():
-        console.print("No best is chosen, as the trials' validation losses are not of the same tokens or missing.")
+    if len(losses) < len(runs) or len(set(map(_validated, runs.values()))) > 1:
+        _print("No best is chosen, as the trials' validation losses are not of the same tokens or missing.")
         return
-    winner = min(runs, key=lambda run: losses[run.trial])
-    [trial] = [trial for trial in result.trials if trial.number == winner.trial]
-    again = _without_search(trial.overrides, compose)
-    _write_experiment(result.folder, trial.number, again)
-    swept = settings_of(result.settings[trial.number])
-    told = f"Best by validation loss, {losses[trial.number]:.4g}: trial {trial.number}: {swept}"
-    console.print(told, style="bold", markup=False, soft_wrap=True)
-    console.print(f"On the test prompts: {winner.verdict}", markup=False, soft_wrap=True)
-    _tell_how(console, result.folder, again)
+    best = min(losses, key=lambda number: losses[number])
+    [overrides] = [trial.overrides for trial in result.trials if trial.number == best]
+    again = _write_experiment(result.folder, best, overrides, compose)
+    swept = format_settings(result.settings[best])
+    _print(f"Best by validation loss, {losses[best]:.4g}: trial {best}: {swept}", style="bold")
+    _print(f"On the test prompts: {runs[best].verdict}")
+    _print_commands(result.folder, again)
 
 
 def _validated(run: "CompletedRun") -> str:
     """What must be equal for validation losses to be compared: the model that reads, and the rows."""
-    return json.dumps([run.result["config"]["model"], run.result["data"]["splits"].get("validation")])
+    return repr([run.result.config["model"], run.result.data.splits.get("validation")])
 
 
-def _choose_best(
-    console: Console,
-    tried: SearchStudy,
-    best: "list[FrozenTrial]",
-    compose: Compose,
-    run: RunTrials,
-    frame: SearchContext,
-) -> None:
-    """Find the winner among the best trials, and test it."""
-    better = -1 if tried.plan.higher_is_better else 1
-    candidates = [
-        Candidate(trial.number, point_overrides(trial.params), [Path(trial.user_attrs[FOLDER])], trial.values[0])
-        for trial in best
-    ]
-    for one in candidates:
-        if not one.is_here:
-            told = f"Trial {one.number}, {tried.plan.objectives[0]} {one.value:.3f}, ran elsewhere: {one.folders[0]}"
-            console.print(told, markup=False, soft_wrap=True)
-    if len(tried.plan.objectives) > 1:
-        console.print(_front(tried), markup=False, soft_wrap=True)
-    count, seeds = repetitions(frame.base.sweep.repeat_best)
-    finalists = candidates[: max(count, 1)]
-    if count:
-        _repeat(finalists, seeds, compose, run, frame)
-        finalists.sort(key=lambda one: better * fmean(one.scores))
-        console.print(_repeated(finalists))
-    winner = finalists[0]
-    again = _without_search([*frame.fixed, *winner.overrides], compose)
-    _write_experiment(frame.folder, winner.number, again)
-    by = "" if tried.plan.objectives[0] == "score" else f" by {tried.plan.objectives[0]}"
-    told = f"Best{by}: trial {winner.number}: {' '.join(winner.overrides)}"
-    console.print(told, style="bold", markup=False, soft_wrap=True)
-    mine = run_folder(compose([*frame.fixed, *winner.overrides]))
-    if tried.shared and not (winner.is_here and mine.absolute() == winner.folders[0]):
-        console.print(f"Its run is {winner.folders[0]}: the worker there answers the test prompts.", soft_wrap=True)
+def _choose_best(search: SearchStudy, candidates: list[Candidate], runs: SearchRuns) -> None:
+    """Find the best among the complete trials, and test it."""
+    objectives, sweep = search.settings.objectives, runs.base.sweep
+    for trial in candidates:
+        if not trial.is_here:
+            _print(f"Trial {trial.number}, {objectives[0]} {trial.value:.3f}, ran elsewhere: {trial.folders[0]}")
+    if len(objectives) > 1:
+        _print(describe_front(search))
+    finalists = candidates[: sweep.repeat_best or 1]
+    if sweep.repeat_best:
+        _repeat(finalists, sweep.repeat_seeds, runs)
+        finalists.sort(key=lambda trial: fmean(trial.scores), reverse=search.higher_is_better)
+        _print_repeated(finalists)
+    best = finalists[0]
+    overrides = [*runs.fixed, *best.overrides]
+    again = _write_experiment(runs.folder, best.number, overrides, runs.compose)
+    by = "" if objectives[0] == "score" else f" by {objectives[0]}"
+    _print(f"Best{by}: trial {best.number}: {' '.join(best.overrides)}", style="bold")
+    own_folder = run_folder(runs.compose(overrides)).absolute()
+    if isinstance(search, SharedSearchStudy) and not (best.is_here and own_folder == best.folders[0]):
+        _print(f"Its run is {best.folders[0]}: the worker there answers the test prompts.")
     else:
-        _confirm(console, winner, compose, run, frame)
-    _tell_how(console, frame.folder, again)
+        _test(overrides, runs)
+    _print_commands(runs.folder, again)
 
 
-def _tell_how(console: Console, folder: Path, again: list[str]) -> None:
-    console.print(f"Again: python run.py {shlex.join(again)}", markup=False, soft_wrap=True)
-    console.print(f"As an experiment: cp {folder}/best.yaml conf/experiment/NAME.yaml", markup=False, soft_wrap=True)
-
-
-def repetitions(text: str | None) -> tuple[int, int]:
-    """`3x2` as the number of best trials and of further seeds for each. Raises UserError for anything else."""
-    if text is None:
-        return 0, 0
-    count, _, seeds = text.partition("x")
-    if not (count.isdigit() and seeds.isdigit() and int(count) and int(seeds)):
-        raise UserError(f"sweep.repeat_best={text}: expected TRIALSxSEEDS, such as 3x2: the best 3 over 2 more seeds.")
-    return int(count), int(seeds)
-
-
-def read(file: Path) -> dict[str, Any]:
-    """A result.json or selection.json."""
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return content
-
-
-def _repeat(finalists: list[Candidate], seeds: int, compose: Compose, run: RunTrials, frame: SearchContext) -> None:
+def _repeat(finalists: list[Candidate], seeds: int, runs: SearchRuns) -> None:
     """Run the finalists over more seeds; each is scored on the same validation prompts."""
     jobs = [
-        (one, [*frame.fixed, *one.overrides, f"seed={frame.base.seed + number}", *frame.own])
-        for one in finalists
+        (trial, [*runs.fixed, *trial.overrides, f"seed={runs.base.seed + number}", *runs.own])
+        for trial in finalists
         for number in range(1, seeds + 1)
     ]
-    _run_all({REPETITIONS + i: overrides for i, (_, overrides) in enumerate(jobs)}, compose, run, frame)
-    for one, overrides in jobs:
-        one.folders.append(run_folder(compose(overrides)))
-    for one in finalists:
-        files = [folder / SELECTION for folder in one.folders]
-        one.scores = [_score(read(file)) for file in files if file.exists()] or [one.value]
+    runs.run_all({REPETITIONS + i: overrides for i, (_, overrides) in enumerate(jobs)})
+    for trial, overrides in jobs:
+        trial.folders.append(run_folder(runs.compose(overrides)))
+    for trial in finalists:
+        results = [read_result(folder / SELECTION) for folder in trial.folders]
+        trial.scores = [r.evaluation.tuned().mean for r in results if isinstance(r, RunResult)] or [trial.value]
 
 
-def _run_all(jobs: dict[int, list[str]], compose: Compose, run: RunTrials, frame: SearchContext) -> None:
-    """Run jobs, by their numbers; those that another worker of the study is at are waited for."""
-    busy: list[int] = []
-
-    def note(number: int, outcome: Outcome) -> None:
-        busy.extend([number] if outcome.state is RunState.busy else [])
-
-    while jobs:
-        free = {key: job for key, job in jobs.items() if not is_run_held(run_folder(compose(job)))}
-        if free:
-            busy.clear()
-            run(list(free.items()), note, len(free), frame.folder.name)
-        else:
-            time.sleep(1)
-        jobs = {key: job for key, job in jobs.items() if key not in free or key in busy}
+def _test(overrides: list[str], runs: SearchRuns) -> None:
+    """Answer the test prompts with the best, which is trained already, and print whether it was worth it."""
+    tested = [*overrides, f"sweep.name={spell_quoted(runs.folder.name)}"]
+    folder = run_folder(runs.compose(tested))
+    runs.run_all({CONFIRMATION: tested})
+    result = read_result(folder / RESULT)
+    if isinstance(result, RunResult) and result.evaluation.verdict:
+        _print(f"On the test prompts, once: {result.evaluation.verdict.sentence}")
+        _print(f"See {folder}/report.html")
 
 
-def _front(tried: SearchStudy) -> str:
-    names = " and ".join(tried.plan.objectives)
-    values = {trial.number: ", ".join(f"{value:.4g}" for value in trial.values) for trial in tried.front()}
-    told = "; ".join(f"trial {number} ({values[number]})" for number in sorted(values))
-    return f"Not beaten in {names} at once: {told}"
+def _print_repeated(finalists: list[Candidate]) -> None:
+    from finetune.reporting.tables import Table, to_rich
+
+    rows = [
+        [
+            trial.number,
+            f"{fmean(trial.scores):.3f}",
+            " ".join(f"{score:.3f}" for score in trial.scores),
+            " ".join(trial.overrides),
+        ]
+        for trial in finalists
+    ]
+    header = ["trial", "mean", "by seed", "settings"]
+    table = Table("The best, repeated over seeds", header, rows, prose=["by seed", "settings"])
+    Console(highlight=False).print(to_rich(table))
 
 
-def _score(result: dict[str, Any]) -> float:
-    outcome = result["evaluation"]
-    return float(outcome["arms"]["tuned"][outcome["metric"]]["mean"])
+def _print(line: str, style: str = "") -> None:
+    Console(highlight=False).print(line, markup=False, soft_wrap=True, style=style)
 
 
-def _repeated(finalists: list[Candidate]) -> Table:
-    table = Table(title="The best, repeated over seeds", title_justify="left")
-    for name in ("trial", "mean", "by seed", "settings"):
-        table.add_column(name, overflow="fold")
-    for one in finalists:
-        by_seed = " ".join(f"{score:.3f}" for score in one.scores)
-        table.add_row(str(one.number), f"{fmean(one.scores):.3f}", by_seed, " ".join(one.overrides))
-    return table
+def _print_commands(folder: Path, again: list[str]) -> None:
+    _print(f"Again: python run.py {shlex.join(again)}")
+    _print(f"As an experiment: cp {folder}/best.yaml conf/experiment/NAME.yaml")
 
 
-def _confirm(console: Console, winner: Candidate, compose: Compose, run: RunTrials, frame: SearchContext) -> None:
-    """Answer the test prompts with the winner, which is trained already, and say whether it was worth it."""
-    overrides = [*frame.fixed, *winner.overrides, f"sweep.name={spell_quoted(frame.folder.name)}"]
-    folder = run_folder(compose(overrides))
-    _run_all({CONFIRMATION: overrides}, compose, run, frame)
-    file = folder / "result.json"
-    result = read(file) if file.exists() else {}
-    if result.get("status") == "complete":
-        console.print(f"On the test prompts, once: {result['evaluation']['verdict']['sentence']}", markup=False)
-        console.print(f"See {folder}/report.html", markup=False, soft_wrap=True)
-
-
-def _without_search(overrides: list[str], compose: Compose) -> list[str]:
-    """The overrides of the same run outside the search; what its preset sets for all runs is added."""
-    given = [text for text in overrides if not text.startswith(NOT_THE_WINNERS)]
+def _write_experiment(folder: Path, number: int, overrides: list[str], compose: Compose) -> list[str]:
+    """Write the best trial as an experiment, `best.yaml` for conf/experiment/; its overrides outside the sweep."""
+    given = [text for text in overrides if not text.startswith(OUTSIDE_EXPERIMENT)]
     plain = [*given, "hydra/sweeper=optuna"]  # whose settings, on the command line, are composed again
     wanted, known = (flatten_settings(to_plain(compose(texts))) for texts in (overrides, plain))
     preset = {key: value for key, value in wanted.items() if key not in known or known[key] != value}
-    return [*given, *(f"{key}={spell_quoted(value)}" for key, value in preset.items())]
-
-
-def _write_experiment(folder: Path, number: int, again: list[str]) -> None:
-    """Leave the winner, which the overrides `again` describe, as an experiment: `best.yaml` for conf/experiment/."""
+    again = [*given, *(f"{key}={spell_quoted(value)}" for key, value in preset.items())]
     comment = f"# The best of the sweep {folder.name}: trial {number}.\n"
     write_text(folder / "best.yaml", "# @package _global_\n" + comment + experiment_yaml(again))
+    return again

@@ -1,166 +1,146 @@
 """How does a search go from its first trial to its last? `hydra/sweeper=optuna` calls it."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from threading import Event, Thread
-from typing import Any
 
 from filelock import FileLock, Timeout
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import OmegaConf
 
 from finetune.config.schema import Config
 from finetune.config.spelling import spell_quoted
 from finetune.data.columns import find_recipe
 from finetune.errors import UserError
 from finetune.evaluation.metrics import HIGHER_IS_BETTER
-from finetune.runs.folder import SELECTION
-from finetune.runs.outcome import FINAL, Outcome, RunState, headline_score
+from finetune.runs.outcome import FINAL, SUCCESSFUL, FailedTrialsError, Outcome, RunState
+from finetune.runs.result import SELECTION, RunResult, read_result
 from finetune.runs.sweep_record import open_sweep_record
-from finetune.search.space import GRAMMAR, Space, point_overrides, read_space
-from finetune.search.storage import check_storage, is_shared_storage
-from finetune.search.study import SearchStudy, StudySettings, check_study, open_study
-from finetune.sweeps.best import Compose, RunTrials, SearchContext, read, repetitions, report_best
-
-# Of a result, by the name of the objective; the score is the headline metric's.
-COSTS: dict[str, Callable[[dict[str, Any]], float]] = {
-    "validation_loss": lambda result: result["training"]["validation_loss"],
-    "memory": lambda result: result["training"]["peak_memory_bytes"],
-    "seconds": lambda result: result["training"]["seconds"],
-}
+from finetune.search import space as spaces
+from finetune.search import storage as storages
+from finetune.search.shared_study import SharedSearchStudy
+from finetune.search.study import SearchSettings, SearchStudy, check_study, retry_trial
+from finetune.sweeps.best import Compose, RunTrials, SearchRuns, report_best
 
 
-def run_search(compose: Compose, run: RunTrials, settings: Mapping[str, Any], arguments: Sequence[str]) -> None:
-    """Try settings until there are `n_trials` in the study, then say what was found.
+def run_search(
+    compose: Compose,
+    run: RunTrials,
+    settings: SearchSettings,
+    options: Mapping[str, str],
+    arguments: Sequence[str],
+) -> None:
+    """Try settings until there are `n_trials` in the study, then report the best; `options` are those of the groups.
 
-    Raises UserError, before the first trial, for a space or settings that cannot work.
+    Raises UserError, before the first trial, for a space or settings that cannot work, and FailedTrialsError, at the
+    end, where a trial failed.
     """
-    given = OverridesParser.create().parse_overrides(list(arguments))
-    fixed = [str(override.input_line) for override in given if not override.is_sweep_override()]
-    searched = read_space(settings["params"], [one for one in given if one.is_sweep_override()], settings["conditions"])
+    space = spaces.read_space(settings.params, arguments, settings.conditions)
+    fixed = spaces.fixed_overrides(arguments)
     base = compose(fixed)
-    plan = _plan(settings, base)
-    if settings["storage"]:
-        check_storage(settings["storage"], settings["heartbeat_seconds"])
-    corners = _check(compose, fixed, searched, plan, base)
+    default = spaces.default_values(base, options)
+    boundary = check_search(compose, fixed, space, settings, base)
     record = open_sweep_record(base.output_dir, base.sweep.name, sys.argv[1:])
-    name = record.folder.name
-    place = settings["storage"] or str(record.folder / "study.journal")
-    own = [f"sweep.name={spell_quoted(name)}", "sweep.on_validation=true"]
-    asked = [f"sweep.study={spell_quoted(place)}", f"sweep.pruner={plan.pruner}"]
+    storage_url = settings.storage or str(record.folder / "study.journal")
+    own = [f"sweep.name={spell_quoted(record.folder.name)}", "sweep.on_validation=true"]
+    runs = SearchRuns(compose, run, fixed, own, base, record.folder)
+    of_trials = [*own, f"sweep.study={spell_quoted(storage_url)}", f"sweep.pruner={settings.pruner}"]
 
-    def frame(number: int, point: list[str]) -> list[str]:
-        for silent in tried.taken_over(number):
-            record.give_up(silent, f"its worker fell silent; it goes on as trial {number}")
-        return [*fixed, *point, *own, *asked, f"sweep.trial={number}"]
+    def job(asked: tuple[int, list[str]]) -> tuple[int, list[str]]:
+        number, point = asked
+        for earlier in search.earlier_attempts(number):
+            record.give_up(earlier, f"its worker gave no sign of life; it goes on as trial {number}")
+        return number, [*fixed, *point, *of_trials, f"sweep.trial={number}"]
 
     def tell(number: int, outcome: Outcome) -> None:
-        values = None
-        if outcome.state is RunState.complete and outcome.folder:
-            values = _values(outcome.folder / SELECTION, plan)
-        tried.tell(number, outcome, values)
+        runs.states[number] = outcome.state
+        search.tell(number, outcome, _objective_values(outcome, settings.objectives))
 
-    with _alone(record.folder, place):
-        opened = open_study(place, name, plan, settings["heartbeat_seconds"])
-        tried = SearchStudy(opened, searched, plan, is_shared_storage(place), frame)
-        chosen = settings["options"]
-
-        def default(key: str) -> Any:
-            return chosen.get(key) or OmegaConf.select(OmegaConf.structured(base), key)
-
-        for note in _notes(searched, plan, default):
+    with _open_search(storage_url, record.folder, space, settings, base) as search:
+        for note in search_notes(space, settings, default):
             print(note, flush=True)
-        tried.begin(
-            default,
-            [state for state in RunState if base.sweep.repeat_failures or state not in FINAL],
-        )
+        retried = [state for state in RunState if base.sweep.repeat_failures or state not in FINAL]
+        search.enqueue_first(default, retried)
         record.write()
-        with _beating(tried, settings["heartbeat_seconds"]):
-            run(tried, tell, tried.remaining(), name, corners)
-        report_best(tried, compose, run, SearchContext(fixed, own, base, record.folder))
+        run(map(job, search), tell, search.remaining(), record.folder.name, boundary)
+        report_best(search, runs)
+    if any(state not in SUCCESSFUL for state in runs.states.values()):
+        raise FailedTrialsError
 
 
-def _plan(settings: Mapping[str, Any], base: Config) -> StudySettings:
-    metric = (base.data.metrics or find_recipe(base.data).METRICS)[0]
-    return StudySettings(
-        settings["sampler"],
-        settings["pruner"],
-        settings["n_trials"],
-        settings["seed"],
-        tuple(settings["objectives"]),
-        HIGHER_IS_BETTER[metric],
-    )
+def check_search(
+    compose: Compose, fixed: list[str], space: spaces.Space, settings: SearchSettings, base: Config
+) -> list[Config]:
+    """The boundary of the space, composed. Raises UserError for settings that cannot work, of the search or a run."""
+    if settings.storage:
+        storages.check_storage(settings.storage, settings.heartbeat_seconds)
+    check_study(settings)
+    if not space.dimensions:
+        raise UserError(f"hydra/sweeper=optuna: nothing is searched. Write SETTING={spaces.GRAMMAR}.")
+    if base.trainer.get("eval_strategy", "no") == "no":
+        _refuse_without_validation(settings)
+    if settings.sampler == "grid":
+        space.grid()
+    return [compose([*fixed, *spaces.point_overrides(point)]) for point in space.boundary_points()]
 
 
-def _check(compose: Compose, fixed: list[str], searched: Space, plan: StudySettings, base: Config) -> list[Config]:
-    """The corners of the space. Raises UserError for a plan that cannot work and a value that no run may have."""
-    check_study(plan)
-    repetitions(base.sweep.repeat_best)
-    if not searched.dimensions:
-        raise UserError(f"hydra/sweeper=optuna: nothing is searched. Write SETTING={GRAMMAR}.")
-    if plan.pruner != "none" and base.trainer.get("eval_strategy", "no") == "no":
+def _refuse_without_validation(settings: SearchSettings) -> None:
+    if settings.pruner != "none":
         raise UserError(
-            f"hydra.sweeper.pruner={plan.pruner}: trials are judged at each validation, and trainer.eval_strategy=no "
-            "has none. Set trainer.eval_strategy=steps, or hydra.sweeper.pruner=none."
+            f"hydra.sweeper.pruner={settings.pruner}: trials are judged at each validation, and "
+            "trainer.eval_strategy=no has none. Set trainer.eval_strategy=steps, or hydra.sweeper.pruner=none."
         )
-    if plan.sampler == "grid":
-        list(searched.grid())
-    return [compose([*fixed, *point_overrides(point)]) for point in searched.corners()]
+    if "validation_loss" in settings.objectives:
+        raise UserError(
+            "hydra.sweeper.objectives=validation_loss: trainer.eval_strategy=no measures none. Set "
+            "trainer.eval_strategy=steps, or hydra.sweeper.objectives=[score]."
+        )
 
 
-def _notes(searched: Space, plan: StudySettings, default: Callable[[str], Any]) -> Iterator[str]:
+def search_notes(space: spaces.Space, settings: SearchSettings, default: spaces.Default) -> Iterator[str]:
     """What the search will not try, and somebody may think it does."""
-    if outside := searched.outside(default):
-        told = " ".join(f"{key}={value}" for key, value in outside.items())
-        yield f"Outside of what is searched, and so not tried first: the default {told}."
-    if plan.sampler == "grid" and (cells := len(list(searched.grid()))) > plan.n_trials:
-        yield f"The grid has {cells:,} cells; hydra.sweeper.n_trials={plan.n_trials} of them are tried."
+    if outside := space.defaults_outside(default):
+        listed = " ".join(f"{key}={value}" for key, value in outside.items())
+        yield f"Outside of what is searched, and so not tried first: the default {listed}."
+    if settings.sampler == "grid" and (cells := len(space.grid())) > settings.n_trials:
+        yield f"The grid has {cells:,} cells; hydra.sweeper.n_trials={settings.n_trials} of them are tried."
 
 
-def _values(file: Path, plan: StudySettings) -> list[float]:
-    """What a trial came to, by objective."""
-    result = read(file)
-    score = headline_score(result)[0]
-    return [score if name == "score" else float(COSTS[name](result)) for name in plan.objectives]
+def _objective_values(outcome: Outcome, objectives: Sequence[str]) -> list[float] | None:
+    """What a trial reached, by objective; None where it is not complete."""
+    result = read_result(outcome.folder / SELECTION) if outcome.folder else None
+    if outcome.state is not RunState.complete or not isinstance(result, RunResult):
+        return None
+    reached = {
+        "score": result.evaluation.tuned().mean,
+        "validation_loss": result.training.validation_loss,
+        "memory": result.training.peak_memory_bytes,
+        "seconds": result.training.seconds,
+    }
+    return [value for name in objectives if (value := reached[name]) is not None]
 
 
 @contextmanager
-def _alone(folder: Path, place: str) -> Iterator[None]:
-    """Keep a study in a file for this search alone; a database may be shared."""
-    if is_shared_storage(place):
-        yield
-        return
+def _open_search(
+    storage_url: str, folder: Path, space: spaces.Space, settings: SearchSettings, base: Config
+) -> Iterator[SearchStudy]:
+    """The search, for the length of the block: a study in a file is locked, those who share another get heartbeats."""
+    higher_is_better = HIGHER_IS_BETTER[(base.data.metrics or find_recipe(base.data).METRICS)[0]]
+    rest = folder.name, space, settings, higher_is_better
+    if storages.is_shared_storage(storage_url):
+        database = storages.connect_database(storage_url, settings.heartbeat_seconds, retry_trial)
+        shared = SharedSearchStudy(database, *rest)
+        with shared.keep_alive():
+            yield shared
+    else:
+        with _lock_study(folder):
+            yield SearchStudy(storages.open_storage(storage_url), *rest)
+
+
+def _lock_study(folder: Path) -> AbstractContextManager[object]:
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".search", timeout=0)
     try:
-        lock.acquire()
+        return FileLock(folder / ".search").acquire(timeout=0)
     except Timeout as error:
-        told = f"{folder}: another search is at this study. Wait for it, or choose another sweep.name."
-        raise UserError(told) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-@contextmanager
-def _beating(tried: SearchStudy, seconds: int) -> Iterator[None]:
-    """Tell others of the study, for the length of the block, that this worker is alive."""
-    ended = Event()
-
-    def beat() -> None:
-        while not ended.wait(seconds / 2):
-            with suppress(Exception):  # the database may be out of reach for a while
-                tried.beat()
-
-    thread = Thread(target=beat, daemon=True)
-    if tried.shared:
-        thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        if tried.shared:
-            thread.join()
+        raise UserError(
+            f"{folder}: another search is at this study. Wait for it, or choose another sweep.name."
+        ) from error

@@ -1,4 +1,4 @@
-"""Several workers share a study in PostgreSQL: each trial is done once, and that of a worker that dies by another."""
+"""Workers that share a study draw no trial twice and lose none."""
 
 import json
 import os
@@ -14,10 +14,133 @@ from pathlib import Path
 import optuna
 import pytest
 
-from finetune.search.storage import open_storage
+from finetune.runs.outcome import Outcome, RunState
+from finetune.search.shared_study import SharedSearchStudy
+from finetune.search.space import read_space
+from finetune.search.storage import connect_database, open_storage
+from finetune.search.study import SAME_AS, SearchSettings, retry_trial
 
 ROOT = Path(__file__).parents[2]
-COMPLETE, FAIL = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL
+SPACE = read_space({"adapter.r": "choice(2,4,8,16)", "trainer.learning_rate": "interval(0.0,1.0)"}, [], {})
+SMALL = read_space({"adapter.r": "choice(2,4)"}, [], {})
+DEFAULTS = {"adapter.r": 16, "trainer.learning_rate": 0.5}
+COMPLETE = Outcome(RunState.complete)
+WAITING, RUNNING, FAIL = (optuna.trial.TrialState[name] for name in ("WAITING", "RUNNING", "FAIL"))
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """`worker()` joins the study in a database, as another process would."""
+    opened = []
+
+    def join(space=SPACE, begin=True, patience_seconds=None, **changes):
+        database = connect_database(f"sqlite:///{tmp_path}/s.db", 1, retry_trial)
+        opened.append(database)
+        known = {"sampler": "random", "pruner": "none", "n_trials": 4, "heartbeat_seconds": 1}
+        settings = SearchSettings(**(known | changes))
+        name = f"worker {len(opened)}"
+        search = SharedSearchStudy(database, "s", space, settings, True, name, patience_seconds)
+        if begin:
+            search.enqueue_first(DEFAULTS.get)
+        return search
+
+    yield join
+    for database in opened:
+        database.engine.dispose()
+
+
+def states(search):
+    return [trial.state.name for trial in search.study.trials]
+
+
+def test_workers_begin_as_many_trials_as_are_asked_for_in_all(worker):
+    one, other = worker(), worker()
+    drawn = [next(search) for search in (one, other, one, other)]
+    assert len({number for number, _ in drawn}) == len({tuple(point) for _, point in drawn}) == 4
+    for search in (one, other):
+        with pytest.raises(StopIteration):
+            next(search)
+        for number in list(search.open):
+            search.tell(number, COMPLETE, [0.0])
+    assert states(one) == ["COMPLETE"] * 4 and one.remaining() == 0
+    assert one.describe_trials() == "4 complete"
+
+
+def test_a_trial_too_many_is_given_back(worker):
+    one, other = worker(n_trials=1), worker(n_trials=1)
+    number, _ = next(other)
+    assert one.ask() is None  # as if it had counted the trials just before the other began
+    assert states(one) == ["RUNNING", "WAITING"]
+    other.tell(number, COMPLETE, [0.0])
+    more = worker(n_trials=2)
+    assert next(more)[0] == 1
+
+
+def test_what_two_workers_enqueue_at_the_same_moment_is_run_once(worker):
+    one, other = worker(begin=False), worker(begin=False)
+    for search in (one, other):
+        search.study.enqueue_trial(SPACE.defaults(DEFAULTS.get))
+    drawn = [next(search) for search in (one, other, one, other)]
+    assert len({tuple(point) for _, point in drawn}) == 4
+    assert [trial.state for trial in one.study.trials].count(FAIL) == 1
+    assert [trial.user_attrs.get(SAME_AS) for trial in one.study.trials] == [None, 0, None, None, None]
+
+
+def test_a_cell_that_two_workers_enqueued_counts_once_though_it_is_complete_before_the_second_is_drawn(worker):
+    one, other = (worker(SMALL, begin=False, sampler="grid", n_trials=2) for _ in range(2))
+    for cell in "2244":
+        one.study.enqueue_trial({"adapter.r": cell})
+    number, point = next(one)
+    one.tell(number, COMPLETE, [0.0])
+    assert (point, next(other)[1]) == (["adapter.r=2"], ["adapter.r=4"])
+
+
+def test_of_cells_that_two_workers_enqueued_none_is_left_waiting(worker):
+    one, other = (worker(SMALL, begin=False, sampler="grid", n_trials=2) for _ in range(2))
+    for cell in "2424":
+        one.study.enqueue_trial({"adapter.r": cell})
+    assert next(one)[1] == ["adapter.r=2"]
+    other.enqueue_first(DEFAULTS.get)
+    assert next(other)[1] == ["adapter.r=4"]
+    assert states(one) == ["RUNNING", "RUNNING", "FAIL", "FAIL"] and one.remaining() == 0
+    assert [trial.user_attrs.get(SAME_AS) for trial in one.study.trials] == [None, None, 0, 1]
+
+
+def test_what_another_worker_is_at_is_not_run_again(worker):
+    one, other = (worker(SMALL, begin=False, n_trials=30) for _ in range(2))
+    one.study.enqueue_trial({"adapter.r": "2"})
+    assert next(one) == (0, ["adapter.r=2"])
+    one.study.enqueue_trial({"adapter.r": "2"})
+    assert next(other)[1] == ["adapter.r=4"]
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
+def test_the_trial_of_a_worker_that_died_before_its_first_heartbeat_is_retried(worker):
+    died, other = worker(), worker(n_trials=1, patience_seconds=-1.0)
+    died.study.ask()  # and nothing more
+    assert next(other)[0] == 1
+    assert states(other) == ["FAIL", "RUNNING"] and other.earlier_attempts(1) == [0]
+
+
+def test_a_trial_that_others_retried_is_theirs_to_tell(worker):
+    stale, other = worker(), worker()
+    number, _ = next(stale)
+    other.study.tell(number, state=FAIL)
+    stale.tell(number, COMPLETE, [1.0])
+    assert states(other)[number] == "FAIL"
+
+
+def test_a_trial_whose_folder_is_in_another_process_s_hands_waits(worker):
+    search = worker()
+    number, point = next(search)
+    search.tell(number, Outcome(RunState.busy), None)
+    assert next(search) == (number, point)
+
+
+def test_workers_draw_points_of_their_own(worker):
+    one, other = worker(begin=False), worker(begin=False)
+    drawn = [next(search)[1] for search in (one, other)]
+    assert drawn[0] != drawn[1] and not any(SAME_AS in trial.user_attrs for trial in one.study.trials)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +194,8 @@ def wait_until(condition, seconds=120):
 
 
 @pytest.fixture
-def worker(database, tiny_run, tmp_path):
-    """`worker(name, *overrides)` starts a worker of a study; its output is in `name`.out."""
+def machine(database, tiny_run, tmp_path):
+    """`machine(name, *overrides)` starts a worker of a study; its output is in `name`.out."""
     started = []
 
     def call(name, *overrides):
@@ -92,9 +215,9 @@ def worker(database, tiny_run, tmp_path):
 def trials(database, folder):
     """The trials of the study."""
     opened = open_storage(database)
-    found = optuna.load_study(storage=opened, study_name=folder.name).trials
+    loaded = optuna.load_study(storage=opened, study_name=folder.name).trials
     opened.engine.dispose()
-    return found
+    return loaded
 
 
 def record(folder):
@@ -108,16 +231,16 @@ def written(folder, *names):
 
 
 @pytest.mark.slow
-def test_two_workers_on_one_study_do_each_trial_once_and_the_winners_test_once(worker, database, tmp_path):
+def test_two_workers_on_one_study_do_each_trial_once_and_the_winners_test_once(machine, database, tmp_path):
     asked = ["adapter.r=choice(2,4)", "seed=range(42,44)", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=4"]
     asked += ["trainer.eval_steps=1", "hydra.sweeper.pruner=hyperband"]  # which asks the study at each validation
-    both = [worker(name, *asked) for name in "ab"]
+    both = [machine(name, *asked) for name in "ab"]
     ends = [process.wait() for process in both]
     told = written(tmp_path, *"ab")
     assert ends == [0, 0], told
     found = trials(database, tmp_path)
     run = [trial for trial in found if "same_as" not in trial.user_attrs]
-    assert [trial.state for trial in run] == [COMPLETE] * 4
+    assert [trial.state.name for trial in run] == ["COMPLETE"] * 4
     assert len({(trial.params["adapter.r"], trial.params["seed"]) for trial in run}) == 4
     assert len({trial.user_attrs["folder"] for trial in run}) == 4
     assert len({trial.user_attrs["worker"] for trial in run}) == 2
@@ -130,20 +253,20 @@ def test_two_workers_on_one_study_do_each_trial_once_and_the_winners_test_once(w
     assert {line["state"] for line in record(tmp_path).values()} == {"complete"}
     assert len(list((tmp_path / "outputs").glob("*/result.json"))) == 1
     (tmp_path / "outputs").rename(tmp_path / "of another machine")
-    assert worker("late", *asked).wait() == 0
+    assert machine("late", *asked).wait() == 0
     [said] = written(tmp_path, "late")
     assert "Of all workers: 4 complete" in said and "the worker there answers the test prompts" in said
     assert not list((tmp_path / "outputs").glob("*/result.json"))
 
 
 @pytest.mark.slow
-def test_the_trial_of_a_worker_that_is_killed_is_taken_up_by_the_other_from_its_checkpoint(worker, database, tmp_path):
+def test_the_trial_of_a_worker_that_is_killed_is_taken_up_by_the_other_from_its_checkpoint(machine, database, tmp_path):
     asked = ["adapter.r=choice(2,4,8)", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=3"]
     asked += ["hydra.sweeper.pruner=none", "hydra.sweeper.heartbeat_seconds=5", "trainer.max_steps=60"]
     asked += ["trainer.save_steps=5", "trainer.eval_strategy=no"]
-    killed = worker("killed", *asked)
+    killed = machine("killed", *asked)
     [line] = wait_until(lambda: [one for one in record(tmp_path).values() if one["state"] == "running"])
-    other = worker("other", *asked)
+    other = machine("other", *asked)
     wait_until(lambda: list(Path(line["folder"]).glob("checkpoints/checkpoint-*/trainer_state.json")))
     started = descendants(killed.pid)
     assert len(started) >= 2  # the process that trials are forked from, and a trial
@@ -152,7 +275,7 @@ def test_the_trial_of_a_worker_that_is_killed_is_taken_up_by_the_other_from_its_
     wait_until(lambda: not any(map(is_alive, started)), seconds=10)
     assert other.wait() == 0, written(tmp_path, "other")
     found = trials(database, tmp_path)
-    assert [trial.state for trial in found] == [FAIL, COMPLETE, COMPLETE, COMPLETE]
+    assert [trial.state.name for trial in found] == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     [again] = [trial for trial in found if trial.system_attrs.get("retry_history") == [line["number"]]]
     assert found[line["number"]].params == again.params and Path(again.user_attrs["folder"]) == Path(line["folder"])
     selection = json.loads((Path(line["folder"]) / "selection.json").read_text())

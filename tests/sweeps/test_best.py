@@ -4,7 +4,8 @@ import json
 
 import pytest
 from omegaconf import OmegaConf
-from support.run_folders import answers, leave_run
+from support.run_folders import answers, write_run
+from support.searches import open_search
 
 from finetune.cli.compose import compose_config
 from finetune.config.schema import Tracking
@@ -12,15 +13,14 @@ from finetune.runs.folder import run_folder
 from finetune.runs.outcome import Outcome, RunState
 from finetune.runs.sweep_record import open_sweep_record
 from finetune.search.space import read_space
-from finetune.search.study import SearchStudy, StudySettings, open_study
-from finetune.sweeps.best import SearchContext, report_best, report_best_of_grid
+from finetune.sweeps.best import SearchRuns, describe_front, report_best, report_best_of_grid
 
 
 def grid(tmp_path, *cells):
     """A sweep of whole runs, of each its overrides, how many of 60 answers are right, and its validation loss."""
     record = open_sweep_record(str(tmp_path), "grid", [])
     for number, (overrides, right, loss) in enumerate(cells):
-        folder = leave_run(tmp_path / f"run{number}", *overrides, tuned=answers(range(right), 60))
+        folder = write_run(tmp_path / f"run{number}", *overrides, tuned=answers(range(right), 60))
         result = json.loads((folder / "result.json").read_text())
         result["training"]["validation_loss"] = loss
         (folder / "result.json").write_text(json.dumps(result))
@@ -51,13 +51,14 @@ def test_a_grid_of_other_models_has_no_best(tmp_path, capsys):
     assert "No best is chosen" in capsys.readouterr().out and not (folder / "best.yaml").exists()
 
 
-@pytest.mark.slow
-def test_the_best_are_repeated_over_seeds_and_the_best_on_average_is_tested(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("seeds", "repeated", "mean"), [([], (43, 44), "0.517"), (["sweep.repeat_seeds=1"], (43,), "0.525")]
+)
+def test_the_best_are_repeated_over_seeds_and_the_best_on_average_is_tested(tmp_path, capsys, seeds, repeated, mean):
     """With the first seed rank 4 answers 12 of 20 prompts rightly and rank 8 only 11, with the others 6 and 10."""
-    plan = StudySettings("grid", "none", 2, 0, ("score",), True)
     asked = read_space({"adapter.r": "4,8"}, [], {})
-    tried = SearchStudy(open_study(str(tmp_path / "study.journal"), "mine", plan), asked, plan, shared=False)
-    fixed = ["tracking=none", f"output_dir={tmp_path}", "sweep.repeat_best=2x2"]
+    search = open_search(tmp_path, asked, sampler="grid", n_trials=2)
+    fixed = ["tracking=none", f"output_dir={tmp_path}", "sweep.repeat_best=2", *seeds]
     own = ["sweep.name=mine", "sweep.on_validation=true"]
     ran = []
 
@@ -67,19 +68,26 @@ def test_the_best_are_repeated_over_seeds_and_the_best_on_average_is_tested(tmp_
             ran.append((config.adapter.r, config.seed, config.sweep.on_validation))
             right = {4: 6, 8: 10}[config.adapter.r] if config.seed > 42 else {4: 12, 8: 11}[config.adapter.r]
             split = "validation" if config.sweep.on_validation else "test"
-            leave_run(run_folder(config), *overrides, tuned=answers(range(right), 20), split=split)
+            write_run(run_folder(config), *overrides, tuned=answers(range(right), 20), split=split)
 
-    tried.begin({"adapter.r": 4}.get)
-    for number, overrides in tried:
+    search.enqueue_first({"adapter.r": 4}.get)
+    for number, overrides in search:
         train([(number, [*fixed, *overrides, *own])])
         folder = run_folder(compose_config([*fixed, *overrides]))
-        tried.tell(number, Outcome(RunState.complete, "", folder), [12 / 20 if "adapter.r=4" in overrides else 11 / 20])
+        value = 12 / 20 if "adapter.r=4" in overrides else 11 / 20
+        search.tell(number, Outcome(RunState.complete, "", folder), [value])
     del ran[:]
-    base = compose_config(fixed)
-    report_best(tried, compose_config, train, SearchContext(fixed, own, base, tmp_path / "sweeps/mine"))
-    assert ran == [(4, 43, True), (4, 44, True), (8, 43, True), (8, 44, True), (8, 42, False)]
+    report_best(search, SearchRuns(compose_config, train, fixed, own, compose_config(fixed), tmp_path / "sweeps/mine"))
+    assert ran == [*((rank, seed, True) for rank in (4, 8) for seed in repeated), (8, 42, False)]
     told = capsys.readouterr().out
-    assert (
-        "0.517" in told and "0.400" in told and "Best: trial 1: adapter.r=8" in told and "On the test prompts" in told
-    )
+    assert mean in told and "by seed" in told and "Best: trial 1: adapter.r=8" in told and "On the test prompts" in told
     assert "r: 8" in (tmp_path / "sweeps/mine/best.yaml").read_text()
+
+
+def test_of_several_objectives_those_are_told_that_none_beats_in_all(tmp_path):
+    search = open_search(tmp_path, objectives=["score", "memory"], sampler="nsga2", n_trials=3)
+    for (number, _), values in zip(search, [[0.5, 2e9], [0.6, 3e9], [0.4, 2.5e9]], strict=False):
+        search.tell(number, Outcome(RunState.complete), values)
+    assert (
+        describe_front(search) == "Not beaten in score and memory at once: trial 0 (0.5, 2e+09); trial 1 (0.6, 3e+09)"
+    )
