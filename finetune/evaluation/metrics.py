@@ -91,9 +91,8 @@ PER_PROMPT: dict[str, Callable[[str, str], float]] = {
     "chrf": chrf,
     "rouge_l": rouge_l,
 }
-# Defined for a whole test set only.
+# Of answers and references, and defined for a whole test set only.
 CORPUS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {"macro_f1": macro_f1}
-# The model, not its answers, has a perplexity: it follows from likelihoods of references (answers.py).
 METRICS = (*PER_PROMPT, *CORPUS, "perplexity")
 HIGHER_IS_BETTER = {name: name != "perplexity" for name in METRICS}
 # The names in a sentence.

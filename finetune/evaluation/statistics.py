@@ -148,12 +148,9 @@ def _of_equal(value: float, counts: Iterable[int], bounds: tuple[float, float]) 
 
 def _value(metric: str, given: NDArray[Any], references: NDArray[Any]) -> float:
     """The metric's mean over the draws."""
-    compute: Callable[..., float] = CORPUS.get(metric, _perplexity)
-    return fmean(compute(draw, references.tolist()) for draw in given.T.tolist())
-
-
-def _perplexity(nlls: Sequence[float], tokens: Sequence[int]) -> float:
-    return perplexity(sum(nlls), sum(tokens))
+    if metric == "perplexity":
+        return fmean(perplexity(sum(nlls), sum(references.tolist())) for nlls in given.T.tolist())
+    return fmean(CORPUS[metric](answers, references.tolist()) for answers in given.T.tolist())
 
 
 def _bootstrap(

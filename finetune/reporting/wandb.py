@@ -138,15 +138,15 @@ def start_tracking(
     folder.mkdir(parents=True, exist_ok=True)
     with _environment(folder):
         run = TrackedRun(_init(tracking.mode, identity, print_line, timeouts), print_line)
+        state = RunState.complete
         try:
             yield run
         except BaseException as error:  # wandb's own `with` would print the stack besides
             state = state_after_error(error)
+            raise
+        finally:
             run.summarise({"state": state.value})
             run.close(int(state not in SUCCESSFUL))
-            raise
-        run.summarise({"state": RunState.complete.value})
-        run.close(0)
 
 
 def run_id(name: str) -> str:

@@ -22,8 +22,8 @@ def summarise_result(result: RunResult) -> dict[str, Any]:
     summary |= _forgetting(evaluation.retention) if evaluation.retention else {}
     for task, scores in evaluation.harness.items():
         for metric, score in scores.items():
-            known = {name: value for name, value in vars(score).items() if value is not None}
-            summary |= _prefixed(f"harness/{task}/{metric}", known)
+            values = {name: value for name, value in vars(score).items() if value is not None}
+            summary |= _prefixed(f"harness/{task}/{metric}", values)
     summary |= _prefixed("data", result.data.counts | {"bad_rows": "\n".join(result.data.bad_rows)})
     summary |= _prefixed("training", vars(result.training)) | _prefixed("seconds", result.seconds)
     return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in summary.items()}

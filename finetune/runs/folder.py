@@ -115,11 +115,10 @@ def _require_same(config: Config, run: Path) -> None:
     if first == f"{IDENTITY}{run_identity(config)}" or not first.startswith(IDENTITY):
         return
     before, now = flatten_all(yaml.safe_load(text)), flatten_all(without_secrets(to_plain(config)))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     changes = [
         f"{key}={now.get(key)} (there: {before.get(key)})"
-        for key in changed
-        if key.partition(".")[0] not in OUTSIDE_IDENTITY
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.partition(".")[0] not in OUTSIDE_IDENTITY
     ]
     different = ", ".join(changes) or "the data files"
     raise UserError(f"name={config.name}: {run} holds another run; different: {different}. Choose another name.")

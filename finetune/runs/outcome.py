@@ -22,22 +22,15 @@ class RunState(Enum):
     waiting = "waiting"
     running = "running"
     complete = "complete"
-    # Ended early, because others do better.
-    pruned = "pruned"
-    # It raised an exception.
-    failed = "failed"
-    # It ended its own process, by sys.exit or the like.
-    exited = "exited"
-    # A signal ended it.
-    killed = "killed"
+    pruned = "pruned"  # ended early, because others do better
+    failed = "failed"  # it raised an exception
+    exited = "exited"  # it ended its own process, by sys.exit or the like
+    killed = "killed"  # a signal ended it
     timed_out = "timed_out"
-    # Its loss is NaN or infinite.
-    diverged = "diverged"
+    diverged = "diverged"  # its loss is NaN or infinite
     out_of_memory = "out_of_memory"
-    # The user's mistake: a setting or a row.
-    refused = "refused"
-    # It was not begun: another process is at its folder.
-    busy = "busy"
+    refused = "refused"  # the user's mistake: a setting or a row
+    busy = "busy"  # it was not begun: another process is at its folder
 
 
 # How a trial would end again; the same command leaves those that ended so, and repeats all others. What was refused is
@@ -65,11 +58,9 @@ class Outcome:
     reason: str = ""
     folder: Path | None = None
     seconds: float = 0.0
-    # Of its headline metric, where it is complete.
-    score: float | None = None
+    score: float | None = None  # of its headline metric, where it is complete
     metric: str = ""
-    # It ended so in an earlier sweep and was not run again.
-    known: bool = False
+    known: bool = False  # it ended so in an earlier sweep and was not run again
 
 
 def settled_outcome(config: Config, folder: Path) -> Outcome | None:

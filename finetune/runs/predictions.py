@@ -20,8 +20,7 @@ class Answered:
     """What one arm replied to one prompt, with its scores; of several few-shot samples their mean, and each of them."""
 
     scores: dict[str, float]
-    # None where no answer was asked for.
-    answer: str | None = None
+    answer: str | None = None  # None where no answer was asked for
     finished: bool | None = None
     # The reference's summed negative log-likelihood in nats, and its tokens, where perplexity was asked for.
     nll: float | None = None

@@ -25,8 +25,7 @@ class CompletedRun:
     result: RunResult
     predictions: list[Prediction]
     history: History
-    # Its number, where it is looked at as a part of its sweep.
-    trial: int | None = None
+    trial: int | None = None  # its number, where it is looked at as a part of its sweep
 
     @property
     def name(self) -> str:

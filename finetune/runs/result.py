@@ -71,8 +71,7 @@ class ArmResult:
     scores: dict[str, Interval]
     unfinished_answers: int
     seconds: float
-    # Every answer was computed by an earlier run.
-    reused: bool
+    reused: bool  # every answer was computed by an earlier run
 
 
 @dataclass(frozen=True)
@@ -112,18 +111,14 @@ class EvaluationResult:
 
     split: str
     prompts: int
-    # The headline metric, which decides the verdict.
-    metric: str
+    metric: str  # the headline metric, which decides the verdict
     max_new_tokens: int
-    # The places of the demonstrations of each few-shot sample.
-    shots: list[list[str]]
+    shots: list[list[str]]  # the places of the demonstrations of each few-shot sample
     arms: dict[str, ArmResult]
     differences: dict[str, dict[str, Difference]]
     retention: Forgetting | None
-    # None where the tuned model alone has answered.
-    verdict: Verdict | None
-    # By task and metric.
-    harness: dict[str, dict[str, HarnessScore]] = field(default_factory=dict)
+    verdict: Verdict | None  # None where the tuned model alone has answered
+    harness: dict[str, dict[str, HarnessScore]] = field(default_factory=dict)  # by task and metric
 
     def tuned(self, metric: str | None = None) -> Interval:
         """The tuned model's score by a metric, by default the headline metric."""
@@ -207,8 +202,7 @@ class RunResult:
     training: TrainingResult
     evaluation: EvaluationResult
     peak_memory_bytes: int
-    # By phase.
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # by phase
     versions: dict[str, str]
 
 

@@ -43,8 +43,7 @@ class SweepRecord:
     folder: Path
     command: list[str]
     trials: dict[int, TrialRecord] = field(default_factory=dict)
-    # Overrides that all trials have.
-    common: frozenset[str] = frozenset()
+    common: frozenset[str] = frozenset()  # overrides that all trials have
 
     @property
     def file(self) -> Path:

@@ -30,9 +30,6 @@ def write_run(
     return folder
 
 
-leave_run = write_run
-
-
 def made_prompts(config, count, metrics, system="Answer.", split="test"):
     examples = [
         Example(
