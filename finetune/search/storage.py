@@ -46,24 +46,33 @@ def check_storage(storage_url: str, heartbeat_seconds: int) -> None:
 
 
 def connect_database(
-    url: str, heartbeat_seconds: int, on_stale: Callable[..., None], tries: int = TRIES
+    url: str, heartbeat_seconds: int | None = None, on_stale: Callable[..., None] | None = None, tries: int = TRIES
 ) -> "RDBStorage":
     """The database at a URL; `on_stale(study, trial)` is called for a trial whose worker gives no sign of life.
 
     Raises UserError where the database cannot be reached.
     """
+    from optuna.storages import RDBStorage
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-    try:
-        return _open_database(url, heartbeat_seconds, on_stale, tries)
-    except ImportError as error:
-        reason = "its driver is not installed. For PostgreSQL: pip install -c constraints.txt -e '.[postgresql]'."
-        raise UserError(f"hydra.sweeper.storage={url}: {reason}") from error
-    except ArgumentError as error:
-        raise UserError(f"hydra.sweeper.storage={url}: {error}. Write {EXAMPLE}.") from error
-    except SQLAlchemyError as error:
-        reason = " ".join(str(getattr(error, "orig", error)).split())
-        raise UserError(f"hydra.sweeper.storage={url}: the database cannot be used: {reason}.") from error
+    engine = {"pool_pre_ping": True}  # a trial may last longer than an unused connection does
+    while True:
+        tries -= 1
+        try:
+            with accept_experimental():
+                return RDBStorage(
+                    url, engine, heartbeat_interval=heartbeat_seconds, heartbeat_stale_trial_callback=on_stale
+                )
+        except ImportError as error:
+            reason = "its driver is not installed. For PostgreSQL: pip install -c constraints.txt -e '.[postgresql]'."
+            raise UserError(f"hydra.sweeper.storage={url}: {reason}") from error
+        except ArgumentError as error:
+            raise UserError(f"hydra.sweeper.storage={url}: {error}. Write {EXAMPLE}.") from error
+        except SQLAlchemyError as error:
+            if not tries:
+                reason = " ".join(str(getattr(error, "orig", error)).split())
+                raise UserError(f"hydra.sweeper.storage={url}: the database cannot be used: {reason}.") from error
+            time.sleep(1)
 
 
 def open_storage(
@@ -71,7 +80,7 @@ def open_storage(
 ) -> "JournalStorage | RDBStorage":
     """The storage at a path or URL, without heartbeats; a file of `studies`, by path, is not read from its start."""
     if is_shared_storage(storage_url):
-        return _open_database(storage_url)
+        return connect_database(storage_url)
     if storage := studies.get(storage_url):
         # private: optuna, as processes that are forked with one journal would write under one name
         storage._replay_result._worker_id_prefix = f"{uuid.uuid4()}-"
@@ -106,23 +115,3 @@ def _open_journal(path: str) -> "JournalStorage":
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return JournalStorage(JournalFileBackend(path))
-
-
-def _open_database(
-    url: str, heartbeat_seconds: int | None = None, on_stale: Callable[..., None] | None = None, tries: int = TRIES
-) -> "RDBStorage":
-    from optuna.storages import RDBStorage
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-
-    engine = {"pool_pre_ping": True}  # a trial may last longer than an unused connection does
-    while True:
-        tries -= 1
-        try:
-            with accept_experimental():
-                return RDBStorage(
-                    url, engine, heartbeat_interval=heartbeat_seconds, heartbeat_stale_trial_callback=on_stale
-                )
-        except SQLAlchemyError as error:
-            if isinstance(error, ArgumentError) or not tries:
-                raise
-            time.sleep(1)

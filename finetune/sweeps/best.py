@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -28,22 +28,11 @@ if TYPE_CHECKING:
 
 
 Compose = Callable[[list[str]], Config]
-
-
-class RunTrials(Protocol):
-    """Runs trials, each a number and its overrides, and calls `on_end` for each that ended."""
-
-    def __call__(
-        self,
-        jobs: Iterable[tuple[int, list[str]]],
-        on_end: Callable[[int, Outcome], None],
-        total: int | None,
-        name: str,
-        examples: Sequence[Config] = (),
-    ) -> object:
-        """By `examples` the user is told first what the trials will cost."""
-
-
+# Runs trials, each a number and its overrides, and calls a function for each that ended. Further arguments: how many
+# there are, the sweep's name, and configurations by which the user is told first what the trials will cost.
+RunTrials = Callable[
+    [Iterable[tuple[int, list[str]]], Callable[[int, Outcome], None], int, str, Sequence[Config]], object
+]
 # What a command says about the search and not about the runs.
 OUTSIDE_EXPERIMENT = ("sweep", "hydra", "tracking", "output_dir", "name=")
 
@@ -71,7 +60,7 @@ class SearchRuns:
         while jobs:
             free = {key: job for key, job in jobs.items() if not is_run_held(run_folder(self.compose(job)))}
             if free:
-                self.run(list(free.items()), note, len(free), self.folder.name)
+                self.run(free.items(), note, len(free), self.folder.name, ())
             else:
                 time.sleep(1)
             jobs = {key: job for key, job in jobs.items() if key not in free or self.states.get(key) is RunState.busy}
@@ -211,15 +200,10 @@ def _test(overrides: list[str], runs: SearchRuns) -> None:
 def _print_repeated(finalists: list[Candidate]) -> None:
     from finetune.reporting.tables import Table, to_rich
 
-    rows = [
-        [
-            trial.number,
-            f"{fmean(trial.scores):.3f}",
-            " ".join(f"{score:.3f}" for score in trial.scores),
-            " ".join(trial.overrides),
-        ]
-        for trial in finalists
-    ]
+    rows = []
+    for trial in finalists:
+        by_seed = " ".join(f"{score:.3f}" for score in trial.scores)
+        rows.append([trial.number, f"{fmean(trial.scores):.3f}", by_seed, " ".join(trial.overrides)])
     header = ["trial", "mean", "by seed", "settings"]
     table = Table("The best, repeated over seeds", header, rows, prose=["by seed", "settings"])
     Console(highlight=False).print(to_rich(table))
