@@ -56,7 +56,8 @@ def main() -> None:
 def compare(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The plan.json and the result.json of a configuration."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, ROOT / "run.py", *settings, "tracking=none", f"output_dir={folder}", "name=run"]
+        command = [sys.executable, str(ROOT / "run.py"), *settings]
+        command += ["tracking=none", f"output_dir={folder}", "name=run"]
         subprocess.run([*command, "stage=plan"], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
         plan, result = (json.loads((Path(folder) / "run" / f"{name}.json").read_text()) for name in ("plan", "result"))

@@ -10,17 +10,18 @@ round. Then: what the search itself adds to a trial when the study already holds
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from finetune.data.embedded import cache_folder
+from finetune.runs.result import RunResult, read_result
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGES = ("prepare", "load", "train", "evaluate", "judge")
@@ -60,12 +61,12 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=8)
     options = parser.parse_args()
-    rounds = []
+    rounds: list[dict[str, Measured]] = []
     for number in range(options.rounds):
         rounds.append({})
         for side in SIDES:
-            rounds[-1][side] = found = measure(side, options)
-            print(f"round {number + 1}: {side:24} {found.makespan:6.1f} s", flush=True)
+            rounds[-1][side] = measured = measure(side, options)
+            print(f"round {number + 1}: {side:24} {measured.makespan:6.1f} s", flush=True)
     show(rounds, options.trials)
     show_load()
     show_overhead()
@@ -89,11 +90,12 @@ def measure(side: str, options: argparse.Namespace) -> Measured:
             for rate in rates:
                 call([f"trainer.learning_rate={rate}", *shared], environment)
         makespan = time.perf_counter() - started
-        results = [json.loads(file.read_text()) for file in Path(folder, "outputs").glob("*/result.json")]
-        assert len(results) == options.trials
+        results = [read_result(file) for file in Path(folder, "outputs").glob("*/result.json")]
+        seconds = [result.seconds for result in results if isinstance(result, RunResult)]
+        assert len(seconds) == options.trials
         at_a_time = CORES if side.endswith("at a time") and "one" not in side else 1
-    stages = {stage: statistics.fmean(result["seconds"][stage] for result in results) for stage in STAGES}
-    return Measured(makespan, {"start": makespan * at_a_time / len(results) - sum(stages.values()), **stages})
+    stages = {stage: statistics.fmean(by_stage[stage] for by_stage in seconds) for stage in STAGES}
+    return Measured(makespan, {"start": makespan * at_a_time / len(seconds) - sum(stages.values()), **stages})
 
 
 def call(arguments: list[str], environment: dict[str, str]) -> None:
@@ -114,14 +116,14 @@ def show(rounds: list[dict[str, Measured]], trials: int) -> None:
     """Print makespans, ratios to the first side, and the mean trial of each side by stage."""
     separate, *_ = SIDES
     for side in SIDES:
-        makespan = statistics.median(found[side].makespan for found in rounds)
-        ratio = statistics.median(found[separate].makespan / found[side].makespan for found in rounds)
+        makespan = statistics.median(sides[side].makespan for sides in rounds)
+        ratio = statistics.median(sides[separate].makespan / sides[side].makespan for sides in rounds)
         hourly = 3600 * trials / makespan
         print(f"{side:24} {makespan:6.1f} s, {hourly:5.0f} trials per hour, {ratio:.2f} x separate runs")
     print("target: 1.6 x separate runs\n\nA trial's seconds, waiting for a core included:")
     print(f"{'':24}" + "".join(f"{stage:>10}" for stage in ("start", *STAGES)))
     for side in SIDES:
-        means = [statistics.median(found[side].stages[stage] for found in rounds) for stage in ("start", *STAGES)]
+        means = [statistics.median(sides[side].stages[stage] for sides in rounds) for stage in ("start", *STAGES)]
         print(f"{side:24}" + "".join(f"{seconds:10.1f}" for seconds in means))
 
 
@@ -152,41 +154,42 @@ print()
 
 
 def show_overhead() -> None:
-    """Print what drawing, recording and telling a trial take when the study holds a thousand."""
+    """Print what asking for, recording and telling a trial take when the study holds a thousand."""
     import optuna
-    from omegaconf import OmegaConf
+    import yaml
 
+    from finetune.config.schema import Sweep
     from finetune.runs.outcome import Outcome, RunState
     from finetune.runs.sweep_record import TrialRecord, open_sweep_record
     from finetune.search.space import read_space
-    from finetune.search.storage import read_ahead
-    from finetune.search.study import SearchStudy, StudySettings, load_trial, open_study
+    from finetune.search.storage import open_storage, read_ahead
+    from finetune.search.study import SearchSettings, SearchStudy, load_trial
 
-    tried = 20
-    preset = OmegaConf.load(ROOT / "conf" / "sweep" / "lora_basics.yaml").hydra.sweeper
-    searched = read_space(OmegaConf.to_container(preset.params), [], OmegaConf.to_container(preset.conditions))
-    plan = StudySettings("tpe", "median", STUDIED + tried, 0, ("score",), True)
+    timed = 20
+    preset = yaml.safe_load((ROOT / "conf" / "sweep" / "lora_basics.yaml").read_text())["hydra"]["sweeper"]
+    space = read_space(preset["params"], [], preset["conditions"])
+    settings = SearchSettings(n_trials=STUDIED + timed, seed=0)
     with tempfile.TemporaryDirectory() as folder:
-        opened = open_study(f"{folder}/study.journal", "s", plan)
-        random = optuna.samplers.RandomSampler(seed=0)
-        opened.sampler, model = random, opened.sampler
-        search = SearchStudy(opened, searched, plan, shared=False)
+        journal = f"{folder}/study.journal"
+        search = SearchStudy(open_storage(journal), "s", space, settings, higher_is_better=True)
+        sampler, search.study.sampler = search.study.sampler, optuna.samplers.RandomSampler(seed=0)
         record = open_sweep_record(folder, "s", [])
         for number in range(STUDIED):
-            asked = opened.ask()
-            searched.suggest(asked)
+            trial = search.study.ask()
+            space.suggest(trial)
             for step in range(5):
-                asked.report(step, step)
-            opened.tell(asked, asked.params["trainer.learning_rate"])
+                trial.report(step, step)
+            search.study.tell(trial, trial.params["trainer.learning_rate"])
             record.trials[number] = TrialRecord(number, ["a=1"], folder, RunState.complete, "", 1.0, 0.5)
         record.write(*record.trials.values())
-        opened.sampler = model
+        search.study.sampler = sampler
+        studies: Mapping[str, optuna.storages.JournalStorage] = {}
         started = time.perf_counter()
         for number, overrides in search:
             record.begin(number, overrides, Path(folder), RunState.running)
-            read_ahead(f"{folder}/study.journal")
+            studies = read_ahead(journal, studies)
             if not (pid := os.fork()):  # as a trial is forked from a process that has read the study
-                trial = load_trial(f"{folder}/study.journal", "s", number, "median")
+                trial = load_trial(Sweep(name="s", study=journal, trial=number, pruner="median"), studies)
                 for step in range(5):
                     trial.report(1e6, step)
                     trial.should_prune()
@@ -194,8 +197,8 @@ def show_overhead() -> None:
             assert os.waitpid(pid, 0)[1] == 0
             search.tell(number, Outcome(RunState.complete), [0.5])
             record.end(number, Outcome(RunState.complete, score=0.5))
-        seconds = (time.perf_counter() - started) / tried
-    what = "drawing, recording, asking the pruner five times, telling"
+        seconds = (time.perf_counter() - started) / timed
+    what = "asking, recording, asking the pruner five times, telling"
     print(f"\nThe search's own time for a trial after {STUDIED} ({what}): {seconds:.3f} s (target 0.2)")
 
 

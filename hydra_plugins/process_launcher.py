@@ -32,7 +32,7 @@ class ProcessLauncherConf:
 ConfigStore.instance().store(group="hydra/launcher", name="process", node=ProcessLauncherConf, provider="finetune")
 
 
-class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
+class ProcessLauncher(BasicLauncher):
     """Each trial in a fresh process; with nothing to train (stage=plan), one after the other in this one."""
 
     def __init__(self, n_jobs: int | None, devices: Sequence[int] | None) -> None:
@@ -85,7 +85,7 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         from finetune.sweeps.pool import LauncherSettings, TrialPool
 
         setup_globals()
-        assert self.config is not None
+        assert self.config is not None and self.task_function is not None
         self.server = self.server or ForkServerClient(Path(self.task_function.__code__.co_filename))
         record = open_sweep_record(self.config.output_dir, name or self.config.sweep.name, sys.argv[1:])
         record.common = common
@@ -103,7 +103,7 @@ class ProcessLauncher(BasicLauncher):  # type: ignore[misc]
         """The checked configuration of a trial."""
         from finetune.cli.compose import compose_trial
 
-        assert self.hydra_context is not None
+        assert self.hydra_context is not None and self.config is not None
         return compose_trial(self.hydra_context, self.config, overrides)
 
 
