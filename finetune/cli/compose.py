@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 from finetune.cli.overrides import CONF, check_overrides
 from finetune.cli.validate import read_config, validate_config
-from finetune.config.schema import Config, Stage, register_schema
+from finetune.config.schema import Config, register_schema
 
 
 def compose_config(arguments: list[str]) -> Config:
@@ -57,11 +57,6 @@ class Grid:
     # The option of hydra/launcher, and whether it is ours.
     launcher: str
     is_ours: bool
-
-    @property
-    def trains(self) -> bool:
-        """Whether its cells are trained, and not planned or previewed."""
-        return self.configs[0].stage is Stage.train
 
 
 def compose_grid(arguments: Sequence[str]) -> Grid | None:

@@ -38,7 +38,7 @@ def start_program(main: Callable[[], None]) -> None:
     try:
         check_overrides(sys.argv[1:])
         grid = check_sweep(sys.argv[1:])
-        if grid and grid.trains:
+        if grid and grid.configs[0].stage is Stage.train:
             _run_grid(grid, main)
         else:
             main()
@@ -59,7 +59,7 @@ def check_sweep(arguments: list[str]) -> Grid | None:
         raise UserError(
             f"sweep.repeat_best={repeated} is of a search. In a grid, seeds are one more setting: seed=1,2,3."
         )
-    if grid and grid.trains and not grid.is_ours:
+    if grid and grid.configs[0].stage is Stage.train and not grid.is_ours:
         refuse_limits(grid.configs[0].sweep)
     return grid
 

@@ -8,8 +8,9 @@ from collections import deque
 from multiprocessing.connection import Connection, Pipe, wait
 from multiprocessing.reduction import recv_handle
 from pathlib import Path
+from typing import Any
 
-from finetune.sweeps.jobs import Began, CostSurvey, Ended, News, Ready, TrialJob
+from finetune.sweeps.jobs import Began, CostSurvey, Ended, News, TrialJob
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 2.0
@@ -43,9 +44,7 @@ class ForkServerClient:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for this process, which ends the others
             )
-        ready = self._receive_from_server()
-        assert isinstance(ready, Ready)
-        self.devices = ready.devices
+        self.devices = self._receive_from_server()
         return self.devices
 
     def send(self, job: TrialJob | CostSurvey) -> None:
@@ -65,9 +64,9 @@ class ForkServerClient:
         return self.unread.popleft() if self.unread else None
 
     def _read_channel(self) -> None:
-        news = self._receive_from_server()
+        assert self.channel
+        news: News = self._receive_from_server()
         if isinstance(news, Began):
-            assert self.channel
             self.pipes[news.number] = Connection(recv_handle(self.channel), writable=False)
         elif isinstance(news, Ended) and news.number in self.pipes:
             self._read_pipe(news.number)  # what it sent comes before its end
@@ -82,15 +81,13 @@ class ForkServerClient:
         except (EOFError, OSError):  # it has ended
             self.pipes.pop(number).close()
 
-    def _receive_from_server(self) -> News:
+    def _receive_from_server(self) -> Any:
         assert self.channel
         try:
-            news: News = self.channel.recv()
+            return self.channel.recv()
         except (EOFError, ConnectionResetError) as error:
-            raise RuntimeError(
-                "the process that trials are forked from ended; see above. The same command goes on."
-            ) from error
-        return news
+            told = "the process that trials are forked from ended; see above. The same command goes on."
+            raise RuntimeError(told) from error
 
     def close(self) -> None:
         """End it and all that it has forked."""

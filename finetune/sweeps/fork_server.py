@@ -26,18 +26,7 @@ from finetune.machine.allowance import Allowance
 from finetune.runs.folder import run_folder
 from finetune.runs.outcome import RunState, run_to_outcome
 from finetune.sweeps import preload
-from finetune.sweeps.jobs import (
-    Began,
-    Concluded,
-    CostSurvey,
-    DeviceShare,
-    Ended,
-    Progressed,
-    Ready,
-    Surveyed,
-    SurveyFailed,
-    TrialJob,
-)
+from finetune.sweeps.jobs import Began, Concluded, CostSurvey, DeviceShare, Ended, Progressed, Surveyed, TrialJob
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 SECONDS_BETWEEN_NOTES = 1.0
@@ -56,7 +45,7 @@ def serve_forks() -> None:
     devices = preload.import_libraries()
     server = ForkServer(client, run, devices)
     try:
-        client.send(Ready(devices))
+        client.send(devices)
         server.serve()
     except (BrokenPipeError, ConnectionResetError):  # the client has ended
         pass
@@ -103,14 +92,18 @@ class ForkServer:
     def _preload(self, job: TrialJob | CostSurvey) -> None:
         """Load what the job shares with others; with GPUs the study alone, as all else would initialise CUDA."""
         config = job.config if isinstance(job, TrialJob) else job.configs[0]
-        if config.sweep.study and config.sweep.pruner != "none":
-            self.loaded = preload.preload_study(config.sweep.study, self.loaded)
+        with suppress(Exception):  # the run itself reports what is wrong
+            if config.sweep.study and config.sweep.pruner != "none":
+                self.loaded = preload.with_study(config.sweep.study, self.loaded)
         if self.devices:
             return
-        self.loaded = preload.preload_rows(config, self.loaded)
-        if isinstance(job, TrialJob) and job.base_fits:
-            self.loaded = preload.drop_other_bases(config, self.loaded)
-            self.loaded = preload.preload_base(config, self.loaded)
+        if config.tracking.enabled:
+            import wandb  # noqa: F401 (a second)
+        with suppress(Exception):
+            self.loaded = preload.with_rows(config, self.loaded)
+            if isinstance(job, TrialJob) and job.base_fits:
+                self.loaded = preload.without_other_bases(config, self.loaded)
+                self.loaded = preload.with_base(config, self.loaded)
 
     def _fork(self, job: TrialJob | CostSurvey) -> None:
         """Fork a process for a job, and give the client the end of its pipe that is read."""
@@ -164,9 +157,9 @@ def _survey(survey: CostSurvey, client: Connection) -> None:
 
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             costs = estimate_costs(survey.configs, survey.trials, allowance)
-        client.send(Surveyed(survey.number, costs))
+        client.send(Surveyed(costs))
     except Exception as error:
-        client.send(SurveyFailed(survey.number, f"{type(error).__name__}: {error}"))
+        client.send(Surveyed([], f"{type(error).__name__}: {error}"))
     finally:
         os._exit(0)
 

@@ -54,13 +54,6 @@ class TrialCost:
 
 
 @dataclass(frozen=True)
-class Ready:
-    """The server takes jobs; the number of CUDA devices that it sees."""
-
-    devices: int
-
-
-@dataclass(frozen=True)
 class Began:
     """The process of a job was forked."""
 
@@ -89,16 +82,9 @@ class Concluded:
 class Surveyed:
     """For each configuration its cost, or what is wrong with it; None where planning took too long."""
 
-    number: int
     costs: list[TrialCost | str | None]
-
-
-@dataclass(frozen=True)
-class SurveyFailed:
-    """Why the costs could not be estimated."""
-
-    number: int
-    problem: str
+    # Why there are none.
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,4 +95,4 @@ class Ended:
     status: int
 
 
-News = Ready | Began | Progressed | Concluded | Surveyed | SurveyFailed | Ended
+News = Began | Progressed | Concluded | Surveyed | Ended

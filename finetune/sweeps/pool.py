@@ -241,10 +241,10 @@ class TrialPool:
             while not isinstance(news := self.server.receive(), jobs.Ended):
                 if isinstance(news, jobs.Surveyed):
                     raise_problems(list(dict.fromkeys(cost for cost in news.costs if isinstance(cost, str))))
-                    pairs = zip(map(run_identity, new), news.costs, strict=True)
+                    pairs = zip(map(run_identity, new), news.costs, strict=False)
                     self.costs = {key: cost for key, cost in pairs if isinstance(cost, TrialCost)}
-                elif isinstance(news, jobs.SurveyFailed):
-                    self.screen.not_planned(news.problem)
+                    if news.problem:
+                        self.screen.not_planned(news.problem)
         if most := limit_to_memory(self.costs, self.shares, self.settings):
             before = len(self.shares)
             self.shares = divide_devices(self.settings, self.server.devices, self.total, most)

@@ -5,7 +5,6 @@ The fork server calls this. It must not touch CUDA.
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from optuna.storages import JournalStorage
     from transformers import PreTrainedModel
 
+    from finetune.machine.device import Device
     from finetune.training.prepare import PreparedRows
 
 
@@ -65,53 +65,46 @@ def _count_gpus() -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def preload_rows(config: Config, loaded: Loaded) -> Loaded:
-    """With the rows of a run; those of earlier ones are dropped. Errors are left for the run itself to report."""
-    if config.tracking.enabled:
-        import wandb  # noqa: F401 (a second)
+def with_rows(config: Config, loaded: Loaded) -> Loaded:
+    """What is loaded, with the rows of a run in place of those of others."""
     from finetune.data.splits import load_splits
-    from finetune.machine.device import choose_device
     from finetune.runs.cache_keys import rows_key
     from finetune.training.prepare import prepare_rows
 
-    with suppress(Exception):
-        if (key := rows_key(config)) not in loaded.rows:
-            device = choose_device(config.model, config.quantization, config.adapter)
-            rows = prepare_rows(config, load_splits(config.data), device, run_folder(config))
-            return replace(loaded, rows={key: rows})
-    return loaded
+    if (key := rows_key(config)) in loaded.rows:
+        return loaded
+    rows = prepare_rows(config, load_splits(config.data), _device(config), run_folder(config))
+    return replace(loaded, rows={key: rows})
 
 
-def drop_other_bases(config: Config, loaded: Loaded) -> Loaded:
-    """Without the base models that a run does not use: called before `preload_base`, so that never two are held."""
-    from finetune.machine.device import choose_device
-    from finetune.runs.cache_keys import base_key
-
-    with suppress(Exception):
-        device = choose_device(config.model, config.quantization, config.adapter)
-        wanted = base_key(config.model, config.quantization, device)
-        return replace(loaded, bases={key: base for key, base in loaded.bases.items() if key == wanted})
-    return loaded
+def without_other_bases(config: Config, loaded: Loaded) -> Loaded:
+    """What is loaded, without base models that a run does not use: so that two are never held at once."""
+    wanted = _base_key(config)
+    return replace(loaded, bases={key: base for key, base in loaded.bases.items() if key == wanted})
 
 
-def preload_base(config: Config, loaded: Loaded) -> Loaded:
-    """With the base model of a run, unless one is there. Errors are left for the run itself to report."""
-    from finetune.machine.device import choose_device
+def with_base(config: Config, loaded: Loaded) -> Loaded:
+    """What is loaded, with the base model of a run."""
     from finetune.model.base import load_base
-    from finetune.runs.cache_keys import base_key
 
-    with suppress(Exception):
-        if not loaded.bases:
-            device = choose_device(config.model, config.quantization, config.adapter)
-            base = load_base(config.model, config.quantization, device)
-            return replace(loaded, bases={base_key(config.model, config.quantization, device): base})
-    return loaded
+    base = load_base(config.model, config.quantization, _device(config), loaded.bases)
+    return replace(loaded, bases={_base_key(config): base})
 
 
-def preload_study(path: str, loaded: Loaded) -> Loaded:
-    """With a search's study read up to here: it may have thousands of lines, and each trial is compared with them."""
+def with_study(path: str, loaded: Loaded) -> Loaded:
+    """What is loaded, with a search's study: it may have thousands of lines, and each trial is compared with them."""
     from finetune.search.storage import read_ahead
 
-    with suppress(Exception):  # the run itself reports it
-        return replace(loaded, studies=read_ahead(path, loaded.studies))
-    return loaded
+    return replace(loaded, studies=read_ahead(path, loaded.studies))
+
+
+def _device(config: Config) -> "Device":
+    from finetune.machine.device import choose_device
+
+    return choose_device(config.model, config.quantization, config.adapter)
+
+
+def _base_key(config: Config) -> str:
+    from finetune.runs.cache_keys import base_key
+
+    return base_key(config.model, config.quantization, _device(config))

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from finetune.cli.compose import compose_config
-from finetune.machine.device import Device, keep_to_one_gpu
+from finetune.machine.device import Device
 from finetune.runs.cache_keys import base_key
 from finetune.runs.outcome import RunState
 from finetune.sweeps.fork_client import ForkServerClient
@@ -76,15 +76,6 @@ def test_a_trial_sees_only_the_gpu_that_it_is_given(monkeypatch, visible, expect
     allowance = take_share(DeviceShare(threads=1, device=1, runs_at_a_time=2))
     assert os.environ["CUDA_VISIBLE_DEVICES"] == expected and allowance.runs_at_a_time == 2
     assert not allowance.known_to_fit and allowance.inherited_bytes > 0
-
-
-def test_one_process_keeps_to_one_of_several_gpus_unless_a_launcher_shares_them_out(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,4,5")
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    assert (keep_to_one_gpu(), os.environ["CUDA_VISIBLE_DEVICES"]) == (0, "2,3,4,5")
-    monkeypatch.delenv("LOCAL_RANK")
-    assert (keep_to_one_gpu(), os.environ["CUDA_VISIBLE_DEVICES"]) == (3, "2")
 
 
 @pytest.fixture(scope="module")

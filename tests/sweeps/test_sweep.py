@@ -227,6 +227,15 @@ def test_what_a_sweep_would_not_heed_is_refused(given, told):
 
 
 @pytest.mark.slow
+def test_plans_of_a_grid_are_printed_one_after_the_other_and_then_their_sum(program, tiny_run):
+    done = program("-m", "stage=plan", "plan.tflops=1e-3", "seed=1,2", *tiny_run)
+    assert done.returncode == 0, done.stderr
+    plans = [line for line in done.stdout.splitlines() if " in all: prepare " in line]
+    assert len(plans) == 2
+    assert re.fullmatch(r"2 trials: .+ in all", done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
 def test_thirty_trials_leave_no_memory_behind(tiny_run, tmp_path):
     seeds = ",".join(map(str, range(30)))
     command = [sys.executable, str(ROOT / "run.py"), "-m", f"seed={seeds}", "sweep.name=grid", *tiny_run]
