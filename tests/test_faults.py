@@ -204,7 +204,7 @@ def check(load, content, place, expected, **settings):
 @pytest.mark.parametrize("fault", LINES)
 def test_a_line_that_is_wrong(load, fault):
     line, expected = LINES[fault]
-    line = line if isinstance(line, bytes) else line.encode()
+    line = line if isinstance(line, bytes) else str(line).encode()
     rows = lines(GOOD).encode().splitlines(keepends=True)
     check(load, b"".join([*rows[:9], line, b"\n"]), "rows.jsonl:10", expected)
     check(load, b"".join([*rows[:2], line, b"\r\n", *rows[2:]]), "rows.jsonl:3", expected)

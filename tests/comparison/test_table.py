@@ -18,7 +18,7 @@ def test_the_ranking_has_group_score_difference_and_settings_of_as_many_runs_as_
     assert table.title == "3 runs on 60 test prompts by exact match"
     (group, name, score, difference, p, settings), second = table.rows
     assert (group, name, difference, p, settings) == ("a", "first", "best", "", "adapter.r=16 seed=1")
-    assert score.startswith("0.750 [") and second[1] == "second" and second[3].startswith("-0.033 [")
+    assert str(score).startswith("0.750 [") and second[1] == "second" and str(second[3]).startswith("-0.033 [")
 
 
 def test_the_cost_of_each_run_is_in_seconds_tokens_and_memory(comparison):

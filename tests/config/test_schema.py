@@ -27,6 +27,7 @@ from finetune.model.adapter import add_adapter
 from finetune.model.base import load_base
 from finetune.model.tokenizer import load_tokenizer
 from finetune.planning.plan import make_plan, require_memory
+from finetune.planning.workload import plan_prompts
 from finetune.reporting.wandb import start_tracking
 from finetune.runs.folder import data_name, run_folder, run_labels
 from finetune.training.prepare import PreparedRun, prepare_run
@@ -305,10 +306,11 @@ def planned(config, _, tiny_model):
     machine = choose_device(config.model, config.quantization, config.adapter)
     prepared = prepare_run(config, load_splits(config.data), machine, run_folder(config))
     try:
-        require_memory(config, prepared, machine)
+        run = plan_prompts(config, prepared, machine)
+        require_memory(run)
     except UserError:
         return "refused"
-    made = make_plan(config, prepared, machine, 0.0)
+    made = make_plan(run, 0.0)
     return made.measured, made.need.available // 2**40 if config.force else made.need.available > 900 * 2**30
 
 

@@ -70,7 +70,7 @@ def by_hand(scored, tokenizer):
         ]
         right += likely.index(max(likely)) == 1
         total += log_likelihood(scored, [tokenizer.bos_token_id], asked)
-        size += len(question.encode())
+        size += len(str(question).encode())
     return right / len(DOCUMENTS), math.exp(-total / size)
 
 

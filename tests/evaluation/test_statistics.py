@@ -219,6 +219,7 @@ def test_without_a_difference_p_is_below_any_level_as_often_as_the_level():
     for seed in range(REPETITIONS):
         a, b = generator.beta(0.6, 0.4, (2, 40))
         permuted.append(mean_difference(a, b, seed, resamples=999).p)
-        mcnemar.append(mean_difference(*right_or_wrong(generator, 100, 0.7, 0.7), seed, resamples=99).p)
+        a, b = right_or_wrong(generator, 100, 0.7, 0.7)
+        mcnemar.append(mean_difference(a, b, seed, resamples=99).p)
     assert stats.kstest(permuted, "uniform").pvalue > 0.01
     assert np.mean(np.array(mcnemar) <= 0.05) <= 0.06  # an exact test of counts errs to the safe side

@@ -58,8 +58,8 @@ def test_the_scores_of_a_run_are_by_arm_with_the_difference_and_its_test(tmp_pat
     evaluation = read_run(folder).result.evaluation
     table = score_table(evaluation, "zero_shot")
     assert table.header == ["metric", "zero-shot", "tuned", "tuned - zero-shot", "p", "test"]
-    assert table.rows[0][0] == "exact_match" and table.rows[0][1].startswith("0.000 [")
-    assert table.rows[0][2].startswith("0.750 [") and table.rows[0][3].startswith("+0.750 [+0.")
+    assert table.rows[0][0] == "exact_match" and str(table.rows[0][1]).startswith("0.000 [")
+    assert str(table.rows[0][2]).startswith("0.750 [") and str(table.rows[0][3]).startswith("+0.750 [+0.")
     assert table.rows[0][5] == "McNemar" and list(table.bold_rows) == [0]
     assert table.title == "40 held-out test prompts"
 

@@ -7,7 +7,7 @@ import struct
 def read_records(folder):
     """The records of a run's one .wandb file, which is a LevelDB log after a header of seven bytes."""
     from wandb import teardown
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]  # protobuf makes it on import
 
     teardown()  # its service process may still be writing
     [file] = folder.glob("wandb/*/*.wandb")
