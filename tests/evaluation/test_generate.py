@@ -7,8 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from finetune.config.schema import Eval
-from finetune.evaluation import generate
-from finetune.evaluation.generate import Answer, generate_answers
+from finetune.evaluation.generate import ROUND, Answer, generate_answers
 from finetune.model.shared_prefix_attention import ATTENTION, FAMILIES
 
 
@@ -27,18 +26,17 @@ def prompts():
     return [[{"role": "user", "content": f"{shared} {rest}"}] for rest in rests]
 
 
-def answers(model, tokenizer, asked, **settings):
-    done = []
-    found = generate_answers(model, tokenizer, asked, Eval(**settings), 12, seed=0, advance=done.append)
-    assert sum(done) == len(asked)
-    return found
+def answers(model, tokenizer, messages, round_tokens=ROUND, **settings):
+    counts = []
+    generated = generate_answers(model, tokenizer, messages, Eval(**settings), 12, 0, counts.append, round_tokens)
+    assert sum(counts) == len(messages)
+    return generated
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_answers_in_a_batch_are_those_given_one_by_one(family, tokenizer, monkeypatch):
-    monkeypatch.setattr(generate, "ROUND", 3)  # those that end leave the batch soon
+def test_answers_in_a_batch_are_those_given_one_by_one(family, tokenizer):
     model = tiny_models.model(family)
-    together = answers(model, tokenizer, prompts(), batch_size=4)
+    together = answers(model, tokenizer, prompts(), round_tokens=3, batch_size=4)  # those that end leave the batch soon
     alone = [answers(model, tokenizer, [prompt])[0] for prompt in prompts()]
     eager = answers(tiny_models.model(family, attention="eager"), tokenizer, prompts(), batch_size=4)
     assert together == alone == eager

@@ -5,7 +5,6 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Linear8bitLt
 from peft import PeftModel
-from support import tiny_models
 
 from finetune.cli.compose import compose_config
 from finetune.errors import UserError
@@ -13,7 +12,6 @@ from finetune.evaluation.generate import dequantised
 from finetune.machine.device import choose_device
 from finetune.model.adapter import add_adapter, as_base_model, count_parameters, trained_base_weights
 from finetune.model.base import load_base, model_provenance
-from finetune.model.shared_prefix_attention import FAMILIES, shares_prefixes
 from finetune.training.flat_batch import SharedPrefixCollator, negative_log_likelihood
 
 ROWS = [{"input_ids": list(range(5, 25)), "labels": [-100] * 8 + list(range(13, 25))}] * 2
@@ -144,12 +142,6 @@ def test_four_bit_parameters_are_counted_as_the_numbers_that_they_hold(tiny_mode
 def test_the_adapters_scale_follows_r_alpha_and_rslora(tiny_model, setting, expected):
     layer = load(tiny_model, "quantization=none", setting).get_base_model().model.layers[0].mlp.up_proj
     assert layer.scaling["default"] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_family_that_shares_prefixes_says_so(family):
-    assert shares_prefixes(tiny_models.model(family).config)
-    assert not shares_prefixes(tiny_models.model(family, attention="eager").config)
 
 
 def test_a_local_models_files_are_told_with_their_checksums(tiny_model):

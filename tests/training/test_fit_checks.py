@@ -9,7 +9,7 @@ from support import builds
 from finetune.cli.compose import compose_config
 from finetune.errors import UserError
 from finetune.machine.device import Device
-from finetune.training.fit_checks import _precision, bias_notes
+from finetune.training.fit_checks import bias_notes, check_machine
 
 
 @pytest.fixture
@@ -75,10 +75,11 @@ def test_all_of_it_is_told_at_once(rows, tiny_model):
 def test_bfloat16_on_a_gpu_without_it_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     old = Device("cuda", "old GPU", torch.float16, torch.float16, "", 1, True)
-    assert list(_precision({"bf16": True}, old)) == [
-        "trainer.bf16=true: this GPU has no native bfloat16. Leave it out for the machine's best."
-    ]
-    assert list(_precision({"bf16": False}, old)) == []
+    with pytest.raises(UserError) as error:
+        check_machine(compose_config(["trainer.bf16=true"]), old)
+    message = "trainer.bf16=true: this GPU has no native bfloat16. Leave it out for the machine's best."
+    assert str(error.value) == message
+    check_machine(compose_config(["trainer.bf16=false"]), old)
 
 
 def test_training_biases_of_a_quantised_base_is_said():

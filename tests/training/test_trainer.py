@@ -2,9 +2,6 @@ import pytest
 import torch
 from support import builds
 
-from finetune.training import sft_config
-from finetune.training.flat_batch import IGNORE_INDEX
-
 
 def trainer(tiny_run, *overrides):
     return builds.trainer([*tiny_run, *overrides])
@@ -42,21 +39,6 @@ def test_flat_batches_give_the_loss_and_gradients_of_padded_ones(tiny_run, adapt
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_rows_are_cut_at_max_length_and_counted(tiny_run):
-    rows = builds.prepared([*tiny_run, "trainer.max_length=200", "data.max_cut_share=1"]).rows
-    size = rows.sizes["train"]
-    assert size.truncated > 0
-    assert size.truncated == sum(len(row) == 200 for row in rows.train["input_ids"])
-    assert size.tokens > sum(map(len, rows.train["input_ids"]))
-
-
-def test_sizes_count_what_the_labels_hold(tiny_run):
-    rows = builds.prepared(tiny_run).rows
-    labels = [label for row in rows.train["labels"] for label in row[1:]]
-    assert rows.sizes["train"].loss_tokens == sum(label != IGNORE_INDEX for label in labels)
-    assert rows.sizes["train"].tokens == sum(map(len, rows.train["input_ids"]))
-
-
 @pytest.mark.parametrize(
     "setting", ["trainer.packing=true trainer.per_device_train_batch_size=1", "trainer.loss_type=dft"]
 )
@@ -64,14 +46,6 @@ def test_what_flat_batches_cannot_do_is_left_to_trl(tiny_run, setting):
     trained = trainer(tiny_run, *setting.split())
     assert not trained.flat
     assert ("packing" in trained.layout) == ("packing" in setting)
-
-
-@pytest.mark.slow
-def test_large_models_recompute_activations_unless_told_otherwise(tiny_run, monkeypatch):
-    assert not trainer(tiny_run).args.activation_checkpointing
-    monkeypatch.setattr(sft_config, "CHECKPOINTING_FROM", 1)
-    assert trainer(tiny_run).args.activation_checkpointing
-    assert not trainer(tiny_run, "trainer.activation_checkpointing=false").args.activation_checkpointing
 
 
 @pytest.mark.slow
