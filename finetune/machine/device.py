@@ -10,6 +10,8 @@ from accelerate import PartialState
 from finetune.config.schema import Adapter, Dtype, Model, Quantization
 from finetune.machine.allowance import WHOLE_MACHINE, Allowance
 
+TORCH_DTYPES = {Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16, Dtype.float32: torch.float32}
+
 
 @dataclass(frozen=True)
 class Device:
@@ -64,23 +66,16 @@ def choose_device(
     state = PartialState(cpu=kind == "cpu")
     compute, why = _fastest_dtype(kind)
     if quantization.load_in_4bit and quantization.bnb_4bit_compute_dtype is not Dtype.auto:
-        compute, why = _torch_dtype(quantization.bnb_4bit_compute_dtype), "set by quantization.bnb_4bit_compute_dtype"
+        compute = TORCH_DTYPES[quantization.bnb_4bit_compute_dtype]
+        why = "set by quantization.bnb_4bit_compute_dtype"
     elif model.dtype is not Dtype.auto:
-        compute, why = _torch_dtype(model.dtype), "set by model.dtype"
-    if model.dtype is not Dtype.auto:
-        weight = _torch_dtype(model.dtype)
-    elif adapter.enabled:
-        weight = compute
-    else:
-        weight = torch.float32
+        compute, why = TORCH_DTYPES[model.dtype], "set by model.dtype"
+    weight = TORCH_DTYPES.get(model.dtype, compute if adapter.enabled else torch.float32)
+    if model.dtype is Dtype.auto and not adapter.enabled:
         why += "; all weights are trained, so they are kept in float32"
     return Device(
         kind, _name(kind), compute, weight, why, state.num_processes, state.is_main_process, spare_gpus, allowance
     )
-
-
-def _torch_dtype(dtype: Dtype) -> torch.dtype:
-    return {Dtype.bfloat16: torch.bfloat16, Dtype.float16: torch.float16, Dtype.float32: torch.float32}[dtype]
 
 
 def _fastest_dtype(kind: str) -> tuple[torch.dtype, str]:

@@ -153,7 +153,7 @@ def _survey(survey: CostSurvey, client: Connection) -> None:
     try:
         _stand_alone()
         allowance = replace(take_share(survey.share), runs_to_begin=survey.share.runs_at_a_time)
-        from finetune.sweeps.cost import estimate_costs
+        from finetune.sweeps.cost import estimate_costs  # which asks for a GPU
 
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             costs = estimate_costs(survey.configs, survey.trials, allowance)
@@ -166,16 +166,7 @@ def _survey(survey: CostSurvey, client: Connection) -> None:
 
 def _run_trial(job: TrialJob, run: Run, loaded: preload.Loaded, client: Connection) -> None:
     """The life of a trial's process: the run, then how it ended."""
-    try:
-        state, reason = _run_to_end(job, run, loaded, client)
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        client.send(Concluded(job.number, state, reason))
-    finally:
-        os._exit(0)
 
-
-def _run_to_end(job: TrialJob, run: Run, loaded: preload.Loaded, client: Connection) -> tuple[RunState, str]:
     def settle_and_run(config: Config) -> None:
         _stand_alone()
         _write_to_log(run_folder(config))
@@ -183,11 +174,16 @@ def _run_to_end(job: TrialJob, run: Run, loaded: preload.Loaded, client: Connect
         run(config, allowance, loaded, _progress_sender(job.number, client))
 
     try:
-        return run_to_outcome(settle_and_run, job.config)
-    except SystemExit as error:
-        return RunState.exited, f"it called sys.exit({error.code!r})"
-    except KeyboardInterrupt:
-        return RunState.killed, "it was interrupted"
+        try:
+            state, reason = run_to_outcome(settle_and_run, job.config)
+        except SystemExit as error:
+            state, reason = RunState.exited, f"it called sys.exit({error.code!r})"
+        except KeyboardInterrupt:
+            state, reason = RunState.killed, "it was interrupted"
+        sys.stderr.flush()
+        client.send(Concluded(job.number, state, reason))
+    finally:
+        os._exit(0)
 
 
 def _stand_alone() -> None:

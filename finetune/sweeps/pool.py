@@ -253,9 +253,9 @@ class TrialPool:
 
     def _is_known_to_fit(self, config: Config) -> bool:
         """Whether the plan said so, of this trial or of all with room to spare; else the trial looks for itself."""
-        cost = self.costs.get(run_identity(config))
-        has_room = bool(self.costs) and all(cost.peak_bytes < cost.available_bytes / 2 for cost in self.costs.values())
-        return has_room or (cost is not None and cost.fit is not Fit.will_not_fit)
+        if cost := self.costs.get(run_identity(config)):
+            return cost.fit is not Fit.will_not_fit
+        return bool(self.costs) and all(cost.peak_bytes < cost.available_bytes / 2 for cost in self.costs.values())
 
     def _listen(self) -> None:
         """Wait for news of the trials, but not long."""

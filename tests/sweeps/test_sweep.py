@@ -235,6 +235,18 @@ def test_plans_of_a_grid_are_printed_one_after_the_other_and_then_their_sum(prog
     assert re.fullmatch(r"2 trials: .+ in all", done.stdout.splitlines()[-1])
 
 
+def test_the_cells_of_a_users_own_preset_are_checked_too(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text("# @package _global_\nadapter: {r: -3}\n")
+    with pytest.raises(UserError, match=re.escape("adapter.r=-3: it must be at least 1")):
+        check_sweep(["-m", "seed=1,2", "experiment=mine", "--config-dir", str(tmp_path)])
+
+
+@pytest.mark.parametrize("asked", [["adapter.r=4"], ["-m", "adapter.r=4,8", "--cfg", "job"]])
+def test_what_is_no_grid_or_is_only_shown_has_no_cells(asked):
+    assert check_sweep(asked) is None
+
+
 @pytest.mark.slow
 def test_thirty_trials_leave_no_memory_behind(tiny_run, tmp_path):
     seeds = ",".join(map(str, range(30)))
