@@ -48,8 +48,7 @@ class SharedSearchStudy(SearchStudy):
         self.interrupted = []  # what runs may be another worker's
         self.worker = worker
         self.patience = 2.0 * settings.heartbeat_seconds if patience_seconds is None else patience_seconds
-        # When a trial was first seen to run.
-        self.first_seen: dict[int, float] = {}
+        self.first_seen: dict[int, float] = {}  # when a trial was first seen to run
 
     def enqueue_first(self, default: Default, retried: Collection[RunState] = ()) -> None:
         """Enqueue the defaults, for a grid all of it, unless others have; what failed is not retried."""
@@ -129,8 +128,8 @@ class SharedSearchStudy(SearchStudy):
 
     def _begun(self) -> set[int]:
         """The numbers of the trials that were begun; what two workers enqueued at the same moment counts once."""
-        twice = (trial.number for trial in self._trials() if SAME_AS in trial.user_attrs and _is_enqueued(trial))
-        return super()._begun().difference(twice)
+        duplicates = [trial for trial in self._trials() if SAME_AS in trial.user_attrs]
+        return super()._begun() - {trial.number for trial in duplicates if FIXED in trial.system_attrs}
 
     def _is_surplus(self, number: int) -> bool:
         """Whether others began so many trials in the meantime that this one is not needed."""
@@ -153,7 +152,7 @@ class SharedSearchStudy(SearchStudy):
 
         first: dict[str, int] = {}
         for trial in self._trials():
-            if not _is_enqueued(trial) or HISTORY in trial.system_attrs:
+            if FIXED not in trial.system_attrs or HISTORY in trial.system_attrs:
                 continue
             original = first.setdefault(repr(sorted(trial.system_attrs[FIXED].items())), trial.number)
             if original == trial.number or trial.state is not TrialState.WAITING:
@@ -179,7 +178,3 @@ class SharedSearchStudy(SearchStudy):
                 with suppress(UpdateFinishedTrialError):
                     self.storage.set_trial_state_values(self._trial_id(trial.number), TrialState.FAIL)
                     retry_trial(self.study, trial)
-
-
-def _is_enqueued(trial: "FrozenTrial") -> bool:
-    return FIXED in trial.system_attrs

@@ -21,10 +21,8 @@ GRAMMAR = "choice(4,8,16), range(4,33,4), interval(0.0,0.2), int(interval(1,8)) 
 GROUPS = ("data", "model", "quantization", "adapter", "trainer", "eval")
 
 Value = str | int | float
-# Settings of a space, each with a value.
-Point = dict[str, Value]
-# From a setting to its value where nothing is searched.
-Default = Callable[[str], object]
+Point = dict[str, Value]  # of settings
+Default = Callable[[str], object]  # from a setting to its value where nothing is searched
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,7 @@ class Dimension:
     high: float = 0.0
     whole: bool = False
     log: bool = False
-    # Only searched where this other searched setting has this value; empty: always.
-    only_if: Mapping[str, str] = field(default_factory=dict)
+    only_if: Mapping[str, str] = field(default_factory=dict)  # searched only where another setting has this value
 
     def applies(self, point: Point) -> bool:
         """Whether it is searched beside these values of the settings before it."""

@@ -27,19 +27,14 @@ FIXED = "fixed_params"  # and for the settings of a trial that was enqueued
 class SearchSettings:
     """What is searched, and how: `hydra.sweeper`."""
 
-    # Trials of the whole study, those of earlier sweeps of this name included.
-    n_trials: int = 20
-    # tpe, random, grid, cmaes or nsga2.
-    sampler: str = "tpe"
+    n_trials: int = 20  # of the whole study, those of earlier sweeps of this name included
+    sampler: str = "tpe"  # or random, grid, cmaes, nsga2
     seed: int = 0
-    # none, median, asha or hyperband: by the validation loss at each validation.
-    pruner: str = "median"
+    pruner: str = "median"  # or none, asha, hyperband: by the validation loss at each validation
     # What is to be best, each of score (on validation prompts), validation_loss, memory and seconds.
     objectives: list[str] = field(default_factory=lambda: ["score"])
-    # A file or a database's URL. None: study.journal in the sweep's folder.
-    storage: str | None = None
-    # With a database: a worker without a sign of life for twice as long is taken to be dead.
-    heartbeat_seconds: int = 60
+    storage: str | None = None  # a file or a database's URL; None: study.journal in the sweep's folder
+    heartbeat_seconds: int = 60  # with a database: a worker without a sign of life for twice as long is dead
     # Setting -> what is tried, in the grammar of Hydra's sweeps.
     params: dict[str, Any] = field(default_factory=dict)
     # Setting -> OTHER=VALUE: it is tried only where the other searched setting has that value.
@@ -120,14 +115,11 @@ class SearchStudy:
         # A search that goes on does not draw again what it drew first.
         self.study.sampler = make_sampler(settings.sampler, settings.seed + len(self._trials()) + seed_offset)
         self.study_id = storage.get_study_id_from_name(name)
-        # The numbers of the trials that this search has begun and that have not ended.
-        self.open: set[int] = set()
+        self.open: set[int] = set()  # the trials that this search has begun and that have not ended
         self.interrupted = self._trials("RUNNING")
 
     def enqueue_first(self, default: Default, retried: Collection[RunState] = ()) -> None:
         """Enqueue the defaults, for a grid all of it, and what failed in a state of `retried`."""
-        from optuna.trial import TrialState
-
         points = [self.space.defaults(default)]
         if self.settings.sampler == "grid":
             grid = self.space.grid()
@@ -137,7 +129,7 @@ class SearchStudy:
         names = {state.value for state in retried}
         newest = {first_attempt(trial): trial for trial in self._trials()}
         for trial in newest.values():
-            if trial.state is TrialState.FAIL and trial.user_attrs.get(STATE) in names:
+            if trial.state.name == "FAIL" and trial.user_attrs.get(STATE) in names:
                 retry_trial(self.study, trial)
 
     def __iter__(self) -> "SearchStudy":

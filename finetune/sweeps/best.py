@@ -43,11 +43,9 @@ class SearchRuns:
 
     compose: Compose
     run: RunTrials
-    # The command's overrides without what is searched, and those that make a run one of the search.
-    fixed: list[str]
-    own: list[str]
-    # The configuration without what is searched.
-    base: Config
+    fixed: list[str]  # the command's overrides without what is searched
+    own: list[str]  # the overrides that make a run one of the search
+    base: Config  # the configuration without what is searched
     folder: Path
     states: dict[int, RunState] = field(default_factory=dict)
 
@@ -73,8 +71,7 @@ class Candidate:
     number: int
     overrides: list[str]
     folders: list[Path]
-    # Its first objective, as the study holds it.
-    value: float
+    value: float  # its first objective, as the study holds it
     scores: list[float] = field(default_factory=list)
 
     @property

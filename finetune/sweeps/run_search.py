@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -76,24 +76,17 @@ def check_search(
     check_study(settings)
     if not space.dimensions:
         raise UserError(f"hydra/sweeper=optuna: nothing is searched. Write SETTING={spaces.GRAMMAR}.")
-    if base.trainer.get("eval_strategy", "no") == "no":
-        _refuse_without_validation(settings)
+    setting = "objectives=validation_loss" if "validation_loss" in settings.objectives else ""
+    if settings.pruner != "none":
+        setting = f"pruner={settings.pruner}"
+    if setting and base.trainer.get("eval_strategy", "no") == "no":
+        raise UserError(
+            f"hydra.sweeper.{setting}: trials are judged at each validation, and trainer.eval_strategy=no has none. "
+            "Set trainer.eval_strategy=steps, or hydra.sweeper.pruner=none and hydra.sweeper.objectives=[score]."
+        )
     if settings.sampler == "grid":
         space.grid()
     return [compose([*fixed, *spaces.point_overrides(point)]) for point in space.boundary_points()]
-
-
-def _refuse_without_validation(settings: SearchSettings) -> None:
-    if settings.pruner != "none":
-        raise UserError(
-            f"hydra.sweeper.pruner={settings.pruner}: trials are judged at each validation, and "
-            "trainer.eval_strategy=no has none. Set trainer.eval_strategy=steps, or hydra.sweeper.pruner=none."
-        )
-    if "validation_loss" in settings.objectives:
-        raise UserError(
-            "hydra.sweeper.objectives=validation_loss: trainer.eval_strategy=no measures none. Set "
-            "trainer.eval_strategy=steps, or hydra.sweeper.objectives=[score]."
-        )
 
 
 def search_notes(space: spaces.Space, settings: SearchSettings, default: spaces.Default) -> Iterator[str]:
@@ -131,16 +124,12 @@ def _open_search(
         shared = SharedSearchStudy(database, *rest)
         with shared.keep_alive():
             yield shared
-    else:
-        with _lock_study(folder):
-            yield SearchStudy(storages.open_storage(storage_url), *rest)
-
-
-def _lock_study(folder: Path) -> AbstractContextManager[object]:
+        return
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        return FileLock(folder / ".search").acquire(timeout=0)
+        lock = FileLock(folder / ".search").acquire(timeout=0)
     except Timeout as error:
-        raise UserError(
-            f"{folder}: another search is at this study. Wait for it, or choose another sweep.name."
-        ) from error
+        message = f"{folder}: another search is at this study. Wait for it, or choose another sweep.name."
+        raise UserError(message) from error
+    with lock:
+        yield SearchStudy(storages.open_storage(storage_url), *rest)

@@ -231,7 +231,7 @@ def written(folder, *names):
 
 
 @pytest.mark.slow
-def test_two_workers_on_one_study_do_each_trial_once_and_the_winners_test_once(machine, database, tmp_path):
+def test_two_workers_on_one_study_do_each_trial_once_and_the_test_of_the_best_once(machine, database, tmp_path):
     asked = ["adapter.r=choice(2,4)", "seed=range(42,44)", "hydra.sweeper.sampler=grid", "hydra.sweeper.n_trials=4"]
     asked += ["trainer.eval_steps=1", "hydra.sweeper.pruner=hyperband"]  # which asks the study at each validation
     both = [machine(name, *asked) for name in "ab"]

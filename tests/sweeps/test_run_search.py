@@ -33,7 +33,7 @@ def test_what_a_search_will_not_try_is_told():
         (
             {"adapter.r": "4,8"},
             {"pruner": "none", "objectives": ["validation_loss"]},
-            "hydra.sweeper.objectives=validation_loss: trainer.eval_strategy=no measures none",
+            "hydra.sweeper.objectives=validation_loss: trials are judged at each validation",
         ),
         ({"adapter.r": "4,-8"}, {"pruner": "none"}, "adapter.r=-8"),
     ],
@@ -54,7 +54,7 @@ def test_a_search_through_another_launcher_is_refused_before_anything_starts(pro
 
 
 @pytest.mark.slow
-def test_a_search_selects_on_validation_rows_goes_on_and_tests_the_winner_once(program, tiny_run, tmp_path):
+def test_a_search_selects_on_validation_rows_goes_on_and_tests_the_best_once(program, tiny_run, tmp_path):
     asked = ["sweep=lora_basics", "sweep.name=mine", *tiny_run, "hydra.launcher.n_jobs=1", "hydra.sweeper.pruner=none"]
     done = program(*asked, "hydra.sweeper.n_trials=2")
     assert done.returncode == 0, done.stderr + done.stdout
