@@ -1,6 +1,4 @@
-"""Which runs can be told apart, and which settings mattered? Tests of pairs of runs on the same prompts, corrected for
-their number (pure functions).
-"""
+"""Which runs can be told apart, and which settings mattered? Corrected tests of pairs of runs (pure functions)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
@@ -100,7 +98,10 @@ def setting_importance(
 ) -> tuple[dict[str, float], str]:
     """The share of the scores' variance that each setting explains, or why that cannot be known."""
     if len(scores) < FEWEST_FOR_IMPORTANCE:
-        return {}, f"The settings' importance is told from {FEWEST_FOR_IMPORTANCE} runs on; these are {len(scores)}."
+        return (
+            {},
+            f"The settings' importance needs {FEWEST_FOR_IMPORTANCE} runs or more; these are {len(scores)}.",
+        )
     if min(scores) == max(scores):
         return {}, "All scores are equal, so no setting mattered."
     import optuna

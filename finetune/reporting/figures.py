@@ -99,7 +99,7 @@ def trial_scores(
 
 
 def parallel_coordinates(settings: Mapping[str, SettingValues], scores: Sequence[float], metric: str) -> go.Figure:
-    """One line for each run through its settings to its score; settings that are no numbers get a place each."""
+    """One line for each run through its settings to its score; settings that are no numbers get a position each."""
     dimensions = [_dimension(name, values) for name, values in settings.items()]
     figure = go.Figure(layout=_layout("Settings and score", "", ""))
     figure.add_parcoords(

@@ -18,7 +18,7 @@ h3 { margin: 1rem 0 .3rem; font-size: 1rem; }
 p.verdict { font-size: 1.2rem; font-weight: 600; border-left: .3rem solid var(--good); padding-left: .8rem; }
 div.wide { overflow-x: auto; } table { border-collapse: collapse; }
 td, th { padding: .15rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
-td:first-child, th:first-child, td.text { text-align: left; }
+td:first-child, th:first-child, .text { text-align: left; }
 td.text { min-width: 12rem; overflow-wrap: anywhere; white-space: pre-wrap; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .7rem; border-radius: .4rem; }
 .good { color: var(--good); } .bad { color: var(--bad); } .dim { opacity: .7; }

@@ -51,19 +51,16 @@ def to_rich(table: Table) -> rich_table.Table:
 
 def to_html(table: Table) -> str:
     """The table for a page, below its title as a heading."""
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in table.header)
+    kinds = [' class="text"' if name in table.prose else "" for name in table.header]
+    head = "".join(f"<th{kind}>{html.escape(name)}</th>" for kind, name in zip(kinds, table.header, strict=True))
     body = []
     for number, row in enumerate(table.rows):
         style = ' class="bold"' if number in table.bold_rows else ""
-        cells = (_cell(cell, name in table.prose) for name, cell in zip(table.header, row, strict=True))
+        cells = (f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
         body.append(f"<tr{style}>{''.join(cells)}</tr>")
     title = html.heading(table.title) if table.title else ""
     rows = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
     return f'{title}<div class="wide"><table>{rows}</table></div>'
-
-
-def _cell(value: object, prose: bool) -> str:
-    return f'<td class="text">{html.escape(value)}</td>' if prose else f"<td>{html.escape(value)}</td>"
 
 
 def to_grid(texts: Iterable[tuple[str, str]]) -> rich_table.Table:

@@ -131,7 +131,7 @@ def _trial_rows(result: SweepResult, swept: list[str]) -> Iterator[list[object]]
     scores = {run.trial: run.tuned(ranked.metric) for ranked in result.comparisons for run in ranked.runs}
     for trial in result.trials:
         score = scores.get(trial.number)
-        interval = [score.mean, score.low, score.high] if score else [inf] * 3
-        known = [number if isfinite(number) else None for number in interval]
+        interval = (score.mean, score.low, score.high) if score else (inf, inf, inf)
+        finite = [number if isfinite(number) else None for number in interval]
         settings = [result.settings[trial.number].get(key) for key in swept]
-        yield [trial.number, trial.state.value, *known, trial.seconds, trial.reason, *settings]
+        yield [trial.number, trial.state.value, *finite, trial.seconds, trial.reason, *settings]

@@ -39,4 +39,4 @@ def test_a_setting_that_decides_the_score_is_found_important():
     rates, ranks = [1e-5, 1e-4, 1e-3, 1e-5, 1e-4, 1e-3, 1e-5, 1e-3], [4, 8, 4, 8, 4, 8, 8, 4]
     found, why_not = setting_importance({"trainer.learning_rate": rates, "adapter.r": ranks}, [r * 500 for r in rates])
     assert why_not == "" and next(iter(found)) == "trainer.learning_rate" and found["trainer.learning_rate"] > 0.8
-    assert "from 5 runs on" in setting_importance({"seed": [1, 2]}, [0.1, 0.2])[1]
+    assert "needs 5 runs or more" in setting_importance({"seed": [1, 2]}, [0.1, 0.2])[1]

@@ -39,7 +39,7 @@ def test_numbers_are_never_wrapped_where_prose_can_be():
     table = Table("", ["run", "score"], [["a" * 40, "0.417 [0.35, 0.48]"]], prose=["run"])
     shown = printed(table, width=40)
     assert "0.417 [0.35, 0.48]" in shown and "a" * 40 not in shown
-    assert to_html(table).count('class="text"') == 1
+    assert to_html(table).count('class="text"') == 2
 
 
 def test_a_row_and_a_column_can_be_bold():
