@@ -1,9 +1,9 @@
-"""How is a user told what is wrong?"""
+"""How does a user learn what is wrong?"""
 
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -51,9 +51,13 @@ def did_you_mean(word: str, options: Iterable[str], prefix: str = "") -> str:
     return f" Did you mean {prefix}{nearest}?" if nearest else ""
 
 
-def suggest_or_list(word: str, options: Iterable[str]) -> str:
+def suggest_and_list(word: str, options: Collection[str], prefix: str = "") -> str:
+    """` Did you mean <prefix>X?` of the nearest option, where there is one, and the list of all options."""
+    return f"{did_you_mean(word, options, prefix)} There are {', '.join(options)}."
+
+
+def suggest_or_list(word: str, options: Collection[str]) -> str:
     """` Did you mean X?` of the nearest option, or the list of all options where none is like `word`."""
-    options = list(options)
     return did_you_mean(word, options) or f" There is: {', '.join(options)}."
 
 

@@ -8,7 +8,7 @@ from finetune.errors import UserError
 
 
 def run_command() -> None:
-    """The exit code is 0 for success and 2 for a user's mistake, which is told in one paragraph."""
+    """Run the command; the exit code is 0 for success and 2 for a user's mistake, printed as one paragraph."""
     arguments = build_parser().parse_args()
     try:
         arguments.call(arguments)

@@ -6,7 +6,7 @@ from hydra.errors import MissingConfigException
 from yaml import MarkedYAMLError
 
 from finetune.cli.overrides import suggest_setting
-from finetune.errors import UserError, did_you_mean
+from finetune.errors import UserError, did_you_mean, suggest_and_list
 
 
 def explain_error(error: Exception) -> str:
@@ -22,8 +22,7 @@ def explain_error(error: Exception) -> str:
     where = f"{file[1]}.yaml: " if file else ""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        near = did_you_mean(option, error.options, f"{group}=")
-        return f"{group}={option}: there is no such option.{near} There are {', '.join(error.options)}."
+        return f"{group}={option}: there is no such option.{suggest_and_list(option, error.options, f'{group}=')}"
     if key is None:
         return where + " ".join(text.split())
     if re.search(r"Key '.*' not in|is not in struct", text):

@@ -22,7 +22,7 @@ from finetune.cli.trainer_rules import RENAMED_FIELDS, trainer_field_problem, un
 from finetune.config.limits import limit_problem
 from finetune.config.schema import Config
 from finetune.config.sft_fields import WORDS, sft_fields
-from finetune.errors import did_you_mean, names_secret, nearest_option, raise_problems
+from finetune.errors import did_you_mean, names_secret, nearest_option, raise_problems, suggest_and_list
 
 CONF = Path(__file__).parents[2] / "conf"
 # Groups of which no option need be chosen.
@@ -83,17 +83,16 @@ def check_overrides(arguments: list[str]) -> None:
 
 def suggest_setting(key: str) -> str | None:
     """The setting or group that an unknown `key` was probably meant to be."""
-    known = [*_find_options([CONF]), *_find_types(Config), *(f"trainer.{name}" for name in sft_fields())]
+    settings = [*_find_options([CONF]), *_find_types(Config), *(f"trainer.{name}" for name in sft_fields())]
     section, _, last = key.rpartition(".")
     if key.startswith("hydra"):
         return None  # Hydra's own
     if last in RENAMED:
         return RENAMED[last]
-    same_name = [name for name in known if name.rpartition(".")[2] == last]
-    beside = [name for name in known if section and name.startswith(f"{section}.")]
-    return (
-        _nearest_key(key, same_name, 0) or _nearest_key(last, beside) or (None if beside else _nearest_key(key, known))
-    )
+    same_name = [name for name in settings if name.rpartition(".")[2] == last]
+    beside = [name for name in settings if section and name.startswith(f"{section}.")]
+    elsewhere = [] if beside else settings
+    return _nearest_key(key, same_name, 0) or _nearest_key(last, beside) or _nearest_key(key, elsewhere)
 
 
 def _nearest_key(word: str, keys: list[str], cutoff: float = 0.6) -> str | None:
@@ -217,10 +216,9 @@ def _check_value(key: str, text: str, value: Any, grammar: Grammar) -> str | Non
 def _check_option(group: str, text: str, value: Any, options: list[str]) -> str | None:
     if value in options or (value is None and group in OPTIONAL):
         return None
-    reason = "a part cannot be left out."
-    if value is not None:
-        reason = f"there is no such option.{did_you_mean(str(value), options, f'{group}=')}"
-    return f"{group}={text}: {reason} There are {', '.join(options)}."
+    if value is None:
+        return f"{group}=null: a part cannot be left out. There are {', '.join(options)}."
+    return f"{group}={text}: there is no such option.{suggest_and_list(str(value), options, f'{group}=')}"
 
 
 def _check_type(key: str, text: str, value: Any, kind: Any) -> str | None:

@@ -11,8 +11,12 @@ from finetune.errors import did_you_mean
 
 TRACKING = "numbers are sent by tracking=wandb, under tracking.project, tracking.group and name"
 PUBLISHING = "a run publishes nothing. Upload the folder adapter/ of a finished run yourself"
+TRACKING_FIELDS = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
+HUB_FIELDS = ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_always_push", "hub_revision")
 # Fields that the program sets itself or never reads.
 REFUSED = {
+    **dict.fromkeys(TRACKING_FIELDS, TRACKING),
+    **dict.fromkeys(("push_to_hub", *HUB_FIELDS), PUBLISHING),
     "output_dir": "a run has its own folder. Write output_dir=FOLDER and name=NAME, without trainer",
     "run_name": "the run's name is elsewhere. Write name=NAME",
     "seed": "one seed is for everything. Write seed=N, without trainer",
@@ -20,17 +24,7 @@ REFUSED = {
     "trust_remote_code": "the model has a part of its own. Write model.trust_remote_code=true",
     "dataset_text_field": "columns are named where the data is. Write data.columns",
     "dataset_kwargs": "rows are always prepared here. Leave it out",
-    "project": TRACKING,
-    "trackio_space_id": TRACKING,
-    "trackio_bucket_id": TRACKING,
-    "trackio_static_space_id": TRACKING,
-    "push_to_hub": PUBLISHING,
     "hub_token": f"a secret does not belong in a configuration. Set HF_TOKEN in the environment; {PUBLISHING}",
-    "hub_model_id": PUBLISHING,
-    "hub_private_repo": PUBLISHING,
-    "hub_strategy": PUBLISHING,
-    "hub_always_push": PUBLISHING,
-    "hub_revision": PUBLISHING,
     "disable_tqdm": "the run draws a bar of its own. Leave it out",
     "do_train": "stage says what is done. Leave it out",
     "do_eval": "stage says what is done. Leave it out, and see trainer.eval_strategy",

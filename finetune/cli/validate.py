@@ -20,7 +20,7 @@ from finetune.config.spelling import spell
 from finetune.data.columns import recipe_names
 from finetune.data.embedded import DATA, MODELS
 from finetune.data.rows import FILE_KINDS, suggest_file
-from finetune.errors import UserError, did_you_mean, raise_problems
+from finetune.errors import UserError, raise_problems, suggest_and_list
 from finetune.evaluation.metrics import METRICS
 
 PATHS = ("data.path", "model.path")
@@ -68,7 +68,7 @@ WITHOUT_EFFECT: list[tuple[Callable[[Config], bool], str, str]] = [
 
 
 def read_config(config: DictConfig) -> Config:
-    """The composed configuration as dataclasses; a missing path becomes empty, for `validate` to report with the rest.
+    """The composed configuration as dataclasses; a missing path becomes empty, which is reported with the rest.
 
     Raises UserError for other settings that no file of the configuration gives, and for interpolations that fail.
     """
@@ -154,13 +154,11 @@ def _check_file(key: str, path: str) -> Iterator[str]:
 
 def _check_data(data: Data) -> Iterator[str]:
     if data.recipe not in recipe_names():
-        hint = did_you_mean(data.recipe, recipe_names())
-        known = ", ".join(recipe_names())
-        yield f"data.recipe={data.recipe}: there is no such file in data_recipes/.{hint} There are {known}."
+        hint = suggest_and_list(data.recipe, recipe_names())
+        yield f"data.recipe={data.recipe}: there is no such file in data_recipes/.{hint}"
     for metric in data.metrics:
         if metric not in METRICS:
-            hint = did_you_mean(metric, METRICS)
-            yield f"data.metrics: {metric} is no metric.{hint} There are {', '.join(METRICS)}."
+            yield f"data.metrics: {metric} is no metric.{suggest_and_list(metric, METRICS)}"
     for metric in sorted({metric for metric in data.metrics if data.metrics.count(metric) > 1}):
         yield f"data.metrics: {metric} is named more than once."
     for key, file in (("data.validation", data.validation), ("data.test", data.test)):

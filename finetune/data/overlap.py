@@ -143,7 +143,7 @@ def _hash_texts(texts: dict[str, list[str]]) -> dict[str, Hashed]:
     common = {shingle for shingle, count in frequency.items() if count > most}
     hashed = {}
     for name, split in shingles.items():
-        rare = [frozenset(one - common) for one in split]
+        rare = [frozenset(text - common) for text in split]
         hashed[name] = list(zip(rare, MinHash.generator(rare, num_perm=PERMUTATIONS, hashfunc=crc32), strict=True))
     return hashed
 

@@ -50,7 +50,7 @@ class Splits:
     fingerprint: str
     # What is wrong with the first of the bad rows, and where.
     bad: list[str] = field(default_factory=list)
-    # What the splits have in common; see overlap.py.
+    # What the splits have in common; see data/overlap.py.
     shared: list[str] = field(default_factory=list)
 
 
@@ -190,8 +190,9 @@ def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tup
             f"{split} split (data.{split}_fraction). Rows with the same prompt, or the same group, stay together. Add "
             f"rows, raise the fraction, name a column to group by in data.group, or give data.{split} rows of its own."
         )
-    paired = list(zip(examples, groups, strict=True))
-    return [one for one, group in paired if group not in chosen], [one for one, group in paired if group in chosen]
+    grouped = list(zip(examples, groups, strict=True))
+    kept = [example for example, group in grouped if group not in chosen]
+    return kept, [example for example, group in grouped if group in chosen]
 
 
 def _require_rows(bad: list[str], **splits: list[Example]) -> None:
