@@ -108,7 +108,7 @@ def train_and_evaluate(
     report_progress: Callable[[str], None],
 ) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
-    folder = console.folder
+    folder, is_main = console.folder, device.is_main_process
     console.show_start(device, newest_checkpoint(folder))
     from finetune.evaluation import answers, forgetting, lm_harness, prompts, scores
     from finetune.model import adapter, base
@@ -122,7 +122,7 @@ def train_and_evaluate(
         prepared = prepare.prepare_run(config, splits, device, folder, loaded.rows)
         chosen = prompts.choose_prompts(config, prepared)
         general = forgetting.choose_general_prompts(config, prepared)
-        tasks = lm_harness.load_harness_tasks(config.eval) if device.is_main_process else None
+        tasks = lm_harness.load_harness_tasks(config.eval) if is_main else None
         console.show_data(prepared)
         plan.require_memory(workload.PlannedRun(config, prepared, device, chosen, general))
 
@@ -132,22 +132,15 @@ def train_and_evaluate(
         originals = adapter.trained_base_weights(tuned)
 
     with (
-        hold_run(config, folder, device.is_main_process),
-        wandb.start_tracking(
-            config.tracking,
-            run_labels(config),
-            folder,
-            is_main_process=device.is_main_process,
-            print_line=console.print,
-        ) as tracker,
+        hold_run(config, folder, is_main),
+        wandb.start_tracking(config.tracking, run_labels(config), folder, is_main, console.print) as tracker,
     ):
         watch = progress.TrainingProgress(console, tracker, report_progress)
         with clock.measure("train"), report.keep_history(folder, watch):
-            callbacks = [watch, *pruning_callbacks(config.sweep, loaded.studies)]
-            training = trainer.Trainer(tuned, prepared, callbacks)
+            training = trainer.Trainer(tuned, prepared, [watch, *pruning_callbacks(config.sweep, loaded.studies)])
             console.print(f"  attention: {training.layout}")
             trainer.run_training(training, newest_checkpoint(folder))
-            if device.is_main_process:
+            if is_main:
                 trainer.save_trained(tuned, prepared.tokenizer, folder)
 
         with clock.measure("evaluate"), progress.progress_bar(console) as bar:
@@ -155,17 +148,13 @@ def train_and_evaluate(
             arms = answers.answer_prompts(tuned, prepared.tokenizer, chosen, originals, counter, console.show_arm)
             general_arms = forgetting.answer_general_prompts(tuned, prepared.tokenizer, general, originals)
 
-        if device.is_main_process:
+        if is_main:
             with clock.measure("evaluate"):
-                harness = lm_harness.score_harness_tasks(
-                    tuned, prepared.tokenizer, tasks, config.eval, originals, console.print
-                )
+                harness = lm_harness.score_harness_tasks(tuned, prepared.tokenizer, tasks, originals, console.print)
             with clock.measure("judge"):
                 forgot = forgetting.describe_forgetting(general, general_arms)
                 evaluation = scores.describe_evaluation(chosen, arms, forgot, harness)
-            result = report.collect_result(
-                config, compose_config([]), tuned, prepared, watch.result(), evaluation, clock.seconds
-            )
+            result = report.collect_result(config, compose_config([]), tuned, prepared, watch, evaluation, clock)
             completed = CompletedRun(folder, result, scores.list_predictions(chosen, arms), watch.history)
             report.write_run_files(completed)
             tracker.finish(completed)

@@ -34,10 +34,11 @@ Scores = dict[str, dict[str, tuple[float | None, float | None]]]
 
 @dataclass(frozen=True)
 class HarnessTasks:
-    """The harness's manager of tasks, and what is to be run, by name or file."""
+    """The harness's manager of tasks, what is to be run, by name or file, and how."""
 
     manager: "TaskManager"
     chosen: list[str]
+    settings: Eval
 
 
 def load_harness_tasks(settings: Eval) -> HarnessTasks | None:
@@ -70,14 +71,13 @@ def load_harness_tasks(settings: Eval) -> HarnessTasks | None:
                 f"eval.harness_tasks: {task} could not be loaded: {reason}. Check the task's file, its data (relative "
                 "paths count from the working folder) and, for data of the hub, the network."
             ) from error
-    return HarnessTasks(manager, chosen)
+    return HarnessTasks(manager, chosen, settings)
 
 
 def score_harness_tasks(
     model: TrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     tasks: HarnessTasks | None,
-    settings: Eval,
     originals: Weights,
     log: Callable[[str], object],
 ) -> dict[str, dict[str, HarnessScore]]:
@@ -88,7 +88,7 @@ def score_harness_tasks(
     for arm in ("base", "tuned"):
         started = time.perf_counter()
         with as_base_model(model, originals) if arm == "base" else nullcontext():
-            scores[arm] = _evaluate(model, tokenizer, tasks, settings)
+            scores[arm] = _evaluate(model, tokenizer, tasks)
         log(f"  lm-evaluation-harness: {arm} model scored in {time.perf_counter() - started:.0f} s")
     return {
         task: {metric: HarnessScore(*base, *scores["tuned"][task][metric]) for metric, base in metrics.items()}
@@ -96,17 +96,17 @@ def score_harness_tasks(
     }
 
 
-def _evaluate(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: HarnessTasks, settings: Eval) -> Scores:
+def _evaluate(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: HarnessTasks) -> Scores:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())  # its progress bars
     with quiet, _without_tying(model):
         results = simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size or BATCH_SIZE),
+            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=tasks.settings.batch_size or BATCH_SIZE),
             tasks=tasks.chosen,
             task_manager=tasks.manager,
-            limit=settings.harness_limit,
+            limit=tasks.settings.harness_limit,
             bootstrap_iters=RESAMPLES,
             log_samples=False,
         )

@@ -19,7 +19,7 @@ from finetune.runs.files import write_jsonl
 from finetune.runs.folder import run_folder
 from finetune.runs.predictions import HISTORY
 from finetune.runs.read import CompletedRun, write_completed_run
-from finetune.runs.result import DataResult, EvaluationResult, ModelResult, RunResult, TrainingResult
+from finetune.runs.result import DataResult, EvaluationResult, ModelResult, RunResult
 from finetune.training.prepare import PreparedRun
 from finetune.training.row_preview import example_spans
 
@@ -45,11 +45,11 @@ def collect_result(
     defaults: Config,
     model: TrainedModel,
     prepared: PreparedRun,
-    training: TrainingResult,
+    watch: TrainingProgress,
     evaluation: EvaluationResult,
-    seconds: dict[str, float],
+    clock: PhaseTimer,
 ) -> RunResult:
-    """Everything that result.json holds; `seconds` are those of each phase."""
+    """Everything that result.json holds."""
     settings, splits = without_secrets(to_plain(config)), prepared.splits
     return RunResult(
         name=run_folder(config).name,
@@ -65,10 +65,10 @@ def collect_result(
             examples=example_spans(prepared),
         ),
         model=ModelResult(model_provenance(config.model, model), *count_parameters(model)),
-        training=training,
+        training=watch.result(),
         evaluation=evaluation,
         peak_memory_bytes=peak_memory_bytes(),
-        seconds={phase: round(spent, 2) for phase, spent in seconds.items()},
+        seconds={phase: round(seconds, 2) for phase, seconds in clock.seconds.items()},
         versions={"python": platform.python_version()} | {name: version(name) for name in LIBRARIES},
     )
 

@@ -111,7 +111,6 @@ def start_tracking(
     tracking: Tracking,
     labels: RunLabels,
     folder: Path,
-    *,
     is_main_process: bool = True,
     print_line: Print = print,
     timeouts: Timeouts = Timeouts(),

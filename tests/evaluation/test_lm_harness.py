@@ -112,7 +112,7 @@ def test_the_limit_is_the_number_of_documents(tiny_model, tasks):
     values = []
     for limit in (2, None):
         settings = Eval(harness_tasks=[str(tasks / "text.yaml")], harness_limit=limit)
-        found = score_harness_tasks(plain, tokenizer, load_harness_tasks(settings), settings, {}, lambda _: None)
+        found = score_harness_tasks(plain, tokenizer, load_harness_tasks(settings), {}, lambda _: None)
         values.append(found["reading"]["byte_perplexity"].base)
         assert found["reading"]["byte_perplexity"].tuned == values[-1]
     assert values[0] != values[1]
@@ -139,7 +139,7 @@ def test_the_harness_leaves_trained_embeddings_in_their_place(tiny_model, tasks)
         before = tuned.eval()(input_ids=ids).logits
         settings = Eval(harness_tasks=[str(tasks / "text.yaml")])
         tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-        score_harness_tasks(tuned, tokenizer, load_harness_tasks(settings), settings, {}, lambda _: None)
+        score_harness_tasks(tuned, tokenizer, load_harness_tasks(settings), {}, lambda _: None)
         assert torch.equal(tuned(input_ids=ids).logits, before)
 
 
