@@ -282,7 +282,7 @@ def ask_harness(config, monkeypatch, tiny_model):
     monkeypatch.setattr("lm_eval.simple_evaluate", lambda lm, **given: calls.append(given) or {"results": {}})
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokenizer = load_tokenizer(config.model)
-    score_harness_tasks(base, tokenizer, load_harness_tasks(config.eval), config.eval, {}, lambda _: None)
+    score_harness_tasks(base, tokenizer, load_harness_tasks(config.eval), {}, lambda _: None)
     return [(call["tasks"], call["limit"]) for call in calls]
 
 
