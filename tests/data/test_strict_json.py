@@ -12,7 +12,7 @@ def test_lines_are_parsed_together_as_they_are_alone():
 
 @pytest.mark.parametrize("text", ['{"a": 1}\n\n{}', '{"a": 1}\n[]', '{"a": -Infinity}', "{}, {}", '{"a": 1, "a": 2}'])
 def test_lines_that_are_not_all_objects_are_refused(text):
-    with pytest.raises(ValueError, match="Expecting|object|found"):
+    with pytest.raises(ValueError, match=r"Expecting|object|found"):
         parse_lines(text)
 
 
