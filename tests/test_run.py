@@ -142,7 +142,7 @@ def test_a_users_file_is_trained_on_in_each_shape(tiny_run, tmp_path, recipe):
     result, predictions, folder = in_this_process(*tiny_run, "data=local", f"data.path={file}", f"data.recipe={recipe}")
     assert folder.name.startswith("local-mine-")
     assert result["data"]["counts"] | {"rows": 20, "train": 16, "validation": 2, "test": 2} == result["data"]["counts"]
-    assert set(result["evaluation"]["arms"]["tuned"]) & {"chrf", "perplexity"}
+    assert set(result["evaluation"]["arms"]["tuned"]["scores"]) & {"chrf", "perplexity"}
     assert all(row["place"].startswith(f"{file}:") and row["tuned"]["scores"] for row in predictions)
 
 
