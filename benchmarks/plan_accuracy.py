@@ -65,7 +65,7 @@ def compare(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def row(predicted: float, measured: float, unit: str) -> str:
-    """Three cells of the table."""
+    """Three columns of the table."""
     digits = 2 if unit == "GiB" else 0
     return f"{predicted:.{digits}f} {unit} | {measured:.{digits}f} {unit} | {predicted / measured - 1:+.0%}"
 

@@ -16,7 +16,8 @@ from finetune.machine.process_memory import available_memory_bytes, held_memory_
 from finetune.model.adapter import trained_base_weights
 from finetune.model.base import TRAINED_PARTS, TrainedModel
 from finetune.planning.meta_model import Parts, build_meta_model, peak_tensor_bytes
-from finetune.planning.workload import AnswerBatch, AnswerWorkload, Batch, PlannedRun, Workload, measure_workload
+from finetune.planning.workload import AnswerBatch, AnswerWorkload, PlannedRun, Workload, measure_workload
+from finetune.training.flat_batch import Batch
 from finetune.training.trainer import Trainer, mixed_precision, recompute_activations
 
 # On a CPU: what libraries map and keep once a model computes, and what the heap holds for every byte that is alive in

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any
 
 from transformers import TrainingArguments
 
@@ -14,14 +13,13 @@ from finetune.evaluation.generate import largest_batch, shared_prefix_length
 from finetune.evaluation.prompts import Prompts, PromptSet, choose_prompts
 from finetune.machine.device import Device
 from finetune.training.chat_template import prompt_tokens
+from finetune.training.flat_batch import Batch, count_real_tokens
 from finetune.training.prepare import PreparedRun
 from finetune.training.tokenize import IGNORE_INDEX
 from finetune.training.trainer import Trainer
 
 # Batches that are looked at; a longer run is taken to go on like them.
 MOST_BATCHES = 2000
-Batch = dict[str, Any]
-"""What the collator makes of rows: tensors by the names of the model's inputs, and counts."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def measure_workload(run: PlannedRun, trainer: Trainer) -> Workload:
         epochs=steps / updates,
         rows_per_step=args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size,
         samples=round(sum(map(_rows, seen)) * scale * args.world_size),
-        tokens=round(sum(map(_tokens, seen)) * scale * args.world_size),
+        tokens=round(int(sum(map(count_real_tokens, seen))) * scale * args.world_size),
         token_positions=round(sum(map(_positions, seen)) * scale),
         largest=[by_size[-1], *([longest_loss] if longest_loss is not by_size[-1] else [])],
         typical=by_size[len(by_size) // 2],
@@ -170,12 +168,6 @@ def _rows(batch: Batch) -> int:
     if "position_ids" in batch:  # packed: each row begins at position 0
         return int((batch["position_ids"] == 0).sum())
     return len(batch["input_ids"])
-
-
-def _tokens(batch: Batch) -> int:
-    if "real_tokens" in batch:
-        return int(batch["real_tokens"])
-    return int(batch["attention_mask"].sum()) if "attention_mask" in batch else _positions(batch)
 
 
 def _loss_tokens(batch: Batch) -> int:
