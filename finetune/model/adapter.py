@@ -93,9 +93,8 @@ def linear_names(model: torch.nn.Module) -> list[str]:
 
 def _copy_into(model: torch.nn.Module, weights: Weights) -> None:
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name in weights:
-                parameter.copy_(weights[name])
+        for name, weight in weights.items():
+            model.get_parameter(name).copy_(weight)
 
 
 def _elements(parameter: torch.nn.Parameter) -> int:

@@ -16,8 +16,7 @@ from finetune.training.chat_template import prompt_tokens
 from finetune.training.tokenize import IGNORE_INDEX, TokenizedRows, truncation_length
 
 
-@dataclass(frozen=True)
-class TokenizedExample:
+class TokenizedExample(NamedTuple):
     """One example with its tokens and labels, not cut."""
 
     example: Example
@@ -95,9 +94,8 @@ def guard_control_tokens(splits: Splits, tokenizer: PreTrainedTokenizerBase, pol
             f"{len(affected)} rows in all. Take it out, or write data.control_tokens=escape to have it read as text "
             "(allow: as the control token)."
         )
-    train, validation, test = (
-        [_escape(example, pattern) for example in split] for split in (splits.train, splits.validation, splits.test)
-    )
+    parts = (splits.train, splits.validation, splits.test)
+    train, validation, test = ([_escape(example, pattern) for example in part] for part in parts)
     return replace(splits, train=train, validation=validation, test=test)
 
 
@@ -120,14 +118,8 @@ def _without_loss(row: TokenizedExample, reader: RowReader) -> str | None:
 
 def _without_end(row: TokenizedExample, reader: RowReader) -> str | None:
     """Behind the answer there is only whitespace after the end token, and the end token itself carries loss."""
-    last = len(row.tokens) - 1
-    while (
-        last > 0
-        and row.tokens[last] not in reader.ends
-        and not str(reader.tokenizer.decode(row.tokens[last : last + 1])).strip()
-    ):
-        last -= 1
-    if row.tokens[last] not in reader.ends:
+    last = max((i for i, token in enumerate(row.tokens) if token in reader.ends), default=-1)
+    if last < 0 or str(reader.tokenizer.decode(row.tokens[last + 1 :])).strip():
         return f"it ends with {reader.decode(row.tokens[-6:])}, no end token"
     if row.labels[last] == IGNORE_INDEX:
         return f"it ends with {reader.decode(row.tokens[-6:])}, an end token without loss"
@@ -135,9 +127,7 @@ def _without_end(row: TokenizedExample, reader: RowReader) -> str | None:
 
 
 def _other_prompt(row: TokenizedExample, reader: RowReader) -> str | None:
-    if not row.example.prompt:
-        return None
-    prompt = prompt_tokens(row.example.prompt, reader.tokenizer)
+    prompt = prompt_tokens(row.example.prompt, reader.tokenizer) if row.example.prompt else []
     same = common_prefix_length([prompt, row.tokens])
     if same == len(prompt):
         return None

@@ -27,6 +27,7 @@ class Trainer(SFTTrainer):
     """SFTTrainer on flat batches (flat_batch.py) where the model and the settings allow, with its own token counts."""
 
     model: TrainedModel
+    processing_class: PreTrainedTokenizerBase
 
     def __init__(self, model: TrainedModel, prepared: PreparedRun, callbacks: list[TrainerCallback]) -> None:
         self.tokens: torch.Tensor | int = 0
@@ -46,7 +47,9 @@ class Trainer(SFTTrainer):
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # TrainingProgress shows the same on one line
-        _restore_weights(model, trained_weights)
+        for name, weight in trained_weights.items():  # SFTTrainer casts to bfloat16, in which AdamW loses small updates
+            parameter = model.get_parameter(name)
+            parameter.data = weight.to(parameter.device)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         if self.state.global_step % TIDY_STEPS == 0:
@@ -78,7 +81,7 @@ class Trainer(SFTTrainer):
         release_freed_memory()
         return losses
 
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:  # private: transformers, as below
         self.log({})  # a run that continues counts on from here
         super()._save_checkpoint(model, trial)  # private: transformers, callbacks are called too late
 
@@ -146,10 +149,3 @@ def _layout(model: TrainedModel, args: SFTConfig) -> tuple[bool, str]:
         attention = text._attn_implementation  # private: transformers, no public name
         return False, f"padded batches: {text.model_type} with {attention} has no flat form here"
     return True, "flat batches: no padding, and what all rows of a batch begin with is computed once"
-
-
-def _restore_weights(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Undo SFTTrainer's cast of the trained weights to bfloat16 under QLoRA: AdamW loses small updates in it."""
-    for name, parameter in model.named_parameters():
-        if name in weights:
-            parameter.data = weights[name].to(parameter.device)

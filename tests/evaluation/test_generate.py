@@ -2,12 +2,13 @@ import shutil
 
 import pytest
 import torch
+from bitsandbytes.nn import Linear4bit
 from support import tiny_models
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from finetune.config.schema import Eval
-from finetune.evaluation.generate import ROUND, Answer, generate_answers
+from finetune.evaluation.generate import ROUND, Answer, dequantised, dequantised_bytes, generate_answers
 from finetune.model.shared_prefix_attention import ATTENTION, FAMILIES
 
 
@@ -81,3 +82,29 @@ def test_sampling_follows_the_seed_and_differs_from_greedy(tokenizer):
     assert hot != answers(model, tokenizer, prompts())
     assert answers(model, tokenizer, prompts(), temperature=2.0, top_k=1) == answers(model, tokenizer, prompts())
     assert answers(model, tokenizer, prompts(), temperature=2.0, top_p=1e-6) == answers(model, tokenizer, prompts())
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_are_dequantised_once_give_the_same_logits(tiny_model, quantization, dtype):
+    trained = tiny_models.adapted(
+        tiny_model, f"quantization={quantization}", f"quantization.bnb_4bit_compute_dtype={dtype}"
+    )
+    tiny_models.give_the_adapter_an_effect(trained)
+    trained.eval()
+    ids = torch.arange(5, 35)[None]
+    with torch.no_grad():
+        before = trained(input_ids=ids).logits
+        with dequantised(trained):
+            layers = [module for module in trained.modules() if isinstance(module, Linear4bit)]
+            assert ["forward" in vars(layer) for layer in layers] == [True] * 2 * 7
+            within = trained(input_ids=ids).logits
+    assert not any("forward" in vars(layer) for layer in layers)
+    torch.testing.assert_close(within, before, rtol=0, atol=0)
+
+
+def test_dequantised_weights_take_the_bytes_of_the_type_of_computation(tiny_model):
+    trained = tiny_models.adapted(tiny_model, "quantization=nf4")
+    layers = [module for module in trained.modules() if isinstance(module, Linear4bit)]
+    assert dequantised_bytes(trained) == 4 * sum(layer.in_features * layer.out_features for layer in layers)
+    assert dequantised_bytes(tiny_models.model("llama")) == 0

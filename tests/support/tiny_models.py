@@ -3,6 +3,10 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from finetune.cli.compose import compose_config
+from finetune.machine.device import choose_device
+from finetune.model.adapter import add_adapter
+from finetune.model.base import load_base
 from finetune.model.shared_prefix_attention import ATTENTION
 
 SHAPE = {
@@ -40,3 +44,18 @@ def model(family: str, attention: str = ATTENTION, seed: int = 0) -> PreTrainedM
     config = AutoConfig.for_model(family, **(shape | OWN.get(family, {})))
     torch.manual_seed(seed)
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+
+
+def adapted(folder, *overrides):
+    """The model of the folder as `python run.py` would train it with these overrides, in float32."""
+    config = compose_config(["model=local", f"model.path={folder}", "model.dtype=float32", *overrides])
+    machine = choose_device(config.model, config.quantization, config.adapter)
+    return add_adapter(load_base(config.model, config.quantization, machine), config.adapter, config.seed)
+
+
+def give_the_adapter_an_effect(trained):
+    """Draw its weights at random, which are zeros before training; the same for every model of one shape."""
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))

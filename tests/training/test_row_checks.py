@@ -1,7 +1,6 @@
 """Each way in which rows could teach the wrong thing stops a run before its model is loaded."""
 
 import json
-import shutil
 
 import pytest
 from support import builds
@@ -185,16 +184,6 @@ def test_a_tokenizer_without_an_end_token_is_refused(rows, tmp_path, tiny_model)
     assert "its tokenizer has no end token, so a model could not learn to stop" in message
     assert "trainer.eos_token=TOKEN" in message
     assert builds.prepared(rows(ROWS, "trainer.eos_token='<|im_end|>'", model=model))
-
-
-def test_a_folder_without_a_tokenizer_is_refused(rows, tmp_path, tiny_model):
-    (tmp_path / "bare").mkdir()
-    shutil.copy(tiny_model / "config.json", tmp_path / "bare")
-    assert "it could not be loaded" in refused(rows(model=tmp_path / "bare"))
-
-
-def test_an_end_token_that_the_tokenizer_does_not_have_is_refused(rows):
-    assert "trainer.eos_token=<end>: " in refused(rows(ROWS, "trainer.eos_token='<end>'"))
 
 
 def test_the_end_token_keeps_its_loss_where_it_also_pads(rows):

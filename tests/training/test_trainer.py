@@ -1,6 +1,6 @@
 import pytest
 import torch
-from support import builds
+from support import builds, tiny_models
 
 
 def trainer(tiny_run, *overrides):
@@ -22,10 +22,7 @@ def test_flat_batches_give_the_loss_and_gradients_of_padded_ones(tiny_run, adapt
     assert flat.flat and not padded.flat
     losses, gradients = [], []
     for one in (flat, padded):
-        with torch.no_grad():
-            for name, parameter in one.model.named_parameters():
-                if "lora_B" in name:
-                    parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+        tiny_models.give_the_adapter_an_effect(one.model)
         inputs = one._prepare_inputs(one.data_collator([one.train_dataset[i] for i in range(4)]))
         one.model.train()
         loss = one.compute_loss(one.model, inputs)
