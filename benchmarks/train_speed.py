@@ -94,7 +94,9 @@ def measure(side: str, steps: int, batch: int) -> dict[str, float]:
 
 
 def measure_run(quantization: str, steps: int, batch: int) -> dict[str, float]:
-    """Train with run.py itself and read its result.json."""
+    """Train with run.py itself and read its result."""
+    from finetune.runs.result import RESULT, RunResult, read_result
+
     with tempfile.TemporaryDirectory() as folder:
         settings = [
             f"quantization={quantization}",
@@ -109,8 +111,12 @@ def measure_run(quantization: str, steps: int, batch: int) -> dict[str, float]:
             "eval.max_new_tokens=1",
         ]
         subprocess.run([sys.executable, ROOT / "run.py", *settings], check=True, stdout=sys.stderr, cwd=ROOT)
-        training = json.loads((Path(folder) / "speed" / "result.json").read_text())["training"]
-    return {"tokens_per_second": training["tokens_per_second"], "peak_bytes": training["peak_memory_bytes"]}
+        result = read_result(Path(folder) / "speed" / RESULT)
+    assert isinstance(result, RunResult), "the run has left no result"
+    return {
+        "tokens_per_second": result.training.tokens_per_second,
+        "peak_bytes": float(result.training.peak_memory_bytes),
+    }
 
 
 def measure_trl(quantization: str, steps: int, batch: int) -> dict[str, float]:
@@ -158,6 +164,7 @@ def measure_bare(quantization: str, steps: int, batch: int) -> dict[str, float]:
     from peft import get_peft_model
 
     from finetune.training.chat_template import prompt_tokens
+    from finetune.training.tokenize import IGNORE_INDEX
 
     machine, tokenizer, base, examples = load(quantization)
     model = get_peft_model(base, lora()).train()
@@ -169,10 +176,12 @@ def measure_bare(quantization: str, steps: int, batch: int) -> dict[str, float]:
         for example in examples[step * batch : (step + 1) * batch]:
             prompt = prompt_tokens(example.prompt, tokenizer)
             answer = tokenizer(example.completion + tokenizer.eos_token + "\n")["input_ids"]
-            rows.append((prompt + answer, [-100] * len(prompt) + answer))
+            rows.append((prompt + answer, [IGNORE_INDEX] * len(prompt) + answer))
         longest = max(len(ids) for ids, _ in rows)
         ids = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows], device=base.device)
-        labels = torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in rows], device=base.device)
+        labels = torch.tensor(
+            [labels + [IGNORE_INDEX] * (longest - len(labels)) for _, labels in rows], device=base.device
+        )
         mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in rows], device=base.device)
         with torch.autocast(machine.kind, machine.compute_dtype, enabled=machine.mixed_precision != "no"):
             loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss

@@ -11,8 +11,8 @@ from support import builds
 
 from finetune.reporting.console import RunConsole
 from finetune.reporting.preview import SHOWN_ON_PAGE, show_preview
-from finetune.training.flat_batch import IGNORE_INDEX
 from finetune.training.row_preview import example_spans, packing_share, padding_share, preview_rows, token_texts
+from finetune.training.tokenize import IGNORE_INDEX
 
 PACKED = ["trainer.packing=true", "trainer.max_length=512", "trainer.per_device_train_batch_size=1"]
 LAYOUTS = {
