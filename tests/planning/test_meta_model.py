@@ -10,13 +10,16 @@ from finetune.planning.memory import estimate_memory
 from finetune.planning.meta_model import build_meta_model, peak_tensor_bytes
 
 
-def step_of(trainer, batch):
+def measured_at(trainer, batch, **depths):
+    """The bytes of a training step, measured at these depths, by default at those of every plan."""
+
     def step():
         trainer.compute_loss(trainer.model, dict(batch)).backward()
-        trainer.model.zero_grad(set_to_none=True)
 
     trainer.model.train()
-    return step
+    parts = peak_tensor_bytes(trainer.model, step, **depths)
+    trainer.model.zero_grad(set_to_none=True)
+    return parts
 
 
 @pytest.mark.slow
@@ -24,16 +27,15 @@ def test_a_deep_model_is_measured_at_two_depths_only(tiny_run, tmp_path):
     shape = tiny_models.SHAPE | {"vocab_size": 49152, "num_hidden_layers": 9, "max_position_embeddings": 512}
     settings = [*tiny_run, *without_weights(tmp_path, **shape), "trainer.max_length=512"]
     trainer, workload, _ = estimate_memory(planned_run(*settings))
-    step = step_of(trainer, workload.largest[0])
-    assert peak_tensor_bytes(trainer.model, step) == peak_tensor_bytes(trainer.model, step, depths=())
+    batch = workload.largest[0]
+    assert measured_at(trainer, batch) == measured_at(trainer, batch, depths=())
 
 
 @pytest.mark.slow
 def test_two_depths_whose_worst_moments_differ_are_not_compared():
     settings = ["quantization=none", "adapter=full", "eval.max_prompts=4", "tracking=none"]
     trainer, workload, _ = estimate_memory(planned_run(*settings))
-    step = step_of(trainer, workload.largest[0])
-    extrapolated, whole = (peak_tensor_bytes(trainer.model, step), peak_tensor_bytes(trainer.model, step, depths=()))
+    extrapolated, whole = (measured_at(trainer, workload.largest[0], **depths) for depths in ({}, {"depths": ()}))
     assert sum(extrapolated.values()) == pytest.approx(sum(whole.values()), rel=0.01)
 
 
