@@ -15,11 +15,9 @@ from finetune.data.embedded import embedded_model, embedded_provenance, sha256_o
 from finetune.errors import UserError
 from finetune.machine.device import Device
 from finetune.model.shared_prefix_attention import ATTENTION
-from finetune.runs.cache_keys import base_key
 
 TrainedModel = PreTrainedModel | PeftModel
-# What the names of trained parameters that the base does not have contain.
-TRAINED_PARTS = ("lora_", "modules_to_save")
+TRAINED_PARTS = ("lora_", "modules_to_save")  # in the names of trained parameters that the base does not have
 
 
 def load_meta_model(model: Model) -> PreTrainedModel:
@@ -36,6 +34,11 @@ def load_meta_model(model: Model) -> PreTrainedModel:
 def attention_name(model: Model) -> str:
     """The attention of a run: ours in place of PyTorch's, to which it leaves batches that are not flat."""
     return ATTENTION if model.attn_implementation is AttentionKind.sdpa else model.attn_implementation.value
+
+
+def base_key(model: Model, quantization: Quantization, device: Device) -> str:
+    """The same for runs that load the same base model in the same way, with however many threads."""
+    return str((model, quantization, device.kind, device.compute_dtype, device.weight_dtype))
 
 
 def load_base(
@@ -58,11 +61,8 @@ def load_base(
 
 
 def keep_gradients(model: torch.nn.Module) -> None:
-    """Stop bitsandbytes from repacking 4-bit weights on the first evaluation.
-
-    On a CPU with AVX512-BF16, a `Linear4bit` that is evaluated repacks its weight for a kernel without autograd, and
-    every later training step loses the gradient that flows through it (bitsandbytes 0.50).
-    """
+    """Stop bitsandbytes from repacking 4-bit weights when they are evaluated, for a kernel that has no gradients."""
+    # Only on a CPU with AVX512-BF16 (bitsandbytes 0.50).
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
@@ -81,7 +81,7 @@ def weights_digest(model: TrainedModel) -> str:
 
 def model_provenance(model: Model, loaded: TrainedModel) -> dict[str, Any]:
     """Where the weights of the `loaded` model came from, for result.json; of the hub the commit, if it is known."""
-    source: dict[str, Any] = {"source": model.source.value, "path": model.path}
+    source = {"source": model.source.value, "path": model.path}
     if model.source is Source.embedded:
         return source | embedded_provenance(model.path)
     if model.source is Source.hub:
@@ -105,16 +105,15 @@ def explain_load_errors(model: Model) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
-        check = "Check that the folder holds a whole model"
-        if model.source is Source.hub:
-            check = "Check model.path, model.revision and the network; a gated model needs HF_TOKEN in the environment"
-        raise UserError(f"model.path={model.path}: it could not be loaded: {reason}. {check}.") from error
+        check = "model.path, model.revision and the network; a gated model needs HF_TOKEN in the environment"
+        check = check if model.source is Source.hub else "that the folder holds a whole model"
+        raise UserError(f"model.path={model.path}: it could not be loaded: {reason}. Check {check}.") from error
 
 
 def hub_options(model: Model) -> dict[str, Any]:
     """What every `from_pretrained` of the model is given besides its path."""
-    options: dict[str, Any] = {"trust_remote_code": model.trust_remote_code}
-    return options | ({"revision": model.revision} if model.source is Source.hub and model.revision else {})
+    revision = {"revision": model.revision} if model.source is Source.hub and model.revision else {}
+    return {"trust_remote_code": model.trust_remote_code} | revision
 
 
 def _bitsandbytes_config(quantization: Quantization, device: Device) -> BitsAndBytesConfig | None:

@@ -1,8 +1,8 @@
-"""Which run is this, and what of it survives a crash?"""
+"""Which run is this, which others share its rows or its cost, and what of it survives a crash?"""
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,17 @@ class BusyError(UserError):
     """Another process is at the run, or was while this one began."""
 
 
-# The first line of a run's config.yaml, before its identity.
-IDENTITY = "# identity: "
+IDENTITY = "# identity: "  # the first line of a run's config.yaml, before its identity
 WHOLE_BYTES, PIECE_BYTES = 2**20, 2**16
+# Settings of the trainer that change neither its rows nor the memory it needs, and further ones that keep its rows.
+RATES = {
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", *OUTSIDE_TRAINER_IDENTITY),
+}
+AMOUNTS = {
+    *("max_steps", "num_train_epochs", "per_device_train_batch_size", "per_device_eval_batch_size"),
+    *("gradient_accumulation_steps", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "optim"),
+}
 
 
 def run_folder(config: Config) -> Path:
@@ -43,20 +51,37 @@ def data_name(config: Config) -> str:
 def run_identity(config: Config) -> str:
     """Eight hexadecimal digits of a hash over everything that changes the result, local files included."""
     settings = {key: value for key, value in to_plain(config).items() if key not in OUTSIDE_IDENTITY}
-    settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in OUTSIDE_TRAINER_IDENTITY}
+    settings["trainer"] = _trainer_without(settings, OUTSIDE_TRAINER_IDENTITY)
     settings["digest"] = data_digest(config.data)
-    if hashes := [_fingerprint(file) for file in _files(config)]:
-        settings["files"] = hashes
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _files(config: Config) -> Iterator[Path]:
-    """What a run reads by its path, besides the rows."""
-    if config.model.source is Source.local:
-        yield from sorted(Path(config.model.path).expanduser().glob("*"))
+    files = sorted(Path(config.model.path).expanduser().glob("*")) if config.model.source is Source.local else []
     if template := config.trainer.get("chat_template_path"):
-        yield Path(template)
-    yield from (file for task in config.eval.harness_tasks if is_task_path(task) for file in task_files(task))
+        files.append(Path(template))
+    files += [file for task in config.eval.harness_tasks if is_task_path(task) for file in task_files(task)]
+    if files:
+        settings["files"] = [_fingerprint(file) for file in files]
+    return _hash(settings)[:8]
+
+
+def rows_key(config: Config) -> str:
+    """The same for runs with the same tokens, which are computed once."""
+    settings = to_plain(config)
+    trainer = _trainer_without(settings, RATES | AMOUNTS)
+    return _hash([settings["data"], settings["model"], trainer, data_digest(config.data)])
+
+
+def cost_key(config: Config) -> str:
+    """The same for runs that need the same memory and take the same time."""
+    settings = to_plain(config)
+    sections = [settings[name] for name in ("data", "model", "quantization", "adapter", "eval", "plan")]
+    return _hash([*sections, _trainer_without(settings, RATES), data_digest(config.data)])
+
+
+def _trainer_without(settings: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings["trainer"].items() if name not in names}
+
+
+def _hash(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _fingerprint(file: Path) -> str:
@@ -108,45 +133,23 @@ def newest_checkpoint(run: Path) -> Path | None:
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _require_same(config: Config, run: Path) -> None:
-    file = run / "config.yaml"
-    text = file.read_text(encoding="utf-8") if file.exists() else ""
-    first = text.partition("\n")[0]
-    if first == f"{IDENTITY}{run_identity(config)}" or not first.startswith(IDENTITY):
-        return
-    before, now = flatten_all(yaml.safe_load(text)), flatten_all(without_secrets(to_plain(config)))
-    changes = [
-        f"{key}={now.get(key)} (there: {before.get(key)})"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.partition(".")[0] not in OUTSIDE_IDENTITY
-    ]
-    different = ", ".join(changes) or "the data files"
-    raise UserError(f"name={config.name}: {run} holds another run; different: {different}. Choose another name.")
-
-
 @contextmanager
 def hold_run(config: Config, run: Path, is_main_process: bool) -> Iterator[None]:
-    """Keep the run's folder for this process alone, and write its configuration there.
-
-    Raises UserError where another process is at it.
-    """
+    """Keep the run's folder for this process, and write its configuration; raises UserError if another is at it."""
     if not is_main_process:
         yield
         return
     run.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run / ".lock", timeout=0)
     try:
-        lock.acquire()
+        lock = FileLock(run / ".lock", timeout=0).acquire()
     except Timeout as error:
         raise BusyError(f"{run}: another process is at this run. Wait for it, or choose another name=NAME.") from error
-    try:
+    with lock:
         if complete_result(config, run):
             raise BusyError(f"{run}: another process has completed this run. The same command shows its result.")
         settings = yaml.safe_dump(without_secrets(to_plain(config)), sort_keys=False, allow_unicode=True)
         write_text(run / "config.yaml", f"{IDENTITY}{run_identity(config)}\n{settings}")
         yield
-    finally:
-        lock.release()
 
 
 def is_run_held(run: Path) -> bool:
@@ -165,6 +168,17 @@ def complete_result(config: Config, run: Path) -> RunResult | None:
 
     Raises UserError where the folder, which `name` may choose, holds a run of other settings or data.
     """
-    _require_same(config, run)
+    file = run / "config.yaml"
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    first = text.partition("\n")[0]
+    if first.startswith(IDENTITY) and first != f"{IDENTITY}{run_identity(config)}":
+        before, now = flatten_all(yaml.safe_load(text)), flatten_all(without_secrets(to_plain(config)))
+        changes = [
+            f"{key}={now.get(key)} (there: {before.get(key)})"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and key.partition(".")[0] not in OUTSIDE_IDENTITY
+        ]
+        different = ", ".join(changes) or "the data files"
+        raise UserError(f"name={config.name}: {run} holds another run; different: {different}. Choose another name.")
     result = read_result(run / (SELECTION if config.sweep.on_validation else RESULT))
     return result if isinstance(result, RunResult) else None

@@ -4,7 +4,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
@@ -50,6 +50,16 @@ class FailedTrialsError(Exception):
     """Raised at the end of a sweep in which trials failed, each of which was reported: the program ends with code 1."""
 
 
+ENDS: dict[type[BaseException], RunState] = {
+    Pruned: RunState.pruned,
+    BusyError: RunState.busy,
+    UserError: RunState.refused,
+    FloatingPointError: RunState.diverged,
+    SystemExit: RunState.exited,
+    KeyboardInterrupt: RunState.killed,
+}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """How a trial ended."""
@@ -64,12 +74,10 @@ class Outcome:
 
 
 def settled_outcome(config: Config, folder: Path) -> Outcome | None:
-    """How a trial ended earlier, if it would end so again.
-
-    Raises UserError where the folder holds another run.
-    """
+    """How a trial ended earlier, if it would end so again; raises UserError where the folder holds another run."""
     if result := complete_result(config, folder):
-        return _complete(result, folder, sum(result.seconds.values()), known=True)
+        seconds, metric = sum(result.seconds.values()), result.evaluation.metric
+        return Outcome(RunState.complete, "", folder, seconds, result.evaluation.tuned().mean, metric, known=True)
     earlier = read_result(folder / RESULT)
     if not isinstance(earlier, FailedResult) or config.sweep.repeat_failures:
         return None
@@ -79,74 +87,45 @@ def settled_outcome(config: Config, folder: Path) -> Outcome | None:
     return Outcome(state, earlier.reason, folder, earlier.seconds_in_all, known=True)
 
 
-def _complete(result: RunResult, folder: Path, seconds: float, known: bool) -> Outcome:
-    metric = result.evaluation.metric
-    return Outcome(RunState.complete, "", folder, seconds, result.evaluation.tuned().mean, metric, known)
-
-
 def state_after_error(error: BaseException) -> RunState:
     """How a run ended that raised this."""
-    kinds: dict[type[BaseException], RunState] = {
-        Pruned: RunState.pruned,
-        BusyError: RunState.busy,
-        UserError: RunState.refused,
-        FloatingPointError: RunState.diverged,
-        SystemExit: RunState.exited,
-        KeyboardInterrupt: RunState.killed,
-    }
-    for kind, state in kinds.items():
+    for kind, state in ENDS.items():
         if isinstance(error, kind):
             return state
-    return RunState.out_of_memory if _is_out_of_memory(error) else RunState.failed
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
     import torch
 
-    if isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY):
-        return True
-    return isinstance(error, MemoryError | torch.OutOfMemoryError)
+    said = isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
+    out_of_memory = said or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return RunState.out_of_memory if out_of_memory else RunState.failed
 
 
 def conclude_run(config: Config, folder: Path, state: RunState, reason: str, seconds: float) -> Outcome:
     """How a trial ended, with its score; one that has none leaves a result.json that says why."""
     if state is RunState.complete:
-        result = complete_result(config, folder)
-        assert result
-        return _complete(result, folder, seconds, known=False)
-    if state is not RunState.busy:
-        _write_failure(config, folder, state, reason, seconds)
+        settled = settled_outcome(config, folder)
+        assert settled
+        return replace(settled, seconds=seconds, known=False)
+    with suppress(UserError):  # the folder is in the hands of another process or run
+        if state is not RunState.busy and not isinstance(read_result(folder / RESULT), RunResult):
+            with hold_run(config, folder, is_main_process=True):
+                settings = without_secrets(to_plain(config))
+                write_json(folder / RESULT, FailedResult(folder.name, state.value, reason, round(seconds, 1), settings))
     return Outcome(state, reason, folder, seconds)
 
 
-def _write_failure(config: Config, folder: Path, state: RunState, reason: str, seconds: float) -> None:
-    """Write a result.json that says how the run ended, unless its folder is in another process's or run's hands."""
-    settings = without_secrets(to_plain(config))
-    with suppress(UserError):
-        if complete_result(config, folder) or isinstance(read_result(folder / RESULT), RunResult):
-            return
-        with hold_run(config, folder, is_main_process=True):
-            write_json(folder / RESULT, FailedResult(folder.name, state.value, reason, round(seconds, 1), settings))
-
-
 def run_to_outcome(run: Callable[[Config], object], config: Config) -> tuple[RunState, str]:
-    """Run, and return how that ended and why; an exception that is to end the whole process goes through."""
+    """Run, and return how that ended and why, in words or as a stack; what is to end the whole process goes through."""
     try:
         run(config)
     except Exception as error:
         state = state_after_error(error)
-        return state, _reason(error, state)
-    return RunState.complete, ""
-
-
-def _reason(error: Exception, state: RunState) -> str:
-    """Why the run ended, in words; a stack, where there is no message, also goes into its log."""
-    if isinstance(error, Pruned | UserError | FloatingPointError):
         if state is RunState.refused:
             print(f"Error: {error}", file=sys.stderr)
-        return str(error)
-    stack = "".join(traceback.format_exception(error))
-    print(stack, file=sys.stderr)
-    if state is RunState.out_of_memory:
-        return " ".join(str(error).split()) or type(error).__name__
-    return stack
+        if isinstance(error, Pruned | UserError | FloatingPointError):
+            return state, str(error)
+        stack = "".join(traceback.format_exception(error))
+        print(stack, file=sys.stderr)
+        if state is RunState.out_of_memory:
+            return state, " ".join(str(error).split()) or type(error).__name__
+        return state, stack
+    return RunState.complete, ""

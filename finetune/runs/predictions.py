@@ -7,12 +7,9 @@ from typing import Any
 from finetune.data.splits import Message
 from finetune.runs.files import read_jsonl, write_jsonl
 
-PREDICTIONS = "predictions.jsonl"
-# The rows of history.jsonl: what training logged, by step.
-HISTORY = "history.jsonl"
-History = list[dict[str, float]]
-# The columns of a row that are no arms.
-OWN = ("place", "prompt", "reference")
+PREDICTIONS, HISTORY = "predictions.jsonl", "history.jsonl"
+History = list[dict[str, float]]  # what training logged, by step
+OWN = ("place", "prompt", "reference")  # the columns of a row that are no arms
 
 
 @dataclass(frozen=True)
@@ -22,8 +19,7 @@ class Answered:
     scores: dict[str, float]
     answer: str | None = None  # None where no answer was asked for
     finished: bool | None = None
-    # The reference's summed negative log-likelihood in nats, and its tokens, where perplexity was asked for.
-    nll: float | None = None
+    nll: float | None = None  # the reference's summed negative log-likelihood in nats, for perplexity
     tokens: int | None = None
     draws: "list[Answered] | None" = None
 
@@ -34,7 +30,6 @@ class Answered:
 
     @property
     def first_answer(self) -> str:
-        """The answer to the first sample; empty where none was asked for."""
         return self.samples[0].answer or ""
 
 
@@ -49,7 +44,6 @@ class Prediction:
 
     @property
     def question(self) -> str:
-        """The last message of the prompt; empty for plain text."""
         return self.prompt[-1]["content"] if self.prompt else ""
 
 
@@ -68,7 +62,6 @@ def read_predictions(file: Path) -> list[Prediction]:
 
 
 def _without_none(value: Any) -> Any:
-    """Without what was not asked for, at any depth."""
     if isinstance(value, dict):
         return {key: _without_none(item) for key, item in value.items() if item is not None}
     return [_without_none(item) for item in value] if isinstance(value, list) else value

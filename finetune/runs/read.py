@@ -11,10 +11,8 @@ from finetune.runs.predictions import HISTORY, PREDICTIONS, History, Prediction,
 from finetune.runs.result import RESULT, SELECTION, Interval, RunResult, read_result
 from finetune.runs.sweep_record import REPETITIONS, TrialRecord, read_trials
 
-# The answers that each result scores.
-ANSWERS = {RESULT: PREDICTIONS, SELECTION: "validation_predictions.jsonl"}
-# Any of these in a folder shows that a run was begun there.
-BEGUN = (RESULT, "log.txt", "checkpoints", "wandb")
+ANSWERS = {RESULT: PREDICTIONS, SELECTION: "validation_predictions.jsonl"}  # those that each result scores
+BEGUN = (RESULT, "log.txt", "checkpoints", "wandb")  # any of these shows that a run was begun in a folder
 
 
 @dataclass(frozen=True)
@@ -29,14 +27,10 @@ class CompletedRun:
 
     @property
     def name(self) -> str:
-        """The name of the run's folder, or the number of the trial."""
         return self.folder.name if self.trial is None else f"trial {self.trial}"
 
     def pairing_key(self, metric: str | None) -> str:
-        """Equal for runs that can be paired: the prompts, the references and, for perplexity, each one's tokens.
-
-        Without a metric it is for the run's first one.
-        """
+        """Equal for runs that can be paired by a metric (None: the first): prompts, references and tokens."""
         rows = [[row.prompt, row.reference, row.arms["tuned"].tokens] for row in self.predictions]
         has_tokens = (metric or self.result.evaluation.metric) == "perplexity"
         return json.dumps([self.result.evaluation.split, *(row if has_tokens else row[:2] for row in rows)])
@@ -48,16 +42,16 @@ class CompletedRun:
         return verdict.sentence if verdict else ""
 
     def tuned(self, metric: str) -> Interval:
-        """The tuned model's score with its interval."""
         return self.result.evaluation.tuned(metric)
 
 
 def find_runs(arguments: Iterable[str]) -> tuple[list[CompletedRun], list[Path]]:
-    """The complete runs and the unfinished ones among run folders, folders of runs, and globs of either.
-
-    Raises UserError where there is no run.
-    """
-    files = dict.fromkeys(file for argument in arguments for file in _result_files(argument))
+    """The complete runs and the unfinished ones among folders of one or more, and globs; raises UserError for none."""
+    files: dict[Path, None] = {}  # what says what each run came to, whether it is there or not
+    for folder in (folder for argument in arguments for folder in _named_folders(argument)):
+        trials = [trial for trial in _begun_trials(folder) if trial.number < REPETITIONS]
+        own = [] if is_sweep(folder) else [folder / RESULT]
+        files |= dict.fromkeys([*own, *(trial_folder(folder, trial) / trial.result for trial in trials)])
     runs = [(file.parent, read_run(file.parent, file.name)) for file in files]
     complete, unfinished = [run for _, run in runs if run], [folder for folder, run in runs if not run]
     if not complete:
@@ -69,9 +63,7 @@ def find_runs(arguments: Iterable[str]) -> tuple[list[CompletedRun], list[Path]]
 def run_folders(argument: str) -> Iterator[Path]:
     """The folders of runs that an argument names; of a sweep its own and its trials'. Raises UserError for none."""
     for folder in _named_folders(argument):
-        yield folder
-        if is_sweep(folder):
-            yield from (trial_folder(folder, trial) for trial in _begun_trials(folder))
+        yield from (folder, *(trial_folder(folder, trial) for trial in _begun_trials(folder)))
 
 
 def is_sweep(folder: Path) -> bool:
@@ -86,7 +78,6 @@ def trial_folder(sweep: Path, trial: TrialRecord) -> Path:
 
 
 def _named_folders(argument: str) -> list[Path]:
-    """The folders of runs and of sweeps that an argument names."""
     path = Path(argument)
     matches = [path] if path.exists() else sorted(Path(path.anchor).glob(str(path.relative_to(path.anchor))))
     folders = [match.resolve() for match in matches if match.is_dir()]
@@ -103,18 +94,9 @@ def _is_begun(folder: Path) -> bool:
     return is_sweep(folder) or any((folder / name).exists() for name in BEGUN)
 
 
-def _result_files(argument: str) -> Iterator[Path]:
-    """For each run that an argument names the file that says what it came to, whether it is there or not."""
-    for folder in _named_folders(argument):
-        if is_sweep(folder):
-            trials = (trial for trial in _begun_trials(folder) if trial.number < REPETITIONS)
-            yield from (trial_folder(folder, trial) / trial.result for trial in trials)
-        else:
-            yield folder / RESULT
-
-
-def _begun_trials(sweep: Path) -> list[TrialRecord]:
-    return [trial for trial in read_trials(sweep / "sweep.json").values() if trial.folder]
+def _begun_trials(folder: Path) -> list[TrialRecord]:
+    """Those of a sweep; a run has none."""
+    return [trial for trial in read_trials(folder / "sweep.json").values() if trial.folder]
 
 
 def read_run(folder: Path, file: str = RESULT) -> CompletedRun | None:

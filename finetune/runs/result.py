@@ -1,48 +1,31 @@
 """What did a run come to? The one definition of `result.json`, written and read here."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from math import inf, nan
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Any, Literal
 
 from finetune.errors import UserError
 
-if TYPE_CHECKING:
-    from pydantic import GetCoreSchemaHandler, TypeAdapter
-    from pydantic_core import CoreSchema
-
-# Raised when a field changes its name, type or meaning; a file of another format is refused.
-FORMAT = 2
+FORMAT = 2  # raised when a field changes its name, type or meaning; a file of another format is refused
 RESULT = "result.json"
-# What a trial of a search writes instead of result.json: its score on validation prompts.
-SELECTION = "selection.json"
+SELECTION = "selection.json"  # what a trial of a search writes instead: its score on validation prompts
+# What null stands for in an interval, as JSON has neither infinity nor NaN.
+NULL_AS = {"mean": nan, "low": -inf, "high": inf}
 
 VerdictKind = Literal["tuning_wins", "prompting_is_enough", "nothing_works", "tuning_hurts", "cannot_tell"]
-
-
-@dataclass(frozen=True)
-class NullAs:
-    """The number that `null` stands for, as JSON has neither infinity nor NaN."""
-
-    number: float
-
-    def __get_pydantic_core_schema__(self, source: object, handler: "GetCoreSchemaHandler") -> "CoreSchema":
-        from pydantic_core import core_schema
-
-        return core_schema.no_info_before_validator_function(
-            lambda value: self.number if value is None else value, handler(source)
-        )
 
 
 @dataclass(frozen=True)
 class Interval:
     """An estimate (a mean, or a corpus metric's value) and the ends of its 95 % interval; infinite where unknown."""
 
-    mean: Annotated[float, NullAs(nan)]
-    low: Annotated[float, NullAs(-inf)]
-    high: Annotated[float, NullAs(inf)]
+    mean: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -127,17 +110,13 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class SplitSize:
-    """What a split holds before truncation and packing.
-
-    truncated: the rows that are cut at `max_length`; dropped: those of them that lose all their loss tokens there, and
-    so teach nothing (TRL leaves them out).
-    """
+    """What a split holds before truncation and packing."""
 
     rows: int
     tokens: int
     loss_tokens: int
-    truncated: int
-    dropped: int
+    truncated: int  # rows that are cut at `max_length`
+    dropped: int  # those of them that lose all loss tokens there, and so teach nothing (TRL leaves them out)
     longest_answer: int
 
 
@@ -195,8 +174,7 @@ class RunResult:
     status: Literal["complete"] = "complete"
     seed: int
     config: dict[str, Any]
-    # The settings that are not the defaults': value and default, null for a setting that is absent.
-    changed_settings: dict[str, tuple[Any, Any]]
+    changed_settings: dict[str, tuple[Any, Any]]  # value and default, null for a setting that is absent
     data: DataResult
     model: ModelResult
     training: TrainingResult
@@ -219,28 +197,28 @@ class FailedResult:
 
 
 def read_result(file: Path) -> RunResult | FailedResult | None:
-    """The result in a file, or None where there is no such file.
-
-    Raises UserError for a file of another format, and for one that is no result.
-    """
+    """The result in a file, or None; raises UserError for one of another format, and for what is no result."""
     if not file.exists():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content.get("format") != FORMAT:
-            raise UserError(
-                f"{file}: another version of this program wrote it. Start the run again under a new name, or with the "
-                "version that wrote it."
-            )
-        result: RunResult | FailedResult = _adapter(content["status"]).validate_python(content)
+        content = json.loads(file.read_text(encoding="utf-8"), object_hook=_restore_infinity)
+        if content.get("format") == FORMAT:
+            return _validator(content["status"])(content)
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{file}: it is damaged: {reason}. Remove it, and the same command runs it again.") from error
-    return result
+    again = "Start the run again under a new name, or with the version that wrote it."
+    raise UserError(f"{file}: another version of this program wrote it. {again}")
+
+
+def _restore_infinity(fields: dict[str, Any]) -> dict[str, Any]:
+    if not fields.keys() >= NULL_AS.keys():
+        return fields
+    return {key: NULL_AS.get(key) if value is None else value for key, value in fields.items()}
 
 
 @cache
-def _adapter(status: str) -> "TypeAdapter[Any]":
+def _validator(status: str) -> Callable[[object], RunResult | FailedResult]:
     from pydantic import TypeAdapter
 
-    return TypeAdapter(RunResult if status == "complete" else FailedResult)
+    return TypeAdapter(RunResult if status == "complete" else FailedResult).validate_python

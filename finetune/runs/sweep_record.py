@@ -47,7 +47,6 @@ class SweepRecord:
 
     @property
     def file(self) -> Path:
-        """`<output_dir>/sweeps/<name>/sweep.json`."""
         return self.folder / "sweep.json"
 
     def begin(self, number: int, overrides: Sequence[str], folder: Path | None, state: RunState) -> None:

@@ -15,7 +15,7 @@ from finetune.planning.memory import estimate_memory
 from finetune.planning.plan import estimate_seconds
 from finetune.planning.throughput import matmul_rate, measure_throughput, throughput_from_rate
 from finetune.planning.workload import plan_prompts
-from finetune.runs.cache_keys import cost_key
+from finetune.runs.folder import cost_key
 from finetune.sweeps.jobs import TrialCost
 from finetune.training.prepare import prepare_run
 

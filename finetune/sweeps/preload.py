@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from finetune.config.schema import Config
 from finetune.machine.libraries import import_trainer, silence_all
-from finetune.runs.folder import run_folder
+from finetune.runs.folder import rows_key, run_folder
 
 if TYPE_CHECKING:
     from optuna.storages import JournalStorage
@@ -68,7 +68,6 @@ def _count_gpus() -> int:
 def with_rows(config: Config, loaded: Loaded) -> Loaded:
     """What is loaded, with the rows of a run in place of those of others."""
     from finetune.data.splits import load_splits
-    from finetune.runs.cache_keys import rows_key
     from finetune.training.prepare import prepare_rows
 
     if (key := rows_key(config)) in loaded.rows:
@@ -105,6 +104,6 @@ def _device(config: Config) -> "Device":
 
 
 def _base_key(config: Config) -> str:
-    from finetune.runs.cache_keys import base_key
+    from finetune.model.base import base_key
 
     return base_key(config.model, config.quantization, _device(config))

@@ -13,7 +13,7 @@ from finetune.data.splits import Splits
 from finetune.machine.device import Device
 from finetune.model.base import load_meta_model
 from finetune.model.tokenizer import apply_tokenizer_settings, end_tokens, load_tokenizer
-from finetune.runs.cache_keys import rows_key
+from finetune.runs.folder import rows_key
 from finetune.training.chat_template import set_template_variables
 from finetune.training.fit_checks import bias_notes, check_fit, check_machine
 from finetune.training.row_checks import RowReader, check_rows, guard_control_tokens, require_template, template_notes

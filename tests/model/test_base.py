@@ -8,8 +8,7 @@ from support import tiny_models
 from finetune.cli.compose import compose_config
 from finetune.machine.device import choose_device
 from finetune.model.adapter import add_adapter
-from finetune.model.base import load_base, model_provenance, weights_digest
-from finetune.runs.cache_keys import base_key
+from finetune.model.base import base_key, load_base, model_provenance, weights_digest
 from finetune.training.flat_batch import SharedPrefixCollator, negative_log_likelihood
 
 ROWS = [{"input_ids": list(range(5, 25)), "labels": [-100] * 8 + list(range(13, 25))}] * 2

@@ -9,9 +9,11 @@ from finetune.errors import UserError
 from finetune.runs.folder import (
     BusyError,
     complete_result,
+    cost_key,
     hold_run,
     is_run_held,
     newest_checkpoint,
+    rows_key,
     run_folder,
     run_identity,
     run_labels,
@@ -24,6 +26,25 @@ def test_a_setting_that_changes_no_number_changes_no_identity():
         assert run_identity(compose_config([same])) == plain
     for other in ("seed=1", "adapter.r=8", "trainer.learning_rate=3e-3", "eval.shots=1"):
         assert run_identity(compose_config([other])) != plain
+
+
+@pytest.mark.parametrize(
+    ("override", "same_rows", "same_cost"),
+    [
+        ("trainer.learning_rate=3e-3", True, True),
+        ("trainer.logging_steps=3", True, True),
+        ("seed=7", True, True),
+        ("trainer.max_steps=9", True, False),
+        ("adapter.r=4", True, False),
+        ("trainer.max_length=64", False, False),
+        ("data.seed=7", False, False),
+        ("data.max_train_rows=64", False, False),
+    ],
+)
+def test_a_setting_changes_the_rows_the_cost_or_neither(override, same_rows, same_cost):
+    plain, other = compose_config([]), compose_config([override])
+    assert (rows_key(plain) == rows_key(other)) == same_rows
+    assert (cost_key(plain) == cost_key(other)) == same_cost
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 
 from finetune.cli.compose import compose_config
 from finetune.machine.device import Device
-from finetune.runs.cache_keys import base_key
+from finetune.model.base import base_key
 from finetune.runs.outcome import RunState
 from finetune.sweeps.fork_client import ForkServerClient
 from finetune.sweeps.fork_server import take_share
