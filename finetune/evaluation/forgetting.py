@@ -13,7 +13,7 @@ from finetune.config.schema import Config, Eval
 from finetune.data.splits import Example
 from finetune.evaluation.answers import Arm, answer_prompts
 from finetune.evaluation.prompts import Prompts, PromptSet
-from finetune.evaluation.scores import ArmScores, score_arms
+from finetune.evaluation.scores import score_arms
 from finetune.evaluation.statistics import MAX_P
 from finetune.model.adapter import Weights
 from finetune.model.base import TrainedModel
@@ -23,9 +23,8 @@ from finetune.training.tokenize import tokenize_examples
 
 FILE = Path(__file__).with_suffix(".yaml")
 ANSWER_TOKENS = 16
-# What is forgetting: perplexity that rises by more than this share of the base's, answers lost by more than this share.
-MOST_RISE = 0.1
-MOST_LOST = 0.1
+# Beyond it is forgetting: the share by which perplexity rises, the share of answers that are lost.
+MOST_RISE = MOST_LOST = 0.1
 
 
 def choose_general_prompts(config: Config, prepared: PreparedRun) -> dict[str, Prompts]:
@@ -52,9 +51,12 @@ def answer_general_prompts(
     model: TrainedModel, tokenizer: PreTrainedTokenizerBase, general: dict[str, Prompts], originals: Weights
 ) -> dict[str, dict[str, Arm]]:
     """The replies of the base and the tuned model to the general prompts."""
+
+    def ignore(*_: object) -> None:
+        pass
+
     return {
-        name: answer_prompts(model, tokenizer, prompts, originals, _ignore, _ignore)
-        for name, prompts in general.items()
+        name: answer_prompts(model, tokenizer, prompts, originals, ignore, ignore) for name, prompts in general.items()
     }
 
 
@@ -62,7 +64,7 @@ def describe_forgetting(general: dict[str, Prompts], arms: dict[str, dict[str, A
     """The scores before and after training, whether the model forgot beyond doubt, and a sentence."""
     if not general:
         return None
-    parts = {name: _part(score_arms(prompts, arms[name]), prompts.metrics[0]) for name, prompts in general.items()}
+    parts = {name: _part(prompts, arms[name]) for name, prompts in general.items()}
     forgot = any(part.forgot for part in parts.values())
     opinion = "It forgot" if forgot else "It forgot little"
     if not forgot and any(part.suspected for part in parts.values()):
@@ -70,9 +72,9 @@ def describe_forgetting(general: dict[str, Prompts], arms: dict[str, dict[str, A
     return Forgetting(parts, forgot, f"{opinion}: {' and '.join(map(_sentence, parts.values()))}")
 
 
-def _part(scored: ArmScores, metric: str) -> ForgettingPart:
-    base, tuned = (scored.scores[arm][metric] for arm in ("zero_shot", "tuned"))
-    difference = scored.differences["zero_shot"][metric]
+def _part(prompts: Prompts, arms: dict[str, Arm]) -> ForgettingPart:
+    (scores, differences), metric = score_arms(prompts, arms), prompts.metrics[0]
+    base, tuned, difference = scores["zero_shot"][metric], scores["tuned"][metric], differences["zero_shot"][metric]
     # How much worse the tuned model is, at least (by the interval) and most likely (by the mean), and may be.
     least, likely, allowed = -difference.high, -difference.mean, MOST_LOST
     if metric == "perplexity":
@@ -82,15 +84,7 @@ def _part(scored: ArmScores, metric: str) -> ForgettingPart:
 
 
 def _sentence(part: ForgettingPart) -> str:
-    measured = "perplexity on general text"
-    if part.metric != "perplexity":
-        measured = "the share of simple questions answered"
-    change = part.difference
-    return (
-        f"{measured} went from {part.base.mean:.2f} to {part.tuned.mean:.2f} "
-        f"(difference {change.mean:z.2f} [{change.low:z.2f}, {change.high:z.2f}])"
-    )
-
-
-def _ignore(*_: object) -> None:
-    pass
+    change, of_text = part.difference, part.metric == "perplexity"
+    measured = "perplexity on general text" if of_text else "the share of simple questions answered"
+    interval = f"{change.mean:z.2f} [{change.low:z.2f}, {change.high:z.2f}]"
+    return f"{measured} went from {part.base.mean:.2f} to {part.tuned.mean:.2f} (difference {interval})"

@@ -3,8 +3,8 @@
 import io
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from itertools import chain
 from math import isfinite
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 8
 RESAMPLES = 1000  # for the standard errors that no formula gives; the harness's own 100,000 take minutes
-# What a task raises that cannot be read, or whose data cannot.
-UNREADABLE = (OSError, KeyError, ValueError, TypeError, yaml.YAMLError)
-# By task and metric the value and its standard error.
-Scores = dict[str, dict[str, tuple[float | None, float | None]]]
+UNREADABLE = (OSError, KeyError, ValueError, TypeError, yaml.YAMLError)  # by a task that cannot be read, or its data
+Scores = dict[str, tuple[float | None, float | None]]  # by metric the value and its standard error
 
 
 @dataclass(frozen=True)
@@ -42,10 +40,7 @@ class HarnessTasks:
 
 
 def load_harness_tasks(settings: Eval) -> HarnessTasks | None:
-    """The tasks of `eval.harness_tasks`, their data fetched; None without any.
-
-    Raises UserError for a name that the harness does not know and a task that cannot be loaded.
-    """
+    """The tasks of `eval.harness_tasks`, their data fetched, or None; raises UserError for what cannot be loaded."""
     if not settings.harness_tasks:
         return None
     from lm_eval.tasks import TaskManager
@@ -96,43 +91,35 @@ def score_harness_tasks(
     }
 
 
-def _evaluate(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: HarnessTasks) -> Scores:
+def _evaluate(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, tasks: HarnessTasks) -> dict[str, Scores]:
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
     quiet = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())  # its progress bars
-    with quiet, _without_tying(model):
-        results = simple_evaluate(
-            HFLM(pretrained=model, tokenizer=tokenizer, batch_size=tasks.settings.batch_size or BATCH_SIZE),
-            tasks=tasks.chosen,
-            task_manager=tasks.manager,
-            limit=tasks.settings.harness_limit,
-            bootstrap_iters=RESAMPLES,
-            log_samples=False,
-        )
-    return {name: dict(_metrics(values)) for name, values in (results["results"] | results.get("groups", {})).items()}
-
-
-def _metrics(values: dict[str, Any]) -> Iterator[tuple[str, tuple[float | None, float | None]]]:
-    """Metric -> value and standard error, from `acc,none` and `acc_stderr,none`; other filters are named."""
-    for key, value in values.items():
-        metric, _, filtered = key.partition(",")
-        if filtered and not metric.endswith("_stderr"):
-            name = metric if filtered == "none" else key
-            yield name, (_number(value), _number(values.get(f"{metric}_stderr,{filtered}")))
-
-
-def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and isfinite(value) else None
-
-
-@contextmanager
-def _without_tying(model: TrainedModel) -> Iterator[None]:
-    """Within the block nothing ties the model's weights, as the harness would: it breaks embeddings that an adapter
-    trains.
-    """
+    # The harness ties the model's weights, which breaks embeddings that an adapter trains.
     vars(model)["tie_weights"] = lambda *_, **__: None
     try:
-        yield
+        with quiet:
+            results = simple_evaluate(
+                HFLM(pretrained=model, tokenizer=tokenizer, batch_size=tasks.settings.batch_size or BATCH_SIZE),
+                tasks=tasks.chosen,
+                task_manager=tasks.manager,
+                limit=tasks.settings.harness_limit,
+                bootstrap_iters=RESAMPLES,
+                log_samples=False,
+            )
     finally:
         del vars(model)["tie_weights"]
+    return {name: _scores(values) for name, values in (results["results"] | results.get("groups", {})).items()}
+
+
+def _scores(values: dict[str, Any]) -> Scores:
+    """Of `acc,none` and `acc_stderr,none`; other filters than none are named with the metric."""
+    numbers = {key: float(value) for key, value in values.items() if isinstance(value, int | float) and isfinite(value)}
+    scores = {}
+    for key in values:
+        metric, _, chosen = key.partition(",")
+        if chosen and not metric.endswith("_stderr"):
+            error = numbers.get(f"{metric}_stderr,{chosen}")
+            scores[metric if chosen == "none" else key] = (numbers.get(key), error)
+    return scores

@@ -1,7 +1,4 @@
-"""How good is one answer? All scores but the perplexity lie between 0 and 1, and more is better.
-
-Nothing heavy is imported here before it is used: cli/validate.py reads the names from this file.
-"""
+"""How good is one answer? All scores but the perplexity lie between 0 and 1, and more is better."""
 
 import json
 import math
@@ -10,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any
+
+from finetune.data.strict_json import STRICT
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -83,26 +82,14 @@ def perplexity(nll: float, tokens: int) -> float:
 
 
 PER_PROMPT: dict[str, Callable[[str, str], float]] = {
-    "exact_match": exact_match,
-    "valid_json": valid_json,
-    "field_f1": field_f1,
-    "accuracy": accuracy,
-    "contains": contains,
-    "chrf": chrf,
-    "rouge_l": rouge_l,
+    score.__name__: score for score in (exact_match, valid_json, field_f1, accuracy, contains, chrf, rouge_l)
 }
 # Of answers and references, and defined for a whole test set only.
 CORPUS: dict[str, Callable[[Sequence[str], Sequence[str]], float]] = {"macro_f1": macro_f1}
-METRICS = (*PER_PROMPT, *CORPUS, "perplexity")
+METRICS = (*PER_PROMPT, *CORPUS, "perplexity")  # the command line reads them: nothing heavy is imported above
 HIGHER_IS_BETTER = {name: name != "perplexity" for name in METRICS}
-# The names in a sentence.
-SPELLED = {name: name.replace("_", " ") for name in METRICS} | {
-    "valid_json": "valid JSON",
-    "field_f1": "field F1",
-    "chrf": "chrF",
-    "rouge_l": "ROUGE-L",
-    "macro_f1": "macro F1",
-}
+SPELLED = {name: name.replace("_", " ").replace("f1", "F1") for name in METRICS}  # the names in a sentence
+SPELLED |= {"valid_json": "valid JSON", "chrf": "chrF", "rouge_l": "ROUGE-L"}
 
 
 def score_answers(names: Sequence[str], answers: Sequence[str], references: Sequence[str]) -> list[dict[str, float]]:
@@ -126,25 +113,14 @@ def _label(text: str) -> str:
 
 def _read_object(text: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(text, parse_constant=_refuse, object_pairs_hook=_unique)
+        value = STRICT.decode(text)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("repeated key")  # parsers disagree about which value counts (RFC 8259, section 4)
-    return dict(pairs)
-
-
 def _pairs(fields: dict[str, Any]) -> set[tuple[str, str]]:
-    return {(key, _text(value)) for key, value in fields.items()}
+    def text(value: object) -> str:
+        return value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
 
-
-def _text(value: object) -> str:
-    return value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return {(key, text(value)) for key, value in fields.items()}

@@ -1,9 +1,9 @@
 """What do the answers score, by how much do the arms differ, and what is the verdict?"""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from finetune.evaluation.answer_cache import Reply
 from finetune.evaluation.answers import Arm
 from finetune.evaluation.metrics import PER_PROMPT, perplexity, score_answers
 from finetune.evaluation.prompts import Prompts
@@ -13,41 +13,26 @@ from finetune.runs.predictions import Answered, Prediction
 from finetune.runs.result import ArmResult, Difference, EvaluationResult, Forgetting, HarnessScore, Interval
 
 
-@dataclass(frozen=True)
-class ArmScores:
+def score_arms(
+    prompts: Prompts, arms: dict[str, Arm]
+) -> tuple[dict[str, dict[str, Interval]], dict[str, dict[str, Difference]]]:
     """By arm and metric the value with its interval, and tuned minus the arm."""
-
-    scores: dict[str, dict[str, Interval]]
-    differences: dict[str, dict[str, Difference]]
-
-
-def score_arms(prompts: Prompts, arms: Mapping[str, Arm]) -> ArmScores:
-    """Score every arm by every metric; statistics.py says how."""
     scored = {name: _ScoredArm(prompts, arm) for name, arm in arms.items()}
-    tuned = scored["tuned"]
-    return ArmScores(
-        {name: {metric: arm.interval(metric) for metric in prompts.metrics} for name, arm in scored.items()},
-        {
-            name: {metric: tuned.minus(arm, metric) for metric in prompts.metrics}
-            for name, arm in scored.items()
-            if arm is not tuned
-        },
-    )
+    tuned, others = scored["tuned"], {name: arm for name, arm in scored.items() if name != "tuned"}
+    scores = {name: {metric: arm.interval(metric) for metric in prompts.metrics} for name, arm in scored.items()}
+    return scores, {name: {key: tuned.minus(arm, key) for key in prompts.metrics} for name, arm in others.items()}
 
 
 def describe_evaluation(
-    prompts: Prompts,
-    arms: Mapping[str, Arm],
-    forgetting: Forgetting | None,
-    harness: dict[str, dict[str, HarnessScore]],
+    prompts: Prompts, arms: dict[str, Arm], forgetting: Forgetting | None, harness: dict[str, dict[str, HarnessScore]]
 ) -> EvaluationResult:
     """The scores and the verdict, by the first metric; the verdict says what the model forgot, if it did."""
-    scored, metric = score_arms(prompts, arms), prompts.metrics[0]
-    base = {name: scores[metric] for name, scores in scored.scores.items() if not name.startswith("tuned")}
+    (scores, differences), metric = score_arms(prompts, arms), prompts.metrics[0]
+    base = {name: scores[name][metric] for name in arms if not name.startswith("tuned")}
     verdict = None
     if base:
-        differences = {name: scored.differences[name][metric] for name in base}
-        verdict = decide_verdict(metric, base, differences, prompts.decoding.shots)
+        gains = {name: differences[name][metric] for name in base}
+        verdict = decide_verdict(metric, base, gains, prompts.decoding.shots)
         forgot = [forgetting.sentence] if forgetting and forgetting.forgot else []
         verdict = replace(verdict, sentence=f"{'. '.join([verdict.sentence, *forgot])}.")
     return EvaluationResult(
@@ -56,8 +41,8 @@ def describe_evaluation(
         metric=metric,
         max_new_tokens=prompts.max_new_tokens,
         shots=[[example.place for example in sample.demonstrations] for sample in prompts.few_shot],
-        arms={name: _arm_result(arm, scored.scores[name]) for name, arm in arms.items()},
-        differences=scored.differences,
+        arms={name: _arm_result(arm, scores[name]) for name, arm in arms.items()},
+        differences=differences,
         retention=forgetting,
         verdict=verdict,
         harness=harness,
@@ -69,18 +54,13 @@ def _arm_result(arm: Arm, scores: dict[str, Interval]) -> ArmResult:
     return ArmResult(scores, unfinished, round(arm.seconds, 2), arm.reused)
 
 
-def list_predictions(prompts: Prompts, arms: Mapping[str, Arm]) -> list[Prediction]:
+def list_predictions(prompts: Prompts, arms: dict[str, Arm]) -> list[Prediction]:
     """For each held-out prompt its reference and what each arm replied, with the scores."""
-    scored = {name: _ScoredArm(prompts, arm) for name, arm in arms.items()}
-    return [
-        Prediction(
-            example.place,
-            example.prompt,
-            example.completion,
-            {name: arm.prediction(number) for name, arm in scored.items()},
-        )
-        for number, example in enumerate(prompts.examples)
-    ]
+    scored, predictions = {name: _ScoredArm(prompts, arm) for name, arm in arms.items()}, []
+    for number, example in enumerate(prompts.examples):
+        replies = {name: arm.prediction(number) for name, arm in scored.items()}
+        predictions.append(Prediction(example.place, example.prompt, example.completion, replies))
+    return predictions
 
 
 class _ScoredArm:
@@ -104,20 +84,12 @@ class _ScoredArm:
         return corpus_difference(metric, *matrices, self._corpus_references(metric), seed)
 
     def prediction(self, number: int) -> Answered:
-        samples = [self._answered(sample, number) for sample in range(len(self.arm.replies))]
+        pairs = zip(self.arm.replies, self.scores, strict=True)
+        samples = [_answered(replies[number], scores[number]) for replies, scores in pairs]
         if len(samples) == 1:
             return samples[0]
         means = {metric: sum(one.scores[metric] for one in samples) / len(samples) for metric in samples[0].scores}
         return Answered(means, draws=samples)
-
-    def _answered(self, sample: int, number: int) -> Answered:
-        reply, scores = self.arm.replies[sample][number], self.scores[sample][number]
-        nll = tokens = None
-        if reply.likelihood:
-            nll, tokens = reply.likelihood
-            scores = scores | {"perplexity": perplexity(nll, tokens)}
-        text, finished = (reply.answer.text, reply.answer.finished) if reply.answer else (None, None)
-        return Answered(scores, text, finished, nll, tokens)
 
     def _matrix(self, metric: str) -> list[list[Any]]:
         """What the metric is computed from, as prompts x samples: scores, answers, or log-likelihoods."""
@@ -132,3 +104,11 @@ class _ScoredArm:
         if metric != "perplexity":
             return self.references
         return [reply.likelihood[1] for reply in self.arm.replies[0] if reply.likelihood]
+
+
+def _answered(reply: Reply, scores: dict[str, float]) -> Answered:
+    answer, likelihood = reply.answer, reply.likelihood
+    text, finished = (answer.text, answer.finished) if answer else (None, None)
+    if likelihood:
+        scores = scores | {"perplexity": perplexity(*likelihood)}
+    return Answered(scores, text, finished, *(likelihood or ()))

@@ -1,7 +1,7 @@
 """Is a difference real? Intervals and tests from the scores of answers (pure functions).
 
-Everywhere, scores come as one number for each prompt, or, where a prompt was answered with several few-shot samples
-(draws), as a matrix of prompts x draws. Intervals are BCa bootstrap intervals (Efron 1987) at 95 %, by SciPy.
+Scores are one number for each prompt, or a matrix of prompts x draws, where several few-shot samples (draws) were
+answered. Intervals are BCa bootstrap intervals (Efron 1987) at 95 %, by SciPy.
 """
 
 import warnings
@@ -18,6 +18,8 @@ from scipy import stats
 from finetune.evaluation.metrics import CORPUS, perplexity
 from finetune.runs.result import Difference, Interval
 
+Array = NDArray[Any]
+Estimate = tuple[float, float, float]  # the mean and the ends of its interval
 RESAMPLES = 9999
 CORPUS_RESAMPLES = 1999  # a corpus metric is computed anew for each; for BCa Efron advises 1,000 or more
 MAX_P = 0.05
@@ -29,10 +31,9 @@ def mean_interval(scores: ArrayLike, seed: int, resamples: int = RESAMPLES) -> I
     """The mean of scores between 0 and 1 and its interval, for new prompts and, from two draws on, new draws.
 
     Prompts and draws are then resampled independently of each other (Owen 2007). Two or three draws show their spread
-    only roughly: the interval is a little wide where the draws' means differ by less than the prompts' standard
-    error, and too narrow (87 % with two draws, 92 % with three) where they differ by twice that.
+    only roughly: docs/evaluation.md says how often the interval covers the truth.
     """
-    return _mean(_matrix(scores, float), (0, 1), seed, resamples)
+    return Interval(*_mean(_matrix(scores, float), 0, seed, resamples))
 
 
 def mean_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Difference:
@@ -44,25 +45,22 @@ def mean_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = RESA
     """
     first, second = _paired(a, b, float)
     gains = first - second
-    interval = _mean(gains, (-1, 1), seed, resamples)
-    ends = interval.mean, interval.low, interval.high
+    ends = _mean(gains, -1, seed, resamples)
     if gains.shape[1] == 1 and np.isin([first, second], (0, 1)).all():
         better, worse = int((gains > 0).sum()), int((gains < 0).sum())
         p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
         return Difference(*ends, p, "McNemar", *gains.shape)
-    p = _permute(gains.mean(axis=1), np.mean, seed, resamples, vectorized=True)
-    return Difference(*ends, p, "permutation", *gains.shape)
+    return Difference(*ends, _permute(gains.mean(axis=1), np.mean, seed, resamples), "permutation", *gains.shape)
 
 
 def corpus_interval(
     metric: str, given: ArrayLike, references: Sequence[Any], seed: int, resamples: int = CORPUS_RESAMPLES
 ) -> Interval:
-    """A metric of the whole set and its interval; prompts and draws are resampled as in `mean_interval`.
+    """A metric of the whole set and its interval, resampled as in `mean_interval`, labels of macro F1 included.
 
-    `given` and `references` are answers and references, or for perplexity each reference's summed negative
-    log-likelihood in nats and its number of tokens. A resample's macro F1 is over the labels of that resample.
+    For perplexity, `given` and `references` are each reference's summed negative log-likelihood (nats) and its tokens.
     """
-    return _corpus(metric, [_matrix(given, object)], np.asarray(references, object), (0, 1), seed, resamples)
+    return Interval(*_corpus(metric, [_matrix(given, object)], np.asarray(references, object), seed, resamples))
 
 
 def corpus_difference(
@@ -72,22 +70,21 @@ def corpus_difference(
     first, second = _paired(a, b, object)
     expected = np.asarray(references, object)
 
-    def flipped(signs: NDArray[Any]) -> float:
+    def flipped(signs: Array) -> float:
         stays = signs[:, None] > 0
         kept, swapped = np.where(stays, first, second), np.where(stays, second, first)
         return _value(metric, kept, expected) - _value(metric, swapped, expected)
 
-    interval = _corpus(metric, [first, second], expected, (-1, 1), seed, resamples)
-    p = _permute(np.ones(len(expected)), flipped, seed, resamples, vectorized=False)
-    return Difference(interval.mean, interval.low, interval.high, p, "permutation", *first.shape)
+    ends = _corpus(metric, [first, second], expected, seed, resamples)
+    return Difference(*ends, _permute(np.ones(len(expected)), flipped, seed, resamples), "permutation", *first.shape)
 
 
-def _matrix(scores: ArrayLike, kind: type) -> NDArray[Any]:
-    array: NDArray[Any] = np.asarray(scores, kind)
+def _matrix(scores: ArrayLike, kind: type) -> Array:
+    array: Array = np.asarray(scores, kind)
     return array[:, None] if array.ndim == 1 else array
 
 
-def _paired(a: ArrayLike, b: ArrayLike, kind: type) -> tuple[NDArray[Any], NDArray[Any]]:
+def _paired(a: ArrayLike, b: ArrayLike, kind: type) -> tuple[Array, Array]:
     """Both arms with the same number of draws; ValueError if they answered different numbers of prompts."""
     first, second = _matrix(a, kind), _matrix(b, kind)
     if len(first) != len(second):  # numpy would repeat a single prompt
@@ -96,57 +93,46 @@ def _paired(a: ArrayLike, b: ArrayLike, kind: type) -> tuple[NDArray[Any], NDArr
     return first, second
 
 
-def _mean(scores: NDArray[Any], bounds: tuple[float, float], seed: int, resamples: int) -> Interval:
-    prompts, draws = scores.shape
+def _mean(scores: Array, lowest: int, seed: int, resamples: int) -> Estimate:
+    prompts, draws = map(np.arange, scores.shape)
     mean = float(scores.mean())
-    if prompts == 1 or np.ptp(scores) < SAME:
-        return _of_equal(mean, [prompts], bounds)
-    if draws == 1:
-        ends = _bootstrap((scores[:, 0],), np.mean, seed, resamples, vectorized=True)
-    else:
-        indices = np.arange(prompts), np.arange(draws)
-        ends = _bootstrap(indices, lambda i, j: scores[np.ix_(i, j)].mean(), seed, resamples, vectorized=False)
-    return Interval(mean, *ends)
+    if len(prompts) == 1 or np.ptp(scores) < SAME:
+        return _of_equal(mean, [len(prompts)], lowest)
+    if len(draws) == 1:
+        return mean, *_bootstrap((scores[:, 0],), np.mean, seed, resamples)
+    return mean, *_bootstrap((prompts, draws), lambda i, j: scores[np.ix_(i, j)].mean(), seed, resamples)
 
 
-def _corpus(
-    metric: str,
-    arms: list[NDArray[Any]],
-    references: NDArray[Any],
-    bounds: tuple[float, float],
-    seed: int,
-    resamples: int,
-) -> Interval:
+def _corpus(metric: str, arms: list[Array], references: Array, seed: int, resamples: int) -> Estimate:
     """Of the arm's value, or of the first arm's minus the second's."""
     prompts, draws = map(np.arange, arms[0].shape)
 
-    def value(chosen: NDArray[Any], drawn: NDArray[Any] = draws) -> float:
+    def value(chosen: Array, drawn: Array = draws) -> float:
         first, *second = (_value(metric, arm[np.ix_(chosen, drawn)], references[chosen]) for arm in arms)
         return first - second[0] if second else first
 
     mean = value(prompts)
     if len(prompts) > 1:
         data = (prompts, draws) if len(draws) > 1 else (prompts,)
-        low, high = _bootstrap(data, value, seed, resamples, vectorized=False)
+        low, high = _bootstrap(data, value, seed, resamples)
         if low < high:
-            return Interval(mean, low, high)
+            return mean, low, high
     if metric == "perplexity":  # without bounds; of several prompts only those of one and the same model are all equal
-        return Interval(mean, mean, mean) if len(prompts) > 1 else Interval(mean, -inf, inf)
-    return _of_equal(mean, Counter(references.tolist()).values(), bounds)
+        return (mean, mean, mean) if len(prompts) > 1 else (mean, -inf, inf)
+    return _of_equal(mean, Counter(references.tolist()).values(), lowest=1 - len(arms))
 
 
-def _of_equal(value: float, counts: Iterable[int], bounds: tuple[float, float]) -> Interval:
+def _of_equal(value: float, counts: Iterable[int], lowest: int) -> Estimate:
     """The interval where all scores are equal, and a bootstrap would lie that nothing else can be.
 
     What n equal scores leave possible at 95 % is that a share of all prompts scores otherwise (Clopper and Pearson
-    1934), anywhere between the bounds. For 0 and 1 that is the exact binomial interval. `counts` are the prompts, or
-    those of each label, whose shares macro F1 averages.
+    1934), between the lowest score and 1. `counts` are the prompts, or those of each label, which macro F1 averages.
     """
     share = fmean(float(stats.binomtest(0, n).proportion_ci().high) for n in counts)
-    return Interval(value, value - share * (value - bounds[0]), value + share * (bounds[1] - value))
+    return value, value - share * (value - lowest), value + share * (1 - value)
 
 
-def _value(metric: str, given: NDArray[Any], references: NDArray[Any]) -> float:
+def _value(metric: str, given: Array, references: Array) -> float:
     """The metric's mean over the draws."""
     if metric == "perplexity":
         return fmean(perplexity(sum(nlls), sum(references.tolist())) for nlls in given.T.tolist())
@@ -154,22 +140,24 @@ def _value(metric: str, given: NDArray[Any], references: NDArray[Any]) -> float:
 
 
 def _bootstrap(
-    data: tuple[NDArray[Any], ...], statistic: Callable[..., Any], seed: int, resamples: int, vectorized: bool
+    data: tuple[Array, ...], statistic: Callable[..., Any], seed: int, resamples: int
 ) -> tuple[float, float]:
-    options: dict[str, Any] = {"vectorized": vectorized, "batch": max(1, BATCH // len(data[0]))}
-    generator = np.random.default_rng(seed)
+    options: dict[str, Any] = {"rng": np.random.default_rng(seed), "batch": max(1, BATCH // len(data[0]))}
     with warnings.catch_warnings(action="ignore"):  # of what is handled below
-        result = stats.bootstrap(data, statistic, method="BCa", n_resamples=resamples, rng=generator, **options)
+        result = stats.bootstrap(data, statistic, method="BCa", n_resamples=resamples, **options)
         if isnan(result.confidence_interval.low):  # BCa needs resamples on both sides of the estimate
             options |= {"method": "percentile", "n_resamples": 0, "bootstrap_result": result}
             result = stats.bootstrap(data, statistic, **options)
-    return float(result.confidence_interval.low), float(result.confidence_interval.high)
+    low, high = map(float, result.confidence_interval)
+    return low, high
 
 
-def _permute(values: NDArray[Any], statistic: Callable[..., Any], seed: int, resamples: int, vectorized: bool) -> float:
+def _permute(values: Array, statistic: Callable[..., Any], seed: int, resamples: int) -> float:
     """Two-sided p of the test that flips the signs of single values; exact where all sign flips can be tried."""
     if len(values) == 1:
         return 1.0
-    options: dict[str, Any] = {"vectorized": vectorized, "batch": max(1, BATCH // len(values))}
-    options |= {"permutation_type": "samples", "n_resamples": resamples, "rng": np.random.default_rng(seed)}
-    return float(stats.permutation_test((values,), statistic, **options).pvalue)
+    options: dict[str, Any] = {"permutation_type": "samples", "batch": max(1, BATCH // len(values))}
+    test = stats.permutation_test(
+        (values,), statistic, n_resamples=resamples, rng=np.random.default_rng(seed), **options
+    )
+    return float(test.pvalue)
