@@ -1,14 +1,10 @@
-"""Which tasks of lm-evaluation-harness are asked for, and what do they need?
-
-Nothing heavy is imported here, so that a mistake is reported at once.
-"""
+"""Which tasks of lm-evaluation-harness are asked for, and what do they need?"""
 
 import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-INSTALL = "pip install -c constraints.txt -e '.[harness]'"
 # A task file that reads files of this machine.
 LOCAL_DATA = re.compile(r"^dataset_path:\s*['\"]?(arrow|csv|json|parquet|text)\b", re.MULTILINE)
 
@@ -18,7 +14,7 @@ def harness_task_problems(tasks: list[str]) -> Iterator[str]:
     if tasks and find_spec("lm_eval") is None:
         yield (
             f"eval.harness_tasks=[{','.join(tasks)}]: EleutherAI's lm-evaluation-harness is not installed. "
-            f"Install it with: {INSTALL}"
+            "Install it with: pip install -c constraints.txt -e '.[harness]'"
         )
     for task in sorted(set(tasks)):
         if tasks.count(task) > 1:
@@ -40,8 +36,5 @@ def task_files(path: str) -> list[Path]:
 
 def tasks_need_hub(tasks: list[str]) -> bool:
     """Whether a task may read data of the Hugging Face hub."""
-    return any(
-        not is_task_path(task)
-        or not all(LOCAL_DATA.search(file.read_text(encoding="utf-8")) for file in task_files(task))
-        for task in tasks
-    )
+    texts = (file.read_text(encoding="utf-8") for task in tasks for file in task_files(task))
+    return not all(map(is_task_path, tasks)) or not all(map(LOCAL_DATA.search, texts))

@@ -11,27 +11,14 @@ from finetune.config.schema import Config
 # Settings that change where a run's numbers go, but not the numbers.
 OUTSIDE_IDENTITY = ("tracking", "name", "output_dir", "stage", "plan", "sweep", "force")
 OUTSIDE_TRAINER_IDENTITY = (
-    "report_to",
-    "disable_tqdm",
-    "log_level",
-    "log_level_replica",
-    "logging_dir",
-    "logging_first_step",
-    "logging_steps",
-    "logging_strategy",
-    "save_total_limit",
-    "dataloader_num_workers",
-    "dataset_num_proc",
+    *("report_to", "disable_tqdm", "log_level", "log_level_replica", "logging_dir", "logging_first_step"),
+    *("logging_steps", "logging_strategy", "save_total_limit", "dataloader_num_workers", "dataset_num_proc"),
 )
-OUTSIDE_TRAINER_KEYS = {f"trainer.{name}" for name in OUTSIDE_TRAINER_IDENTITY}
 
 
 def to_plain(config: Config) -> dict[str, Any]:
     """The configuration as plain dictionaries, lists and scalars."""
-    return asdict(
-        config,
-        dict_factory=lambda items: {key: value.name if isinstance(value, Enum) else value for key, value in items},
-    )
+    return asdict(config, dict_factory=lambda items: {k: v.name if isinstance(v, Enum) else v for k, v in items})
 
 
 def flatten_all(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -44,11 +31,9 @@ def flatten_all(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def flatten_settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that change a result, by their dotted names; those that do not are left out."""
-    return {
-        key: value
-        for key, value in flatten_all(config).items()
-        if key.partition(".")[0] not in OUTSIDE_IDENTITY and key not in OUTSIDE_TRAINER_KEYS
-    }
+    outside = {f"trainer.{name}" for name in OUTSIDE_TRAINER_IDENTITY}
+    flat = flatten_all({section: value for section, value in config.items() if section not in OUTSIDE_IDENTITY})
+    return {key: value for key, value in flat.items() if key not in outside}
 
 
 def changed_settings(config: dict[str, Any], defaults: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

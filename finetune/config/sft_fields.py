@@ -11,14 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-# SFTConfig after the classes that it inherits from.
-CLASSES = {
-    "TrainingArguments": ("transformers", "training_args.py"),
-    "_BaseConfig": ("trl", "trainer/base_config.py"),
-    "SFTConfig": ("trl", "trainer/sft_config.py"),
+# SFTConfig after the classes that it inherits from, and the files of these and of the enums that annotate their fields.
+CLASSES = ("TrainingArguments", "_BaseConfig", "SFTConfig")
+FILES = {
+    "transformers": ("trainer_utils.py", "training_args.py"),
+    "trl": ("trainer/base_config.py", "trainer/sft_config.py"),
 }
-# Where the enums that annotate these fields are written.
-ENUMS = (("transformers", "trainer_utils.py"), ("transformers", "training_args.py"))
 WORDS = {
     "int": "an integer",
     "float": "a number",
@@ -36,9 +34,8 @@ class Field:
 
     name: str
     types: frozenset[str]
-    choices: tuple[str, ...] = ()
-    # The default as it is written in the source, where it is a plain value.
-    default: str | None = None
+    choices: tuple[str, ...]
+    default: str | None  # as it is written in the source, where it is a plain value
 
     def accepts(self, value: Any) -> bool:
         """Whether SFTConfig can take `value`, as YAML or the command line gives it."""
@@ -50,53 +47,44 @@ class Field:
     @property
     def expected(self) -> str:
         """What may be written here, in words."""
-        types = self.types - {"int"} if "float" in self.types else self.types
-        if self.choices:
-            types -= {"str"}
-        words = [words for name, words in WORDS.items() if name in types]
-        if self.choices:
-            words.insert(0, f"one of {', '.join(self.choices)}")
-        example = f", such as {self.default}" if self.default and types <= {"int", "float"} else ""
-        return " or ".join(words) + example
+        types = self.types - {"int" if "float" in self.types else "", "str" if self.choices else ""}
+        words = [f"one of {', '.join(self.choices)}"] if self.choices else []
+        words += [word for name, word in WORDS.items() if name in types]
+        return " or ".join(words) + (f", such as {self.default}" if self.default and types <= {"int", "float"} else "")
 
 
 @cache
 def sft_fields() -> dict[str, Field]:
     """Every field of the installed SFTConfig by its name."""
-    enums = {name: values for place in ENUMS for name, values in _enums(_parse(*place))}
-    fields: dict[str, Field] = {}
-    for class_name, place in CLASSES.items():
-        for node in _parse(*place).body:
-            if isinstance(node, ast.ClassDef) and node.name == class_name:
-                fields |= {field.name: field for field in _fields(node, enums)}
-    return fields
+    classes = {node.name: node for package, files in FILES.items() for node in _classes(package, files)}
+    enums = {name: _members(node) for name, node in classes.items() if "ExplicitEnum" in map(ast.unparse, node.bases)}
+    return {field.name: field for name in CLASSES for field in _fields(classes[name], enums)}
 
 
-@cache
-def _parse(package: str, file: str) -> ast.Module:
+def _classes(package: str, files: tuple[str, ...]) -> Iterator[ast.ClassDef]:
     spec = find_spec(package)  # finds a package of the top level without importing it
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"{package} is not installed", name=package)
-    return ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
+    for file in files:
+        module = ast.parse((Path(spec.origin).parent / file).read_text(encoding="utf-8"))
+        yield from (node for node in module.body if isinstance(node, ast.ClassDef))
 
 
-def _enums(module: ast.Module) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for node in module.body:
-        if isinstance(node, ast.ClassDef) and any(
-            isinstance(b, ast.Name) and b.id == "ExplicitEnum" for b in node.bases
-        ):
-            members = [member.value for member in node.body if isinstance(member, ast.Assign)]
-            yield node.name, tuple(str(value.value) for value in members if isinstance(value, ast.Constant))
+def _members(enum: ast.ClassDef) -> list[str]:
+    members = [member.value for member in enum.body if isinstance(member, ast.Assign)]
+    return [str(value.value) for value in members if isinstance(value, ast.Constant)]
 
 
-def _fields(node: ast.ClassDef, enums: dict[str, tuple[str, ...]]) -> Iterator[Field]:
+def _fields(node: ast.ClassDef, enums: dict[str, list[str]]) -> Iterator[Field]:
     for statement in node.body:
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
-        types = _types(statement.annotation)
-        choices = [value for name in types & enums.keys() for value in enums[name]] + _listed_choices(statement.value)
+        call, types = statement.value, _types(statement.annotation)
+        given = {keyword.arg: keyword.value for keyword in call.keywords} if isinstance(call, ast.Call) else {}
+        choices = [value for name in types & enums.keys() for value in enums[name]] + _choices(given.get("metadata"))
         accepted = {"str" if name in enums else name for name in types}
-        default = _default(statement.value)
+        value = given.get("default")
+        default = ast.unparse(value) if isinstance(value, ast.Constant | ast.UnaryOp) else None
         if default == "None":  # some fields are annotated `bool` and default to None
             accepted.add("NoneType")
         yield Field(statement.target.id, frozenset(accepted), tuple(choices), default)
@@ -117,26 +105,12 @@ def _types(annotation: ast.expr) -> set[str]:
             return {name.lower() for name in _types(outer)}
         case ast.Constant(value=None):
             return {"NoneType"}
-        case ast.Name(id=name):
-            return {name}
     return {ast.unparse(annotation)}
 
 
-def _keyword(call: ast.expr | None, name: str) -> ast.expr | None:
-    keywords = call.keywords if isinstance(call, ast.Call) else []
-    return next((keyword.value for keyword in keywords if keyword.arg == name), None)
-
-
-def _default(call: ast.expr | None) -> str | None:
-    default = _keyword(call, "default")
-    return ast.unparse(default) if isinstance(default, ast.Constant | ast.UnaryOp) else None
-
-
-def _listed_choices(call: ast.expr | None) -> list[str]:
+def _choices(metadata: ast.expr | None) -> list[str]:
     """The `choices` of a field's metadata, where they are written out."""
-    metadata = _keyword(call, "metadata")
-    if isinstance(metadata, ast.Dict):
-        for key, value in zip(metadata.keys, metadata.values, strict=True):
-            if isinstance(key, ast.Constant) and key.value == "choices" and isinstance(value, ast.List):
-                return [str(item.value) for item in value.elts if isinstance(item, ast.Constant)]
-    return []
+    pairs = zip(metadata.keys, metadata.values, strict=True) if isinstance(metadata, ast.Dict) else ()
+    written = [value for key, value in pairs if isinstance(key, ast.Constant) and key.value == "choices"]
+    lists = [value.elts for value in written if isinstance(value, ast.List)]
+    return [str(item.value) for items in lists for item in items if isinstance(item, ast.Constant)]
