@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune.cli.commands import build_parser
+from finetune.__main__ import build_parser
 from finetune.cli.compose import compose_config
 from finetune.errors import UserError
 from finetune.evaluation.metrics import METRICS
-from finetune.search.samplers import PRUNERS, SAMPLERS
+from finetune.search.settings import PRUNERS, SAMPLERS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

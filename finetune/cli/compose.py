@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -28,11 +27,9 @@ def compose_config(arguments: list[str]) -> Config:
     running, hydra.hydra = hydra.hydra, None  # the program may run inside Hydra's main
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = read_config(hydra_compose("config", overrides=arguments))
+            return validate_config(read_config(hydra_compose("config", overrides=arguments)))
     finally:
         hydra.hydra = running
-    validate_config(config)
-    return config
 
 
 def compose_trial(context: HydraContext, sweep: DictConfig, arguments: list[str]) -> Config:
@@ -40,9 +37,7 @@ def compose_trial(context: HydraContext, sweep: DictConfig, arguments: list[str]
     composed = context.config_loader.load_sweep_config(sweep, arguments)
     with open_dict(composed):
         del composed["hydra"]
-    config = read_config(composed)
-    validate_config(config)
-    return config
+    return validate_config(read_config(composed))
 
 
 @dataclass(frozen=True)
@@ -51,12 +46,7 @@ class Grid:
 
     overrides: list[list[str]]
     configs: list[Config]
-    output_dir: str
-    # `sweep.name`, where it is given.
-    name: str | None
-    # The option of hydra/launcher, and whether it is ours.
-    launcher: str
-    is_ours: bool
+    common: DictConfig  # what Hydra composes of the settings that are not swept, with its own
 
 
 def compose_grid(arguments: Sequence[str]) -> Grid | None:
@@ -71,20 +61,17 @@ def compose_grid(arguments: Sequence[str]) -> Grid | None:
     added = [f"hydra.searchpath=[file://{Path(flags.config_dir).absolute()}]"] if flags.config_dir else []
     with initialize_config_dir(str(folder), version_base="1.3"):
         fixed = [override.input_line for override in given if override.input_line and not override.is_sweep_override()]
-        composed = hydra_compose(name, overrides=[*added, *fixed], return_hydra_config=True)
-        sweeper, option = composed.hydra.sweeper, composed.hydra.runtime.choices["hydra/launcher"]
+        common = hydra_compose(name, overrides=[*added, *fixed], return_hydra_config=True)
+        sweeper = common.hydra.sweeper
         if not str(sweeper.get("_target_")).endswith("BasicSweeper"):
             return None  # which runs there will be follows from their results
         params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
         [cells] = BasicSweeper.split_arguments(parser.parse_overrides([*params, *flags.overrides]), None)
         configs = [read_config(hydra_compose(name, overrides=[*added, *cell])) for cell in cells]
-    for config in configs:
-        validate_config(config)
-    ours = is_our_launcher(composed.hydra.launcher)
-    return Grid(cells, configs, composed.output_dir, composed.sweep.name, option, ours)
+    return Grid(cells, [validate_config(config) for config in configs], common)
 
 
-def is_our_launcher(launcher: Any) -> bool:
+def is_our_launcher(launcher: DictConfig) -> bool:
     """Whether this section of the configuration is that of hydra/launcher=process."""
     return str(launcher.get("_target_")).endswith(".ProcessLauncher")
 

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -15,14 +14,13 @@ from rich.console import Console
 from yaml import YAMLError
 
 from finetune.cli.compose import Grid, compose_config, compose_grid, is_alone, is_our_launcher
-from finetune.cli.hydra_error import explain_error
 from finetune.cli.overrides import check_overrides
-from finetune.cli.validate import read_config, validate_config
+from finetune.cli.validate import explain_error, read_config, validate_config
 from finetune.config.schema import Config, Stage
 from finetune.config.spelling import spell_quoted
 from finetune.errors import UserError
 from finetune.runs.outcome import SUCCESSFUL, FailedTrialsError
-from finetune.runs.sweep_record import SweepRecord, open_sweep_record, read_trials
+from finetune.runs.sweep_record import open_sweep_record, read_trials
 from finetune.sweeps.other_launchers import announce_sweep, follow_sweep, refuse_limits, run_submitted_trial
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)
@@ -59,34 +57,30 @@ def check_sweep(arguments: list[str]) -> Grid | None:
         raise UserError(
             f"sweep.repeat_best={repeated} is of a search. In a grid, seeds are one more setting: seed=1,2,3."
         )
-    if grid and grid.configs[0].stage is Stage.train and not grid.is_ours:
+    if grid and grid.configs[0].stage is Stage.train and not is_our_launcher(grid.common.hydra.launcher):
         refuse_limits(grid.configs[0].sweep)
     return grid
 
 
 def _run_grid(grid: Grid, main: Callable[[], None]) -> None:
     """Raise FailedTrialsError where a trial of the grid came to no good end; each is in the record of the sweep."""
-    record = open_sweep_record(grid.output_dir, grid.name, sys.argv[1:])
-    if grid.is_ours:
+    hydra = grid.common.hydra
+    record = open_sweep_record(grid.common.output_dir, grid.common.sweep.name, sys.argv[1:])
+    if is_our_launcher(hydra.launcher):
         main()
         if not is_alone():  # then Hydra runs the trials in this process, and nothing is recorded
             return
     else:
-        _run_elsewhere(grid, record, main)
+        from finetune.sweeps.best import report_best_of_grid
+
+        announce_sweep(record, grid.overrides, grid.configs, hydra.runtime.choices["hydra/launcher"])
+        sys.argv.append(f"sweep.name={spell_quoted(record.folder.name)}")
+        with follow_sweep(record, grid.configs):
+            main()
+        report_best_of_grid(record.folder, compose_config, grid.configs[0].tracking)
     trials = read_trials(record.file)
     if any(trials[number].state not in SUCCESSFUL for number in range(len(grid.configs)) if number in trials):
         raise FailedTrialsError
-
-
-def _run_elsewhere(grid: Grid, record: SweepRecord, main: Callable[[], None]) -> None:
-    """Have another launcher than ours run the trials, and show what becomes of them."""
-    from finetune.sweeps.best import report_best_of_grid
-
-    announce_sweep(record, grid.overrides, grid.configs, grid.launcher)
-    sys.argv.append(f"sweep.name={spell_quoted(record.folder.name)}")
-    with follow_sweep(record, grid.configs):
-        main()
-    report_best_of_grid(record.folder, compose_config, grid.configs[0].tracking)
 
 
 def run_job(run: Callable[[Config], object], config: DictConfig) -> object:
@@ -95,23 +89,16 @@ def run_job(run: Callable[[Config], object], config: DictConfig) -> object:
     A trial of a sweep that another launcher than ours runs is recorded, and how it ended is returned.
     """
     try:
-        settings = read_config(config)
-        validate_config(settings)
-        if hydra := _submitted_by(settings):
+        settings = validate_config(read_config(config))
+        hydra = HydraConfig.instance().cfg and HydraConfig.get()  # none in a program that has no command line
+        in_sweep = hydra and hydra.mode is RunMode.MULTIRUN and settings.sweep.name and settings.stage is Stage.train
+        if hydra and in_sweep and not is_our_launcher(hydra.launcher):
             return run_submitted_trial(run, settings, hydra.job.num, list(hydra.overrides.task))
         return run(settings)
     except UserError as error:
         exit_with_mistake(error)  # here and not in `start_program`, because Hydra would add a line of its own
     except MISTAKES as error:
         raise RuntimeError("the run failed") from error  # not while composing, so it is no mistake of the user's
-
-
-def _submitted_by(config: Config) -> HydraConf | None:
-    """Hydra's own settings, in a trial of a sweep that another launcher than ours runs."""
-    hydra = HydraConfig.instance().cfg and HydraConfig.get()  # none in a program that has no command line
-    if not hydra or hydra.mode is not RunMode.MULTIRUN or not config.sweep.name or config.stage is not Stage.train:
-        return None
-    return None if is_our_launcher(hydra.launcher) else hydra
 
 
 def exit_with_mistake(error: Exception) -> NoReturn:

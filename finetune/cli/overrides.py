@@ -1,7 +1,4 @@
-"""Which settings on the command line are wrong, and what should be written instead?
-
-Checked before Hydra composes anything, because Hydra stops at the first mistake and does not say what was meant.
-"""
+"""Which settings on the command line are wrong? Checked before Hydra composes, as it stops at the first mistake."""
 
 import re
 from collections.abc import Iterator
@@ -25,19 +22,12 @@ from finetune.config.sft_fields import WORDS, sft_fields
 from finetune.errors import did_you_mean, names_secret, nearest_option, raise_problems, suggest_and_list
 
 CONF = Path(__file__).parents[2] / "conf"
-# Groups of which no option need be chosen.
-OPTIONAL = ("experiment", "sweep")
+OPTIONAL = ("experiment", "sweep")  # groups of which no option need be chosen
 # What people call a setting elsewhere.
-RENAMED = RENAMED_FIELDS | {
-    "alpha": "adapter.lora_alpha",
-    "dropout": "adapter.lora_dropout",
-    "rank": "adapter.r",
-    "lora_r": "adapter.r",
-}
-# Mappings whose keys are the user's.
-OPEN = ("data.columns.", "model.chat_template_kwargs.")
-# Values that only the sweeper can list.
-UNLISTED = (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP)
+RENAMED = RENAMED_FIELDS | {"alpha": "adapter.lora_alpha", "dropout": "adapter.lora_dropout"}
+RENAMED |= dict.fromkeys(("rank", "lora_r"), "adapter.r")
+OPEN = ("data.columns.", "model.chat_template_kwargs.")  # mappings whose keys are the user's
+UNLISTED = (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP)  # values that only the sweeper can list
 
 
 @dataclass(frozen=True)
@@ -47,8 +37,7 @@ class Grammar:
     options: dict[str, list[str]]
     types: dict[str, Any]
     multirun: bool
-    # Whether a search draws the values, so that an interval may be given.
-    searched: bool
+    searched: bool  # a search draws the values, so that an interval may be given
 
 
 def check_overrides(arguments: list[str]) -> None:
@@ -64,7 +53,9 @@ def check_overrides(arguments: list[str]) -> None:
             overrides.append(OverridesParser.create().parse_override(text))
         except HydraException as error:
             problems.append(_describe_unreadable(text, error))
-    folders = [CONF, *([Path(flags.config_dir)] if flags.config_dir else []), *_search_path(overrides)]
+    paths = [override.value() for override in overrides if override.key_or_group == "hydra.searchpath"]
+    added = [str(folder).removeprefix("file://") for path in paths if isinstance(path, list) for folder in path]
+    folders = [CONF, *(Path(folder) for folder in (flags.config_dir, *added) if folder)]
     keys = {override.key_or_group for override in overrides}
     grammar = Grammar(
         _find_options(folders),
@@ -103,19 +94,12 @@ def _nearest_key(word: str, keys: list[str], cutoff: float = 0.6) -> str | None:
 
 
 def _describe_unreadable(text: str, error: HydraException) -> str:
-    if "=" not in text:
+    key, equals, _ = text.partition("=")
+    if not equals:
         return f"{text}: a setting is written key=value."
-    key = text.partition("=")[0]
     shown_text = f"{key}=***" if names_secret(key) else text
     reason = str(error).splitlines()[0]
     return f"{shown_text}: it cannot be read ({reason}). Put quotes around special characters: '{key}=\"VALUE\"'."
-
-
-def _search_path(overrides: list[Override]) -> Iterator[Path]:
-    for override in overrides:
-        folders = override.value() if override.key_or_group == "hydra.searchpath" else None
-        for folder in folders if isinstance(folders, list) else []:
-            yield Path(str(folder).removeprefix("file://"))
 
 
 def _find_options(folders: list[Path]) -> dict[str, list[str]]:
@@ -138,8 +122,14 @@ def _find_types(section: type, prefix: str = "") -> dict[str, Any]:
 
 def _check_override(override: Override, grammar: Grammar) -> Iterator[str]:
     key = override.key_or_group
+    unknown, takes_any_key = _describe_unknown(key, grammar), key.startswith(("trainer.", *OPEN))
     if override.is_delete():
-        yield from _check_deletion(key, grammar)
+        if unknown:
+            yield f"~{key}: {unknown}"
+        elif key in grammar.options:
+            yield f"~{key}: a part cannot be left out. Choose {key}={'|'.join(grammar.options[key])}."
+        elif not takes_any_key:
+            yield f"~{key}: a setting cannot be left out. Give it a value: {key}=VALUE."
         return
     if override.value_type is ValueType.INTERVAL_SWEEP and not grammar.searched:
         hint = f"Add hydra/sweeper=optuna, or list values: {key}=A,B"
@@ -154,9 +144,9 @@ def _check_override(override: Override, grammar: Grammar) -> Iterator[str]:
         return
     text = values[0][0] if values else "..."
     setting = f"{key}={'***' if names_secret(key) else text}"
-    if (unknown := _describe_unknown(key, grammar)) is not None:
+    if unknown:
         yield f"{setting}: {unknown}"
-    elif override.is_add() and not key.startswith(("trainer.", *OPEN)):
+    elif override.is_add() and not takes_any_key:
         yield f"+{setting}: it exists already. Write it without the plus."
     else:
         yield from filter(None, (_check_value(key, text, value, grammar) for text, value in values))
@@ -169,15 +159,6 @@ def _list_values(override: Override) -> list[tuple[str, Any]]:
         return [((override.input_line or "").partition("=")[2], override.value())]
     # private: hydra, its public iterator gives the values as they were written only
     return [(str(Transformer.str(value)), Override._convert_value(value)) for value in override.sweep_iterator()]
-
-
-def _check_deletion(key: str, grammar: Grammar) -> Iterator[str]:
-    if (unknown := _describe_unknown(key, grammar)) is not None:
-        yield f"~{key}: {unknown}"
-    elif key in grammar.options:
-        yield f"~{key}: a part cannot be left out. Choose {key}={'|'.join(grammar.options[key])}."
-    elif not key.startswith(("trainer.", *OPEN)):
-        yield f"~{key}: a setting cannot be left out. Give it a value: {key}=VALUE."
 
 
 def _describe_unknown(key: str, grammar: Grammar) -> str | None:
@@ -200,7 +181,12 @@ def _describe_unknown(key: str, grammar: Grammar) -> str | None:
 
 def _check_value(key: str, text: str, value: Any, grammar: Grammar) -> str | None:
     if key in grammar.options:
-        return _check_option(key, text, value, grammar.options[key])
+        options = grammar.options[key]
+        if value in options or (value is None and key in OPTIONAL):
+            return None
+        if value is None:
+            return f"{key}=null: a part cannot be left out. There are {', '.join(options)}."
+        return f"{key}={text}: there is no such option.{suggest_and_list(str(value), options, f'{key}=')}"
     if isinstance(value, str) and "${" in value:
         return None  # known only once it is composed
     if key.startswith("trainer."):
@@ -213,14 +199,6 @@ def _check_value(key: str, text: str, value: Any, grammar: Grammar) -> str | Non
     return _check_type(key, text, value, grammar.types[key]) or limit_problem(key, value)
 
 
-def _check_option(group: str, text: str, value: Any, options: list[str]) -> str | None:
-    if value in options or (value is None and group in OPTIONAL):
-        return None
-    if value is None:
-        return f"{group}=null: a part cannot be left out. There are {', '.join(options)}."
-    return f"{group}={text}: there is no such option.{suggest_and_list(str(value), options, f'{group}=')}"
-
-
 def _check_type(key: str, text: str, value: Any, kind: Any) -> str | None:
     try:
         if kind is bool and not isinstance(value, bool):  # OmegaConf would take 2 for true
@@ -228,7 +206,7 @@ def _check_type(key: str, text: str, value: Any, kind: Any) -> str | None:
         OmegaConf.update(OmegaConf.structured(Config), key, value)
     except OmegaConfBaseException:
         default = OmegaConf.select(OmegaConf.structured(Config), key)
-        example = f", such as {default}" if isinstance(default, int | float) and not isinstance(default, bool) else ""
+        example = f", such as {default}" if type(default) in (int, float) else ""
         if _takes_list(kind):
             example = f", such as {key}=[{text}]"
         hint = did_you_mean(str(value), _choices(kind), f"{key}=")

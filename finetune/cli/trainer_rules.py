@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune.config.limits import limit_problem
-from finetune.config.sft_fields import Field, sft_fields
+from finetune.config.sft_fields import sft_fields
 from finetune.config.spelling import spell
 from finetune.errors import did_you_mean
 
@@ -26,9 +26,8 @@ REFUSED = {
     "dataset_kwargs": "rows are always prepared here. Leave it out",
     "hub_token": f"a secret does not belong in a configuration. Set HF_TOKEN in the environment; {PUBLISHING}",
     "disable_tqdm": "the run draws a bar of its own. Leave it out",
-    "do_train": "stage says what is done. Leave it out",
+    **dict.fromkeys(("do_train", "do_predict"), "stage says what is done. Leave it out"),
     "do_eval": "stage says what is done. Leave it out, and see trainer.eval_strategy",
-    "do_predict": "stage says what is done. Leave it out",
     "resume_from_checkpoint": "the same command continues its run. Leave it out",
     "local_rank": "the launcher sets it. Leave it out, and see accelerate launch",
     "save_only_model": "without the optimizer a stopped run could not go on as it was. Leave it out",
@@ -42,16 +41,10 @@ DEPRECATED = {
     "packing_strategy": ("bfd-requeue", "Write trainer.packing_strategy=bfd_split"),
     "loss_type": ("chunked_nll", "Write trainer.loss_type=nll, which is the same"),
 }
-# Fields that name a file, and of what.
-FILES = {
-    "chat_template_path": "a file with a Jinja chat template",
-    "deepspeed": "a file of DeepSpeed's settings",
-}
+FILES = {"chat_template_path": "a file with a Jinja chat template", "deepspeed": "a file of DeepSpeed's settings"}
 # The defaults of TRL, on which rules depend.
 DEFAULT_BATCH_SIZE = 8
 DEFAULT_SAVE_STEPS = 500
-# What a validation measures, by which the best checkpoint can be chosen.
-MEASURED = ("loss", "eval_loss")
 # Names of other versions and other programs.
 RENAMED_FIELDS = {
     "warmup_ratio": "trainer.warmup_steps, which takes a share such as 0.05 too",
@@ -74,7 +67,6 @@ def trainer_problems(trainer: dict[str, Any], attention: str) -> Iterator[str]:
     sound = {name: value for name, value in trainer.items() if not problems[name]}
     yield from _check_layout(sound, attention)
     yield from _check_pairs(sound)
-    yield from _check_schedule(sound)
     yield from _check_best_checkpoint(sound)
 
 
@@ -87,7 +79,9 @@ def trainer_field_problem(name: str, value: Any) -> str | None:
     if name in REFUSED and value is not None and value is not False:
         return f"{setting}: {REFUSED[name]}."
     if not field.accepts(value):
-        return f"{setting}: expected {field.expected}.{_suggest_value(field, value)}"
+        is_no = value is False and "no" in field.choices
+        hint = ' In a YAML file, write "no" in quotes.' if is_no else did_you_mean(str(value), field.choices)
+        return f"{setting}: expected {field.expected}.{hint}"
     if name in DEPRECATED and value == DEPRECATED[name][0]:
         return f"{setting}: it is deprecated in TRL. {DEPRECATED[name][1]}."
     if problem := limit_problem(f"trainer.{name}", value):
@@ -104,12 +98,6 @@ def unknown_trainer_field(name: str) -> str:
     renamed = RENAMED_FIELDS.get(name)
     hint = f" Did you mean {renamed}?" if renamed else did_you_mean(name, sft_fields(), "trainer.")
     return f"TRL's SFTConfig has no field {name}.{hint}"
-
-
-def _suggest_value(field: Field, value: object) -> str:
-    if value is False and "no" in field.choices:
-        return ' In a YAML file, write "no" in quotes.'
-    return did_you_mean(str(value), field.choices)
 
 
 def _check_layout(trainer: dict[str, Any], attention: str) -> Iterator[str]:
@@ -147,9 +135,6 @@ def _check_pairs(trainer: dict[str, Any]) -> Iterator[str]:
             f"trainer.gradient_checkpointing={spell(old)} and trainer.activation_checkpointing={spell(new)}: "
             "they are two names of one setting. Leave one out."
         )
-
-
-def _check_schedule(trainer: dict[str, Any]) -> Iterator[str]:
     steps, warmup = trainer.get("max_steps", -1), trainer.get("warmup_steps", 0)
     if steps > 0 and warmup >= steps:
         yield (
@@ -170,7 +155,7 @@ def _check_best_checkpoint(trainer: dict[str, Any]) -> Iterator[str]:
     if saved == "best" and evaluated == "no":
         yield "trainer.save_strategy=best: the best follows from validation. Add trainer.eval_strategy=epoch."
     metric = trainer.get("metric_for_best_model")
-    if metric is not None and metric not in MEASURED:
+    if metric not in (None, "loss", "eval_loss"):
         yield (
             f"trainer.metric_for_best_model={metric}: validation measures the loss alone. "
             "Leave it out; answers are scored once, at the end."
@@ -188,13 +173,9 @@ def _check_best_checkpoint(trainer: dict[str, Any]) -> Iterator[str]:
             f"trainer.load_best_model_at_end=true with trainer.eval_strategy={evaluated} and "
             f"trainer.save_strategy={saved}: they must be the same. Write trainer.save_strategy={evaluated}."
         )
-    elif evaluated == "steps" and eval_steps and not _is_whole(save_steps / eval_steps):
+    elif evaluated == "steps" and eval_steps and abs((ratio := save_steps / eval_steps) - round(ratio)) > 1e-6:
         yield (
             f"trainer.load_best_model_at_end=true with trainer.save_steps={save_steps}: each checkpoint needs an "
             f"evaluation, and there is one every trainer.eval_steps={eval_steps} steps. Write "
             f"trainer.save_steps={eval_steps}."
         )
-
-
-def _is_whole(ratio: float) -> bool:
-    return abs(ratio - round(ratio)) <= 1e-6

@@ -1,70 +1,28 @@
-"""Which composed configurations are wrong, and what should be written instead?
-
-Nothing heavy is imported here, so that the answer takes no longer than reading it.
-"""
+"""Which composed configurations are wrong, and what should be written instead?"""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
 
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
-from finetune.cli.hydra_error import explain_error
+from finetune.cli.overrides import suggest_setting
 from finetune.cli.trainer_rules import trainer_problems
 from finetune.config.harness_tasks import harness_task_problems
 from finetune.config.limits import LIMITS, limit_problem
-from finetune.config.schema import Adapter, BadRows, Config, Data, Model, Quantization, Source, to_dataclass
+from finetune.config.schema import Adapter, BadRows, Config, Data, Model, Quantization, Source
 from finetune.config.spelling import spell
 from finetune.data.columns import recipe_names
 from finetune.data.embedded import DATA, MODELS
 from finetune.data.rows import FILE_KINDS, suggest_file
-from finetune.errors import UserError, raise_problems, suggest_and_list
+from finetune.errors import UserError, did_you_mean, raise_problems, suggest_and_list
 from finetune.evaluation.metrics import METRICS
 
 PATHS = ("data.path", "model.path")
-# How the path of a data set or model is given.
-PATH_EXAMPLES = {Source.local: "FILE", Source.hub: "OWNER/NAME", Source.embedded: "NAME"}
-# When settings are read by nothing, which these are, and why.
-WITHOUT_EFFECT: list[tuple[Callable[[Config], bool], str, str]] = [
-    (lambda c: c.data.source is not Source.hub, "data.subset data.revision data.train_split", "it is for data=hub"),
-    (
-        lambda c: c.data.bad_rows is BadRows.error,
-        "data.max_bad_rows",
-        "data.bad_rows=error allows no bad row. Add data.bad_rows=skip",
-    ),
-    (
-        lambda c: c.data.validation is not None,
-        "data.validation_fraction",
-        "data.validation={c.data.validation} gives the rows",
-    ),
-    (lambda c: c.data.test is not None, "data.test_fraction", "data.test={c.data.test} gives the rows"),
-    (lambda c: c.model.source is not Source.hub, "model.revision", "it is for models of the hub"),
-    (lambda c: c.model.source is Source.embedded, "model.trust_remote_code", "an embedded model brings no code"),
-    (lambda c: c.model.plain_prompt, "model.chat_template_kwargs", "model.plain_prompt=true uses no template"),
-    (
-        lambda c: not c.quantization.load_in_4bit,
-        "quantization.bnb_4bit_quant_type quantization.bnb_4bit_compute_dtype quantization.bnb_4bit_use_double_quant",
-        "it is for 4 bit. Add quantization=nf4 or quantization=fp4",
-    ),
-    (
-        lambda c: not c.quantization.load_in_8bit,
-        "quantization.llm_int8_threshold",
-        "it is for 8 bit. Add quantization=int8",
-    ),
-    (
-        lambda c: not c.adapter.enabled,
-        " ".join(f"adapter.{name}" for name in vars(Adapter()) if name != "enabled"),
-        "adapter=full trains all weights, with no adapter",
-    ),
-    (lambda c: not c.eval.harness_tasks, "eval.harness_limit", "it is for eval.harness_tasks"),
-    (
-        lambda c: c.eval.temperature == 0,
-        "eval.top_p eval.top_k",
-        "eval.temperature=0 always takes the likeliest token. Add eval.temperature=1 to sample",
-    ),
-]
 
 
 def read_config(config: DictConfig) -> Config:
@@ -73,40 +31,63 @@ def read_config(config: DictConfig) -> Config:
     Raises UserError for other settings that no file of the configuration gives, and for interpolations that fail.
     """
     try:
-        missing = sorted(OmegaConf.missing_keys(config))
+        missing = OmegaConf.missing_keys(config)
         given = config.copy()
-        for key in missing:
-            if key in PATHS:
-                OmegaConf.update(given, key, "")
-        raise_problems([f"{key} is not set. Write it in its group's file." for key in missing if key not in PATHS])
-        return to_dataclass(given)
+        for key in missing.intersection(PATHS):
+            OmegaConf.update(given, key, "")
+        raise_problems(
+            [f"{key} is not set. Write it in its group's file." for key in sorted(missing.difference(PATHS))]
+        )
+        settings = OmegaConf.to_object(given)
     except OmegaConfBaseException as error:
         raise UserError(explain_error(error)) from error
+    assert isinstance(settings, Config)
+    return settings
 
 
-def validate_config(config: Config) -> None:
-    """Raise one UserError that names every problem of `config`: the key, the value, why, and what to write instead."""
-    raise_problems(
-        [
-            *_check_limits(config),
-            *_check_names(config),
-            *_check_path("data", config.data),
-            *_check_data(config.data),
-            *_check_path("model", config.model),
-            *_check_template_variables(config.model),
-            *_check_quantization(config.quantization, config.adapter),
-            *(_check_adapter(config.adapter) if config.adapter.enabled else ()),
-            *harness_task_problems(config.eval.harness_tasks),
-            *_check_effect(config),
-            *trainer_problems(config.trainer, config.model.attn_implementation.value),
-        ]
-    )
+def explain_error(error: Exception) -> str:
+    """What an error of composing means: the file, the setting, why it is wrong and what to write instead."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, MarkedYAMLError) and (mark := error.problem_mark):
+        return f"{mark.name}:{mark.line + 1}: this is no YAML: {error.problem}. Compare it with the files beside it."
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={option}: there is no such option.{suggest_and_list(option, error.options, f'{group}=')}"
+    text = f"{error}\n{error.__cause__ or ''}"
+    file, key = re.search(r"In '(\S+)': \w+ raised while composing", text), re.search(r"full_key: (\S+)", text)
+    where = f"{file[1]}.yaml: " if file else ""
+    if key is None:
+        return where + " ".join(text.split())
+    if re.search(r"Key '.*' not in|is not in struct", text):
+        last = key[1].rpartition(".")[2]
+        meant = suggest_setting(key[1])
+        beside = getattr(error.__cause__ or error, "parent_node", None) or ()
+        near = f" Did you mean {meant}?" if meant else did_you_mean(last, map(str, beside), key[1].removesuffix(last))
+        return f"{where}{key[1]}: there is no such setting.{near}"
+    boilerplate = re.compile(r"\s+\w+(: |=)|In '|To append")
+    lines = [line for line in text.splitlines() if line.strip() and not boilerplate.match(line)]
+    return f"{where}{key[1]}: {' '.join(lines)}."
 
 
-def _check_limits(config: Config) -> Iterator[str]:
-    for key in LIMITS:
-        if not key.startswith("trainer.") and (problem := limit_problem(key, attrgetter(key)(config))):
-            yield problem
+def validate_config(config: Config) -> Config:
+    """Return `config`, or raise one UserError of all its problems: each key, its value, why, what to write instead."""
+    limited = [key for key in LIMITS if not key.startswith("trainer.")]
+    problems = [
+        *filter(None, (limit_problem(key, attrgetter(key)(config)) for key in limited)),
+        *_check_names(config),
+        *_check_path("data", config.data),
+        *_check_data(config.data),
+        *_check_path("model", config.model),
+        *_check_template_variables(config.model),
+        *_check_quantization(config.quantization, config.adapter),
+        *(_check_adapter(config.adapter) if config.adapter.enabled else ()),
+        *harness_task_problems(config.eval.harness_tasks),
+        *_check_effect(config),
+        *trainer_problems(config.trainer, config.model.attn_implementation.value),
+    ]
+    raise_problems(problems)
+    return config
 
 
 def _check_names(config: Config) -> Iterator[str]:
@@ -119,17 +100,50 @@ def _check_names(config: Config) -> Iterator[str]:
 def _check_effect(config: Config) -> Iterator[str]:
     """The settings that were changed although nothing reads them."""
     defaults = Config()
-    for applies, keys, reason in WITHOUT_EFFECT:
-        for key in keys.split() if applies(config) else ():
+    for keys, reason in _settings_without_effect(config):
+        for key in keys.split():
             value = attrgetter(key)(config)
             if value != attrgetter(key)(defaults):
-                yield f"{key}={spell(value)}: it has no effect here: {reason.format(c=config)}."
+                yield f"{key}={spell(value)}: it has no effect here: {reason}."
+
+
+def _settings_without_effect(config: Config) -> Iterator[tuple[str, str]]:
+    """The settings that nothing reads beside the others, and why."""
+    data, model, quantization = config.data, config.model, config.quantization
+    if data.source is not Source.hub:
+        yield "data.subset data.revision data.train_split", "it is for data=hub"
+    if data.bad_rows is BadRows.error:
+        yield "data.max_bad_rows", "data.bad_rows=error allows no bad row. Add data.bad_rows=skip"
+    if data.validation is not None:
+        yield "data.validation_fraction", f"data.validation={data.validation} gives the rows"
+    if data.test is not None:
+        yield "data.test_fraction", f"data.test={data.test} gives the rows"
+    if model.source is not Source.hub:
+        yield "model.revision", "it is for models of the hub"
+    if model.source is Source.embedded:
+        yield "model.trust_remote_code", "an embedded model brings no code"
+    if model.plain_prompt:
+        yield "model.chat_template_kwargs", "model.plain_prompt=true uses no template"
+    if not quantization.load_in_4bit:
+        keys = " ".join(f"quantization.{name}" for name in vars(quantization) if name.startswith("bnb_4bit_"))
+        yield keys, "it is for 4 bit. Add quantization=nf4 or quantization=fp4"
+    if not quantization.load_in_8bit:
+        yield "quantization.llm_int8_threshold", "it is for 8 bit. Add quantization=int8"
+    if not config.adapter.enabled:
+        keys = " ".join(f"adapter.{name}" for name in vars(Adapter()) if name != "enabled")
+        yield keys, "adapter=full trains all weights, with no adapter"
+    if not config.eval.harness_tasks:
+        yield "eval.harness_limit", "it is for eval.harness_tasks"
+    if config.eval.temperature == 0:
+        reason = "eval.temperature=0 always takes the likeliest token. Add eval.temperature=1 to sample"
+        yield "eval.top_p eval.top_k", reason
 
 
 def _check_path(group: str, section: Data | Model) -> Iterator[str]:
     source, path, file = section.source, section.path, Path(section.path).expanduser()
     if not path:
-        example = "FOLDER" if group == "model" and source is Source.local else PATH_EXAMPLES[source]
+        local = "FOLDER" if group == "model" else "FILE"
+        example = {Source.local: local, Source.hub: "OWNER/NAME", Source.embedded: "NAME"}[source]
         yield f"{group}.path is not set, and {group}={section.name} needs it. Write {group}.path={example}."
     elif source is Source.embedded:
         if path not in MODELS | DATA and (file.suffix in FILE_KINDS or file.exists()):
