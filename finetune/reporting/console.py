@@ -16,9 +16,8 @@ if TYPE_CHECKING:
     from finetune.machine.device import Device
     from finetune.training.prepare import PreparedRun
 
-
 EXAMPLES_SHOWN = 3
-EXAMPLE_LENGTH = 240  # characters of a text that is shown
+TEXT_LENGTH = 240  # characters of a text of an example
 LOG_WIDTH = 140  # columns of log.txt
 
 
@@ -26,17 +25,17 @@ class RunConsole:
     """The terminal and the run's log.txt; both silent in every process but the first."""
 
     def __init__(self, folder: Path, is_main_process: bool) -> None:
-        self.terminal = Console(quiet=not is_main_process, highlight=False)
-        self.folder = folder
-        self.logs = is_main_process
+        self.terminal = Console(quiet=not is_main_process, highlight=False, markup=False)
+        self.folder, self.logs = folder, is_main_process
 
     def print(self, what: RenderableType, style: str = "") -> None:
         """Print on the terminal and append to the log."""
-        _print(self.terminal, what, style)
+        self.terminal.print(what, style=style, soft_wrap=isinstance(what, str))
         if self.logs:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
-                _print(Console(file=file, width=LOG_WIDTH, highlight=False), what, style)
+                log = Console(file=file, width=LOG_WIDTH, highlight=False, markup=False)
+                log.print(what, style=style, soft_wrap=isinstance(what, str))
 
     def show_start(self, machine: "Device", checkpoint: Path | None) -> None:
         """The run's folder, whether it continues, and what was chosen for this machine."""
@@ -44,46 +43,41 @@ class RunConsole:
         if checkpoint:
             self.print(f"  continues from {checkpoint.name}")
         processes = f"{machine.processes} processes, each on " if machine.processes > 1 else ""
-        computes = str(machine.compute_dtype).removeprefix("torch.")
-        weights = str(machine.weight_dtype).removeprefix("torch.")
         spare = f"; {machine.spare_gpus} more here, which accelerate launch uses" if machine.spare_gpus else ""
         self.print(f"  device: {processes}{machine.name}{spare}")
+        computes, weights = (str(kind).removeprefix("torch.") for kind in (machine.compute_dtype, machine.weight_dtype))
         self.print(f"  precision: {computes}, unquantised weights {weights} ({machine.why})")
 
     def show_data(self, prepared: "PreparedRun") -> None:
         """What was read and what became of it, by split."""
-        counts = [f"{value:,} {name}" for name, value in prepared.splits.counts.items() if value]
-        self.print("  data: " + " · ".join(counts))
-        for message in prepared.splits.bad:
-            self.print(f"  left out: {message}", style="yellow")
-        for message in prepared.splits.shared:
-            self.print(f"  shared: {message}", style="yellow")
-        for name, size in prepared.rows.sizes.items():
+        splits, sizes = prepared.splits, prepared.rows.sizes
+        self.print("  data: " + " · ".join(f"{value:,} {name}" for name, value in splits.counts.items() if value))
+        for label, messages in (("left out", splits.bad), ("shared", splits.shared)):
+            for message in messages:
+                self.print(f"  {label}: {message}", style="yellow")
+        for name, size in sizes.items():
             self.print(f"  {name}: {size.rows:,} rows, {size.tokens:,} tokens, {size.loss_tokens:,} with loss")
             if size.truncated:
                 dropped = f", and {size.dropped:,} of them left out: no loss is left" if size.dropped else ""
                 self.print(f"  {name}: {size.truncated:,} rows are cut at trainer.max_length{dropped}", style="yellow")
         for note in prepared.notes:
             self.print(f"  note: {note}", style="yellow")
-        cut = any(size.truncated for size in prepared.rows.sizes.values())
-        rows = "every row that is not cut" if cut else "every row"
+        rows = "every row that is not cut" if any(size.truncated for size in sizes.values()) else "every row"
         self.print(f"  checked: {rows} has loss, ends with an end token that is learnt, and begins as generation will")
 
     def show_arm(self, name: str, arm: "Arm") -> None:
         """How many answers an arm gave, and in what time or whence."""
-        count = sum(map(len, arm.replies))
         how = "as an earlier run of this base model answered" if arm.reused else f"answered in {arm.seconds:.0f} s"
-        self.print(f"  {name.replace('_', '-')}: {count} prompts {how}")
+        self.print(f"  {name.replace('_', '-')}: {sum(map(len, arm.replies))} prompts {how}")
 
     def show_result(self, result: RunResult) -> None:
         """The verdict, the table of all arms, example answers, the run's cost, and what to do next."""
-        evaluation = result.evaluation
+        evaluation, training = result.evaluation, result.training
         if evaluation.verdict is None:
             score = f"{evaluation.metric} {format_interval(evaluation.tuned())}"
             self.print(f"{score} on {evaluation.prompts} {evaluation.split} prompts", style="bold")
             return
         self._show_scores(evaluation, evaluation.verdict)
-        training = result.training
         since = " since it was continued" if training.resumed_from_step else " in all"
         self.print(
             f"Trained {training.steps} steps, {training.tokens:,} tokens at "
@@ -105,8 +99,7 @@ class RunConsole:
             if prediction.arms["tuned"].answer is not None:
                 self.print(_example(prediction, evaluation))
         cut = {format_arm(name, evaluation): arm.unfinished_answers for name, arm in evaluation.arms.items()}
-        if any(cut.values()):
-            counts = ", ".join(f"{count} of {name}" for name, count in cut.items() if count)
+        if counts := ", ".join(f"{count} of {name}" for name, count in cut.items() if count):
             self.print(f"Answers cut off at eval.max_new_tokens={evaluation.max_new_tokens}: {counts}.", style="yellow")
 
 
@@ -121,13 +114,6 @@ def show_complete_run(result: RunResult, folder: Path) -> None:
 def _example(prediction: Prediction, evaluation: EvaluationResult) -> RenderableType:
     texts = {"prompt": prediction.question, "reference": prediction.reference}
     texts |= {format_arm(arm, evaluation): prediction.arms[arm].first_answer for arm in evaluation.arms}
-    return to_grid([*((name, _shorten(text)) for name, text in texts.items()), ("", "")])
-
-
-def _shorten(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= EXAMPLE_LENGTH else text[:EXAMPLE_LENGTH] + " ..."
-
-
-def _print(console: Console, what: RenderableType, style: str) -> None:
-    console.print(what, style=style, markup=False, soft_wrap=isinstance(what, str))
+    flat = {name: " ".join(text.split()) for name, text in texts.items()}
+    short = {name: text if len(text) <= TEXT_LENGTH else f"{text[:TEXT_LENGTH]} ..." for name, text in flat.items()}
+    return to_grid([*short.items(), ("", "")])

@@ -1,7 +1,7 @@
 """How do training, scores and answers look as figures? Of one run, or of several."""
 
 from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, cycle
 from math import ceil, floor, isfinite, log10
 from typing import Any
 
@@ -10,28 +10,21 @@ from plotly import graph_objects as go
 from finetune.runs.predictions import History
 from finetune.runs.result import Interval
 
-SettingValues = Sequence[float] | Sequence[str]
-"""A setting's value in each of several runs."""
-
+SettingValues = Sequence[float] | Sequence[str]  # a setting's value in each of several runs
 COLOURS = ("#3b82f6", "#f97316", "#10b981", "#a855f7", "#ef4444", "#14b8a6", "#eab308", "#6366f1", "#ec4899", "#84cc16")
 AXES = {"step": "step", "tokens": "tokens", "train_seconds": "seconds of training"}
-# A longer legend stands beside its figure and scrolls.
-MOST_BELOW = 5
-# From this ratio on, a setting's axis is logarithmic; so many values are marked each.
-WIDE, MOST_TICKS = 4, 6
-MARGIN = {"l": 55, "r": 15, "t": 45, "b": 45}
+MOST_BELOW = 5  # runs; a longer legend stands beside its figure and scrolls
+WIDE = 4  # the ratio from which on a setting's axis is logarithmic
+MOST_TICKS = 6  # so many of its values are marked each
 
 
 def losses(runs: Mapping[str, History], axis: str) -> go.Figure:
     """Training loss (thin) and validation loss (thick, dots) of each run against a column of its history."""
-    figure = go.Figure(layout=_layout(f"Loss by {AXES[axis]}", AXES[axis], "loss"))
-    for number, (name, history) in enumerate(runs.items()):
-        colour = COLOURS[number % len(COLOURS)]
+    figure = _figure(f"Loss by {AXES[axis]}", AXES[axis], "loss")
+    for colour, (name, history) in zip(cycle(COLOURS), runs.items(), strict=False):
         for key, label, line in (("loss", "training", 1), ("eval_loss", "validation", 3)):
-            points = [row for row in history if key in row and axis in row]
             figure.add_scatter(
-                x=[row[axis] for row in points],
-                y=[row[key] for row in points],
+                **_points(history, axis, key),
                 name=f"{name} {label}" if len(runs) > 1 else label,
                 mode="lines+markers" if line > 1 else "lines",
                 line={"color": colour, "width": line},
@@ -45,49 +38,38 @@ def losses(runs: Mapping[str, History], axis: str) -> go.Figure:
 
 def learning_rate(history: History) -> go.Figure:
     """The learning rate by step."""
-    figure = go.Figure(layout=_layout("Learning rate", "step", ""))
-    points = [row for row in history if "learning_rate" in row]
-    figure.add_scatter(x=[row["step"] for row in points], y=[row["learning_rate"] for row in points], mode="lines")
-    return figure
+    return _figure("Learning rate", "step").add_scatter(**_points(history, "step", "learning_rate"), mode="lines")
 
 
 def score_intervals(metric: str, scores: Mapping[str, Interval]) -> go.Figure:
-    """Scores with their 95 % intervals, one below the other."""
-    names, intervals = list(scores), list(scores.values())
-    figure = go.Figure(layout=_layout(metric, "", ""))
-    figure.add_scatter(
+    """Scores with their 95 % intervals, one below the other; no bar is drawn to an end that is unknown."""
+    intervals = scores.values()
+    lengths = ([one.high - one.mean for one in intervals], [one.mean - one.low for one in intervals])
+    above, below = ([max(length, 0.0) if isfinite(length) else 0.0 for length in side] for side in lengths)
+    figure = _figure(metric).add_scatter(
         x=[interval.mean for interval in intervals],
-        y=names,
+        y=list(scores),
         mode="markers",
         marker={"size": 10},
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [_error_length(interval.high - interval.mean) for interval in intervals],
-            "arrayminus": [_error_length(interval.mean - interval.low) for interval in intervals],
-        },
+        error_x={"type": "data", "symmetric": False, "array": above, "arrayminus": below},
     )
-    figure.update_layout(yaxis={"autorange": "reversed", "automargin": True}, height=150 + 45 * len(names))
-    return figure
+    return figure.update_layout(yaxis={"autorange": "reversed", "automargin": True}, height=150 + 45 * len(scores))
 
 
 def distributions(scores: Mapping[str, Sequence[float]], metric: str) -> go.Figure:
     """How often each run's answers got each score."""
-    figure = go.Figure(layout=_layout("Scores of the prompts", metric, "prompts"))
-    for number, (name, values) in enumerate(scores.items()):
-        figure.add_histogram(x=list(values), name=name, opacity=0.7, marker_color=COLOURS[number % len(COLOURS)])
-    figure.update_layout(barmode="group", bargap=0.1)
-    return figure
+    figure = _figure("Scores of the prompts", metric, "prompts")
+    for colour, (name, values) in zip(cycle(COLOURS), scores.items(), strict=False):
+        figure.add_histogram(x=list(values), name=name, opacity=0.7, marker_color=colour)
+    return figure.update_layout(barmode="group", bargap=0.1)
 
 
 def trial_scores(
     scores: Mapping[int, float], others: Mapping[str, Sequence[int]], metric: str, higher_is_better: bool
 ) -> go.Figure:
     """The score of each trial by its number, and the best so far; the `others`, by their state, lie at the bottom."""
-    figure = go.Figure(layout=_layout("Score by trial", "trial", metric))
-    figure.update_xaxes(tickformat="d")
-    numbers = sorted(scores)
-    values = [scores[number] for number in numbers]
+    figure = _figure("Score by trial", "trial", metric).update_xaxes(tickformat="d")
+    numbers, values = zip(*sorted(scores.items()), strict=True)
     best = list(accumulate(values, max if higher_is_better else min))
     figure.add_scatter(x=numbers, y=values, name="complete", mode="markers", marker={"size": 10})
     figure.add_scatter(x=numbers, y=best, name="best so far", mode="lines", line={"shape": "hv"})
@@ -101,22 +83,23 @@ def trial_scores(
 def parallel_coordinates(settings: Mapping[str, SettingValues], scores: Sequence[float], metric: str) -> go.Figure:
     """One line for each run through its settings to its score; settings that are no numbers get a position each."""
     dimensions = [_dimension(name, values) for name, values in settings.items()]
-    figure = go.Figure(layout=_layout("Settings and score", "", ""))
-    figure.add_parcoords(
+    figure = _figure("Settings and score").add_parcoords(
         dimensions=[*dimensions, {"label": metric, "values": list(scores)}],
         line={"color": list(scores), "colorscale": "Viridis", "showscale": True},
     )
-    figure.update_layout(margin={"l": 60, "r": 60, "t": 110, "b": 30})
-    return figure
+    return figure.update_layout(margin={"l": 60, "r": 60, "t": 110, "b": 30})
 
 
 def bars(title: str, values: Mapping[str, float]) -> go.Figure:
     """A bar for each value, the largest on top."""
     order = sorted(values, key=values.__getitem__)
-    figure = go.Figure(layout=_layout(title, "", ""))
-    figure.add_bar(x=[values[name] for name in order], y=order, orientation="h")
-    figure.update_layout(yaxis={"automargin": True}, height=150 + 35 * len(order))
-    return figure
+    figure = _figure(title).add_bar(x=[values[name] for name in order], y=order, orientation="h")
+    return figure.update_layout(yaxis={"automargin": True}, height=150 + 35 * len(order))
+
+
+def _points(history: History, x: str, y: str) -> dict[str, list[float]]:
+    rows = [row for row in history if x in row and y in row]
+    return {"x": [row[x] for row in rows], "y": [row[y] for row in rows]}
 
 
 def _dimension(name: str, values: SettingValues) -> dict[str, Any]:
@@ -136,18 +119,15 @@ def _dimension(name: str, values: SettingValues) -> dict[str, Any]:
     return {"label": name, "values": list(map(log10, numbers)), **labels}
 
 
-def _error_length(length: float) -> float:
-    """The length of an error bar; none is drawn where an end is unknown."""
-    return max(length, 0.0) if isfinite(length) else 0.0
-
-
-def _layout(title: str, x: str, y: str) -> dict[str, Any]:
+def _figure(title: str, x: str = "", y: str = "") -> go.Figure:
+    """An empty figure with the names of its axes."""
     grid = {"gridcolor": "rgba(128,128,128,.3)", "zerolinecolor": "rgba(128,128,128,.5)"}
-    return {
+    layout = {
         "title": {"text": title},
         "xaxis": {"title": {"text": x}, **grid},
         "yaxis": {"title": {"text": y}, **grid},
-        "margin": MARGIN,
+        "margin": {"l": 55, "r": 15, "t": 45, "b": 45},
         "colorway": COLOURS,
         "legend": {"orientation": "h", "y": -0.25},
     }
+    return go.Figure(layout=layout)

@@ -9,26 +9,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #0a7d36; --bad: #c02626; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 1.5rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { margin: 2rem 0 .5rem; font-size: 1.2rem; }
-h3 { margin: 1rem 0 .3rem; font-size: 1rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
+h2 { margin: 2rem 0 .5rem; font-size: 1.2rem; } h3 { margin: 1rem 0 .3rem; font-size: 1rem; }
 p.verdict { font-size: 1.2rem; font-weight: 600; border-left: .3rem solid var(--good); padding-left: .8rem; }
 div.wide { overflow-x: auto; } table { border-collapse: collapse; }
 td, th { padding: .15rem .7rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line); }
 td:first-child, th:first-child, .text { text-align: left; }
 td.text { min-width: 12rem; overflow-wrap: anywhere; white-space: pre-wrap; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--soft); padding: .7rem; border-radius: .4rem; }
-.good { color: var(--good); } .bad { color: var(--bad); } .dim { opacity: .7; }
-tr.bold { font-weight: 600; } hr { border: 0; border-top: 2px dashed #c88c00; }
-.loss { color: var(--good); background: #0a7d3622; } .context { opacity: .7; }
-.cut { color: var(--bad); text-decoration: line-through; }
+tr.bold { font-weight: 600; white-space: nowrap; } hr { border: 0; border-top: 2px dashed #c88c00; }
+.bad, .cut { color: var(--bad); } .cut { text-decoration: line-through; }
+.loss { color: var(--good); background: #0a7d3622; } .dim, .context, dt { opacity: .7; }
 .example { border: 1px solid var(--line); border-radius: .4rem; margin: .6rem 0; padding: .2rem .8rem; }
-.example p { margin: .2rem 0; }
+.example p { margin: .2rem 0; } dt { text-align: right; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem .9rem; margin: .3rem 0; }
-dt { opacity: .7; text-align: right; }
 dd { margin: 0; white-space: pre-wrap; overflow-wrap: anywhere; max-height: 8rem; overflow-y: auto; }
 details > summary { cursor: pointer; } .figure { min-height: 15rem; }
 input, select { font: inherit; padding: .2rem .4rem; max-width: 100%; }
@@ -103,29 +100,21 @@ def script_data(name: str, content: str) -> str:
 
 def page(title: str, *parts: str, script: str = "") -> str:
     """The whole page from parts of HTML; plotly comes with it if a part holds a figure."""
-    has_figures = any('<div class="figure">' in part for part in parts)
-    return "\n".join(
-        [
-            '<!doctype html><html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-            '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>",
-            heading(title, 1),
-            *parts,
-            f"{_plotly()}<script>{DRAW}</script>" if has_figures else "",
-            f"<script>{script}</script>" if script else "",
-            "</body></html>\n",
-        ]
+    plotly = ""
+    if any('<div class="figure">' in part for part in parts):
+        from plotly.offline import get_plotlyjs
+
+        packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+        plotly = f'<script type="application/octet-stream" id="plotly">{packed}</script><script>{DRAW}</script>'
+    body = "\n".join([heading(title, 1), *parts, plotly, f"<script>{script}</script>" if script else ""])
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>\n{body}\n</body></html>\n"
     )
 
 
 def _in_script(content: str) -> str:
     """JSON in which nothing can end the element that it stands in."""
     return content.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
-    return f'<script type="application/octet-stream" id="plotly">{packed}</script>'

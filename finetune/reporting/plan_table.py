@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from typing import Any
 
 from finetune.machine.allowance import GIB, Fit
 from finetune.planning.memory import MemoryNeed
@@ -37,36 +36,23 @@ def show_plan(plan: RunPlan, console: RunConsole) -> None:
     parts = " · ".join(f"{name} {format_duration(seconds)}" for name, seconds in plan.seconds.items())
     console.print(f"{format_duration(sum(plan.seconds.values()))} in all: {parts} ({plan.measured})")
     if workload.answers:
-        console.print(
-            f"The base model, without examples, is taken to use all {workload.answers.new_tokens} tokens of an answer.",
-            style="dim",
-        )
-    write_text(console.folder / "plan.json", json.dumps(_plain_plan(plan), indent=2) + "\n")
-
-
-def _memory_table(need: MemoryNeed) -> Table:
-    """A row for each part, a column for each phase, in GiB; the phase that needs most is bold."""
-    rows = []
-    for part in dict.fromkeys(part for parts in need.phases.values() for part in parts):
-        sizes = [parts.get(part, 0) for parts in need.phases.values()]
-        if any(sizes):
-            rows.append([part, *(f"{size / GIB:.3f}" if size else "" for size in sizes)])
-    rows.append(["together", *(f"{need.bytes_of(phase) / GIB:.3f}" for phase in need.phases)])
-    last = len(rows) - 1
-    return Table("Memory in GiB", ["", *need.phases], rows, bold_rows=[last], bold_column=need.peak_phase)
-
-
-def _plain_plan(plan: RunPlan) -> dict[str, Any]:
-    workload = plan.workload
-    return {
-        "steps": workload.steps,
-        "epochs": workload.epochs,
-        "rows_per_step": workload.rows_per_step,
-        "samples": workload.samples,
-        "tokens": workload.tokens,
-        "memory": {"phases": plan.need.phases, "peak_bytes": plan.need.peak, "available_bytes": plan.need.available},
-        "verdict": plan.need.fit.value,
+        taken = f"is taken to use all {workload.answers.new_tokens} tokens of an answer"
+        console.print(f"The base model, without examples, {taken}.", style="dim")
+    plain = {
+        **{name: getattr(workload, name) for name in ("steps", "epochs", "rows_per_step", "samples", "tokens")},
+        "memory": {"phases": need.phases, "peak_bytes": need.peak, "available_bytes": need.available},
+        "verdict": need.fit.value,
         "remedies": [asdict(remedy) for remedy in plan.remedies],
         "seconds": {phase: round(seconds, 2) for phase, seconds in plan.seconds.items()},
         "measured": plan.measured,
     }
+    write_text(console.folder / "plan.json", json.dumps(plain, indent=2) + "\n")
+
+
+def _memory_table(need: MemoryNeed) -> Table:
+    """A row for each part, a column for each phase, in GiB; the phase that needs most is bold."""
+    parts = dict.fromkeys(part for sizes in need.phases.values() for part in sizes)
+    table = {part: [sizes.get(part, 0) for sizes in need.phases.values()] for part in parts}
+    rows = [[part, *(f"{n / GIB:.3f}" if n else "" for n in sizes)] for part, sizes in table.items() if any(sizes)]
+    rows.append(["together", *(f"{need.bytes_of(phase) / GIB:.3f}" for phase in need.phases)])
+    return Table("Memory in GiB", ["", *need.phases], rows, bold_rows=[len(rows) - 1], bold_column=need.peak_phase)

@@ -1,6 +1,5 @@
 """How does one run look in a browser? `report.html`: the verdict first, then what it rests on."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from finetune.config.settings import flatten_settings
@@ -11,7 +10,7 @@ from finetune.reporting import figures, html
 from finetune.reporting.tables import Table, format_arm, format_interval, harness_table, score_table, to_html
 from finetune.runs.files import write_text
 from finetune.runs.predictions import History, Prediction
-from finetune.runs.read import CompletedRun, read_run
+from finetune.runs.read import read_run
 from finetune.runs.result import DataResult, EvaluationResult, Forgetting, RunResult
 
 SHOWN = 25  # examples won, and examples lost
@@ -19,23 +18,18 @@ STYLES = {"tuning_wins": "verdict", "tuning_hurts": "verdict bad", "nothing_work
 
 
 def write_run_page(folder: Path) -> None:
-    """Write `report.html` from the other files of a complete run."""
+    """Write `report.html` from the other files of a complete run that answered the test prompts."""
     run = read_run(folder)
     assert run, f"{folder} holds no complete run"
-    write_text(folder / "report.html", render_run_page(run))
-
-
-def render_run_page(run: CompletedRun) -> str:
-    """The page of a run that answered the test prompts."""
-    result, evaluation = run.result, run.result.evaluation
-    verdict = evaluation.verdict
+    result, evaluation, verdict = run.result, run.result.evaluation, run.result.evaluation.verdict
     assert verdict, "only a run that answered the test prompts has a page"
-    return html.page(
+    harness_note = html.paragraph("Values with their standard errors.", "dim")
+    page = html.page(
         result.name,
         html.paragraph(verdict.sentence, STYLES.get(verdict.kind, "verdict dim")),
         _scores(evaluation, verdict.against),
         _forgetting(evaluation.retention) if evaluation.retention else "",
-        _harness(evaluation) if evaluation.harness else "",
+        to_html(harness_table(evaluation.harness)) + harness_note if evaluation.harness else "",
         _learning(run.history),
         _examples(run.predictions, evaluation, verdict.against),
         _data(result.data),
@@ -43,6 +37,7 @@ def render_run_page(run: CompletedRun) -> str:
         _cost(result),
         _provenance(result),
     )
+    write_text(folder / "report.html", page)
 
 
 def _scores(evaluation: EvaluationResult, against: str) -> str:
@@ -58,33 +53,28 @@ def _scores(evaluation: EvaluationResult, against: str) -> str:
 
 
 def _forgetting(retention: Forgetting) -> str:
+    names = {"passages": "general text", "questions": "simple questions"}
     rows = [
         [
-            "general text" if name == "passages" else "simple questions",
+            names[name],
             part.metric,
-            format_interval(part.base),
-            format_interval(part.tuned),
+            *map(format_interval, (part.base, part.tuned)),
             format_interval(part.difference, "+"),
         ]
         for name, part in retention.parts.items()
     ]
     sentence = html.paragraph(f"{retention.sentence}.", "bad" if retention.forgot else "")
-    table = Table("", ["", "metric", "base", "tuned", "difference"], rows)
-    return html.heading("What it forgot") + sentence + to_html(table)
-
-
-def _harness(evaluation: EvaluationResult) -> str:
-    return to_html(harness_table(evaluation.harness)) + html.paragraph("Values with their standard errors.", "dim")
+    table = to_html(Table("", ["", "metric", "base", "tuned", "difference"], rows))
+    return html.heading("What it forgot") + sentence + table
 
 
 def _learning(history: History) -> str:
     by_step, *others = (html.figure(figures.losses({"": history}, axis)) for axis in figures.AXES)
-    rate = html.figure(figures.learning_rate(history))
-    folded = html.details("By tokens and by time; learning rate", "".join([*others, rate]))
-    return html.heading("Learning") + by_step + folded
+    others.append(html.figure(figures.learning_rate(history)))
+    return html.heading("Learning") + by_step + html.details("By tokens and by time; learning rate", "".join(others))
 
 
-def _examples(predictions: Sequence[Prediction], evaluation: EvaluationResult, against: str) -> str:
+def _examples(predictions: list[Prediction], evaluation: EvaluationResult, against: str) -> str:
     """The prompts on which training changed the score most, by a metric that every prompt has."""
     scored = list(predictions[0].arms["tuned"].scores) if predictions else []
     if not scored:
@@ -96,15 +86,13 @@ def _examples(predictions: Sequence[Prediction], evaluation: EvaluationResult, a
     lost = [i for i in order if gains[i] < 0]
     won = [i for i in reversed(order) if gains[i] > 0]
     counts = f"{len(lost)} lost, {len(won)} won, {len(gains) - len(lost) - len(won)} equal"
-    parts = [
-        html.heading("Examples"),
-        html.paragraph(f"By {metric}, tuned against {format_arm(against, evaluation)}: {counts}."),
-    ]
+    counted = html.paragraph(f"By {metric}, tuned against {format_arm(against, evaluation)}: {counts}.")
+    parts = [html.heading("Examples"), counted]
     for title, chosen in (("Lost", lost), ("Won", won)):
         if chosen:
             shown = f"{title}: {min(SHOWN, len(chosen))} of {len(chosen)}, the largest differences first"
-            parts.append(html.heading(shown, 3))
-            parts += [_example(predictions[i], metric, evaluation) for i in chosen[:SHOWN]]
+            examples = (_example(predictions[i], metric, evaluation) for i in chosen[:SHOWN])
+            parts += [html.heading(shown, 3), *examples]
     return "".join(parts)
 
 
@@ -117,38 +105,35 @@ def _example(prediction: Prediction, metric: str, evaluation: EvaluationResult) 
 
 
 def _data(data: DataResult) -> str:
-    counts = " · ".join(f"{value:,} {name}" for name, value in data.counts.items() if value)
     rows = [
         [name, *(f"{n:,}" for n in (size.rows, size.tokens, size.loss_tokens, size.truncated, size.dropped))]
         for name, size in data.splits.items()
     ]
     bad = f"Rows left out: {data.counts.get('bad', len(data.bad_rows)):,}, the first"
+    loss, context = html.span("loss", "what carries loss"), html.span("context", "context")
+    examples = [
+        f"{html.heading(example.place, 3)}<pre>{''.join(html.span(*span) for span in example.spans)}</pre>"
+        for example in data.examples
+    ]
     parts = [
         html.heading("What it was trained on"),
-        html.paragraph(counts),
+        html.paragraph(" · ".join(f"{value:,} {name}" for name, value in data.counts.items() if value)),
         to_html(Table("", ["split", "rows", "tokens", "with loss", "cut off", "dropped"], rows)),
         html.details(bad, html.text_list(data.bad_rows)) if data.bad_rows else "",
         html.details("Shared between splits", html.text_list(data.shared)) if data.shared else "",
+        f"<p>The first rows: {loss}, {context}.</p>" if examples else "",
     ]
-    if data.examples:
-        loss, context = html.span("loss", "what carries loss"), html.span("context", "context")
-        parts.append(f"<p>The first rows: {loss}, {context}.</p>")
-    for example in data.examples:
-        spans = "".join(html.span(kind, text) for kind, text in example.spans)
-        parts.append(f"{html.heading(example.place, 3)}<pre>{spans}</pre>")
     more = "stage=preview with the same settings shows more rows, token by token (preview.html)."
-    return "".join([*parts, html.paragraph(more, "dim")])
+    return "".join([*parts, *examples, html.paragraph(more, "dim")])
 
 
 def _settings(result: RunResult) -> str:
     changed = [[key, spell(value), spell(default)] for key, (value, default) in result.changed_settings.items()]
     every = [[key, spell(value)] for key, value in flatten_settings(result.config).items()]
     table = to_html(Table("", ["setting", "here", "default"], changed))
-    return (
-        html.heading("Settings")
-        + (table if changed else html.paragraph("All are the defaults."))
-        + html.details("All settings", to_html(Table("", ["setting", "value"], every)))
-    )
+    shown = table if changed else html.paragraph("All are the defaults.")
+    folded = html.details("All settings", to_html(Table("", ["setting", "value"], every)))
+    return html.heading("Settings") + shown + folded
 
 
 def _cost(result: RunResult) -> str:

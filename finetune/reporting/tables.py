@@ -4,7 +4,6 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 
-from rich import markup
 from rich import table as rich_table
 from rich.text import Text
 
@@ -12,7 +11,6 @@ from finetune.evaluation.metrics import HIGHER_IS_BETTER
 from finetune.reporting import html
 from finetune.runs.result import EvaluationResult, HarnessScore, Interval
 
-SECONDS_PER_MINUTE = 60
 NAME_WIDTH = 40  # characters of a name beside its text
 
 
@@ -23,8 +21,7 @@ class Table:
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
-    # The columns whose texts may be long; they are wrapped, so that numbers are not.
-    prose: Collection[str] = ()
+    prose: Collection[str] = ()  # the columns whose texts may be long; they are wrapped, so that numbers are not
     bold_rows: Collection[int] = ()
     bold_column: str = ""
 
@@ -37,7 +34,7 @@ class Table:
 
 def to_rich(table: Table) -> rich_table.Table:
     """The table for the terminal; what its cells hold is never read as markup."""
-    drawn = rich_table.Table(title=markup.escape(table.title) or None, title_justify="left")
+    drawn = rich_table.Table(title=Text(table.title, "table.title") or None, title_justify="left")
     for number, name in enumerate(table.header):
         style = "bold" if name == table.bold_column else ""
         if number == 0 or name in table.prose:
@@ -53,14 +50,13 @@ def to_html(table: Table) -> str:
     """The table for a page, below its title as a heading."""
     kinds = [' class="text"' if name in table.prose else "" for name in table.header]
     head = "".join(f"<th{kind}>{html.escape(name)}</th>" for kind, name in zip(kinds, table.header, strict=True))
-    body = []
+    body = ""
     for number, row in enumerate(table.rows):
         style = ' class="bold"' if number in table.bold_rows else ""
         cells = (f"<td{kind}>{html.escape(cell)}</td>" for kind, cell in zip(kinds, row, strict=True))
-        body.append(f"<tr{style}>{''.join(cells)}</tr>")
+        body += f"<tr{style}>{''.join(cells)}</tr>"
     title = html.heading(table.title) if table.title else ""
-    rows = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
-    return f'{title}<div class="wide"><table>{rows}</table></div>'
+    return f'{title}<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def to_grid(texts: Iterable[tuple[str, str]]) -> rich_table.Table:
@@ -75,38 +71,30 @@ def to_grid(texts: Iterable[tuple[str, str]]) -> rich_table.Table:
 
 def score_table(evaluation: EvaluationResult, against: str) -> Table:
     """Each metric by arm with its interval, and tuned minus the arm `against`; the headline metric is bold."""
-    arms = {name: format_arm(name, evaluation) for name in evaluation.arms}
+    arms, differences = evaluation.arms, evaluation.differences[against]
     rows = [
         [
             metric if HIGHER_IS_BETTER[metric] else f"{metric} (less is better)",
-            *(format_interval(arm.scores[metric]) for arm in evaluation.arms.values()),
-            format_interval(difference, "+"),
-            f"{difference.p:.2g}",
-            difference.test,
+            *(format_interval(arm.scores[metric]) for arm in arms.values()),
+            *(format_interval(difference, "+"), f"{difference.p:.2g}", difference.test),
         ]
-        for metric, difference in evaluation.differences[against].items()
+        for metric, difference in differences.items()
     ]
-    return Table(
-        f"{evaluation.prompts} held-out {evaluation.split} prompts",
-        ["metric", *arms.values(), f"tuned - {arms[against]}", "p", "test"],
-        rows,
-        bold_rows=[list(evaluation.differences[against]).index(evaluation.metric)],
-    )
+    names = [format_arm(name, evaluation) for name in arms]
+    header = ["metric", *names, f"tuned - {format_arm(against, evaluation)}", "p", "test"]
+    title = f"{evaluation.prompts} held-out {evaluation.split} prompts"
+    return Table(title, header, rows, bold_rows=[list(differences).index(evaluation.metric)])
 
 
 def harness_table(scores: dict[str, dict[str, HarnessScore]]) -> Table:
     """Each metric of each task of lm-evaluation-harness before and after training, with its standard error."""
-    rows = [
-        [task, metric, _with_error(score.base, score.base_stderr), _with_error(score.tuned, score.tuned_stderr)]
-        for task, metrics in scores.items()
-        for metric, score in metrics.items()
-    ]
+    rows = []
+    for task, metrics in scores.items():
+        for metric, score in metrics.items():
+            numbers = (score.base, score.base_stderr, score.tuned, score.tuned_stderr)
+            texts = ["?" if number is None else f"{number:.3f}" for number in numbers]
+            rows.append([task, metric, " ± ".join(texts[:2]), " ± ".join(texts[2:])])
     return Table("lm-evaluation-harness", ["task", "metric", "base", "tuned"], rows, prose=["metric"])
-
-
-def _with_error(value: float | None, error: float | None) -> str:
-    """`0.417 ± 0.021`; what nobody knows is `?`."""
-    return " ± ".join("?" if number is None else f"{number:.3f}" for number in (value, error))
 
 
 def format_arm(arm: str, evaluation: EvaluationResult) -> str:
@@ -123,7 +111,7 @@ def format_interval(interval: Interval, sign: str = "") -> str:
 
 def format_duration(seconds: float) -> str:
     """`45 s`, `12 min` or `3 h 5 min`."""
-    if seconds < 2 * SECONDS_PER_MINUTE:
+    if seconds < 120:
         return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / SECONDS_PER_MINUTE), 60)
+    hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min"

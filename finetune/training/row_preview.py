@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass
 from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -14,21 +15,19 @@ from finetune.training.prepare import PreparedRun
 from finetune.training.tokenize import IGNORE_INDEX, TokenizedRows, rows_with_loss
 
 SHOWN = 3
-# What a decoder writes for a character of which tokens are missing, and the most tokens that are waited for.
-REPLACEMENT, MOST_TOKENS_OF_CHARACTER = "\ufffd", 64
+REPLACEMENT = "\ufffd"  # what a decoder writes for a character of which tokens are missing
+MOST_TOKENS_OF_CHARACTER = 64
 
 
 @dataclass(frozen=True)
 class PreviewRow:
-    """A row as the trainer reads it: its tokens as texts, which of them carry loss, what is cut off behind, and where
-    in it another packed row begins.
-    """
+    """A row as the trainer reads it."""
 
     place: str
-    pieces: list[str]
-    loss: list[bool]
-    cut: list[str]
-    starts: list[int]
+    pieces: list[str]  # its tokens as texts
+    loss: list[bool]  # which of them carry loss
+    cut: list[str]  # what is cut off behind
+    starts: list[int]  # where in it another packed row begins
 
 
 def preview_rows(prepared: PreparedRun, count: int) -> list[PreviewRow]:
@@ -40,8 +39,7 @@ def preview_rows(prepared: PreparedRun, count: int) -> list[PreviewRow]:
     for number, row in enumerate(rows.train.select(range(min(count, len(rows.train))))):
         pieces, loss = token_texts(tokenizer, row["input_ids"]), [label != IGNORE_INDEX for label in row["labels"]]
         if settings.packing:
-            starts = _row_starts(row, number, rows, settings)
-            shown.append(PreviewRow(f"pack {number + 1}", pieces, loss, [], starts))
+            shown.append(PreviewRow(f"pack {number + 1}", pieces, loss, [], _row_starts(row, number, rows, settings)))
         else:
             index = trained[number]
             cut = rows.whole["train"][index]["input_ids"][limit:] if limit else []
@@ -59,21 +57,18 @@ def _row_starts(pack: dict[str, list[int]], number: int, rows: TokenizedRows, se
 
 def example_spans(prepared: PreparedRun) -> list[ExampleSpans]:
     """The first rows, for a run's page."""
-    return [ExampleSpans(row.place, _spans(row)) for row in preview_rows(prepared, SHOWN)]
-
-
-def _spans(row: PreviewRow) -> list[tuple[str, str]]:
-    kinds = ["loss" if loss else "context" for loss in row.loss] + ["cut"] * len(row.cut)
-    pieces = zip(kinds, [*row.pieces, *row.cut], strict=True)
-    grouped = groupby(pieces, key=lambda pair: pair[0])
-    return [(kind, "".join(piece for _, piece in group)) for kind, group in grouped]
+    examples = []
+    for row in preview_rows(prepared, SHOWN):
+        kinds = ["loss" if loss else "context" for loss in row.loss] + ["cut"] * len(row.cut)
+        grouped = groupby(zip(kinds, [*row.pieces, *row.cut], strict=True), key=itemgetter(0))
+        spans = [(kind, "".join(piece for _, piece in group)) for kind, group in grouped]
+        examples.append(ExampleSpans(row.place, spans))
+    return examples
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """Each token as text; a character that spans tokens stands with the last of them, and nothing is cleaned up.
-
-    A token is decoded behind those before it, as some tokenizers leave out the first one's space.
-    """
+    """Each token as text; a character that spans tokens stands with the last of them, and nothing is cleaned up."""
+    # A token is decoded behind those before it, as some tokenizers leave out the first one's space.
     pieces: list[str] = []
     before = start = 0
     for end in range(1, len(ids) + 1):
@@ -88,11 +83,10 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]
 
 def padding_share(rows: TokenizedRows, settings: SFTConfig, samples: int = 200) -> float:
     """The share of padding in batches of training rows drawn at random, each padded to its longest row."""
-    batch = settings.per_device_train_batch_size
     whole = rows.whole["train"] if settings.packing else rows.train
     lengths = [len(row) for row in whole["input_ids"]]
-    generator = random.Random(0)
-    batches = [generator.sample(lengths, min(batch, len(lengths))) for _ in range(samples)]
+    size, generator = min(settings.per_device_train_batch_size, len(lengths)), random.Random(0)
+    batches = [generator.sample(lengths, size) for _ in range(samples)]
     return 1 - sum(map(sum, batches)) / sum(max(drawn) * len(drawn) for drawn in batches)
 
 
