@@ -1,7 +1,7 @@
 """Which of these runs is best, what sets them apart, and at what cost? `python -m finetune compare RUN...`."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from finetune.comparison.pairwise import compact_letters, compare_pairs, correct_holm, disagreements, setting_importance
@@ -19,24 +19,18 @@ MOST_PAIRED, MOST_PAIRED_CORPUS = 12, 5
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs on the same prompts, the best first.
-
-    Of each run: the groups of those that it cannot be told apart from, its difference to the best with corrected p, and
-    the settings that differ between the runs. `disagreements` are the prompts whose scores differ, and by how much.
-    """
+    """Runs on the same prompts, the best first; groups, differences and settings are in the order of the runs."""
 
     metric: str
     runs: list[CompletedRun]
-    # Whether all pairs of runs were tested, and not only the best one with each other.
-    all_pairs: bool
-    groups: list[str]
-    to_best: list[Difference | None]
-    settings: list[dict[str, object]]
-    disagreements: list[tuple[int, float]]
+    all_pairs: bool  # whether all pairs of runs were tested, and not only the best one with each other
+    groups: list[str]  # letters; a run cannot be told apart from those that share one
+    to_best: list[Difference | None]  # the run minus the best one, with corrected p
+    settings: list[dict[str, object]]  # those that differ between the runs
+    disagreements: list[tuple[int, float]]  # the prompts whose scores differ, and by how much
 
     @property
     def split(self) -> str:
-        """Of which rows the prompts are."""
         return self.runs[0].result.evaluation.split
 
     @property
@@ -53,13 +47,17 @@ class Comparison:
 
     @property
     def scores(self) -> list[float]:
-        """The score of each run."""
         return [run.tuned(self.metric).mean for run in self.runs]
 
     @property
     def varying(self) -> dict[str, list[float] | list[str]]:
         """The settings that differ, each with its value in every run; as texts, unless all are numbers."""
-        return {key: _comparable([settings[key] for settings in self.settings]) for key in self.settings[0]}
+        varying: dict[str, list[float] | list[str]] = {}
+        for key in self.settings[0]:
+            values = [settings[key] for settings in self.settings]
+            numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+            varying[key] = numbers if len(numbers) == len(values) else [str(value) for value in values]
+        return varying
 
     @cached_property
     def importance(self) -> tuple[dict[str, float], str]:
@@ -67,16 +65,8 @@ class Comparison:
         return setting_importance(self.varying, self.scores) if self.varying else ({}, "The runs' settings are equal.")
 
 
-def _comparable(values: list[object]) -> list[float] | list[str]:
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    return numbers if len(numbers) == len(values) else [str(value) for value in values]
-
-
 def compare_runs(runs: Iterable[CompletedRun], metric: str | None = None) -> list[Comparison]:
-    """One comparison for each set of test prompts, the one with the most runs first.
-
-    Raises UserError where runs on the same prompts were not all scored by the metric (None: their first one).
-    """
+    """One comparison for each set of prompts, most runs first; UserError where its runs lack the metric."""
     by_prompts: dict[str, list[CompletedRun]] = {}
     for run in runs:
         by_prompts.setdefault(run.pairing_key(metric), []).append(run)
@@ -84,9 +74,7 @@ def compare_runs(runs: Iterable[CompletedRun], metric: str | None = None) -> lis
 
 
 def _compare(runs: list[CompletedRun], metric: str | None) -> Comparison:
-    metric = metric or _headline(runs)
-    for run in runs:
-        _require_metric(run, metric)
+    metric = _common_metric(runs, metric)
     sign = -1 if HIGHER_IS_BETTER[metric] else 1
     runs = sorted(runs, key=lambda run: (sign * run.tuned(metric).mean, run.name))
     predictions, others = [run.predictions for run in runs], range(1, len(runs))
@@ -97,31 +85,23 @@ def _compare(runs: list[CompletedRun], metric: str | None) -> Comparison:
         groups = compact_letters(len(runs), lambda i, j: corrected[i, j] <= MAX_P)
     else:
         groups = ["a", *("" if corrected[0, i] <= MAX_P else "a" for i in others)]
-    return Comparison(
-        metric=metric,
-        runs=runs,
-        all_pairs=all_pairs,
-        groups=groups,
-        to_best=[None, *(_to_best(differences[0, i], corrected[0, i]) for i in others)],
-        settings=varying_settings(run.result.config for run in runs),
-        disagreements=disagreements(predictions, metric),
-    )
+    to_best: list[Difference | None] = [None]
+    for i in others:
+        pair = differences[0, i]
+        to_best.append(replace(pair, mean=0 - pair.mean, low=0 - pair.high, high=0 - pair.low, p=corrected[0, i]))
+    settings = varying_settings(run.result.config for run in runs)
+    return Comparison(metric, runs, all_pairs, groups, to_best, settings, disagreements(predictions, metric))
 
 
-def _to_best(pair: Difference, p: float) -> Difference:
-    """The run minus the best one, from the best one minus the run."""
-    return Difference(0 - pair.mean, 0 - pair.high, 0 - pair.low, p, pair.test, pair.prompts, pair.draws)
-
-
-def _headline(runs: list[CompletedRun]) -> str:
+def _common_metric(runs: list[CompletedRun], metric: str | None) -> str:
+    """The metric, or the runs' headline one where none is given."""
     names = {run.result.evaluation.metric: run.name for run in runs}
-    if len(names) > 1:
+    if not metric and len(names) > 1:
         metrics = ", ".join(f"{metric} ({run})" for metric, run in names.items())
         raise UserError(f"The runs are ranked by different metrics: {metrics}. Choose one with --metric.")
-    return next(iter(names))
-
-
-def _require_metric(run: CompletedRun, metric: str) -> None:
-    scored = [name for name in run.result.evaluation.arms["tuned"].scores if name in METRICS]
-    if metric not in scored:
-        raise UserError(f"--metric {metric}: {run.folder} was not scored by it, but by {', '.join(scored)}.")
+    metric = metric or next(iter(names))
+    for run in runs:
+        scored = [name for name in run.result.evaluation.arms["tuned"].scores if name in METRICS]
+        if metric not in scored:
+            raise UserError(f"--metric {metric}: {run.folder} was not scored by it, but by {', '.join(scored)}.")
+    return metric

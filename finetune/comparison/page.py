@@ -4,7 +4,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from plotly.graph_objects import Figure
 
 from finetune.comparison.compare import Comparison
 from finetune.comparison.pairwise import IMPORTANCE_METHOD, prompt_score, prompt_scores
@@ -14,14 +15,8 @@ from finetune.reporting.tables import Table, to_html
 from finetune.runs.files import write_text
 from finetune.runs.predictions import History
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-
 DETAILED = 10  # runs, the best, whose scores and answers are shown
 ANSWER_LENGTH = 600  # characters of an answer that the page holds
-BROWSER_BYTES = 2_000_000  # of answers that the page holds; the rest is counted
-# Shows the chosen answers: those that hold a text, or where runs differ; the largest differences first.
 BROWSER_BYTES = 2_000_000  # of answers that the page holds; the rest is counted
 # Shows the chosen answers: those that hold a text, or where runs differ; the largest differences first.
 BROWSE = """
@@ -51,7 +46,7 @@ for (const browser of document.querySelectorAll(".browser")) {
 
 
 def write_comparison_page(file: Path, comparisons: list[Comparison], unfinished: list[Path]) -> None:
-    """Write the page."""
+    """Write the page of runs, and name those that are not on it."""
     count = sum(len(comparison.runs) for comparison in comparisons)
     names = ", ".join(folder.name for folder in unfinished)
     left_out = html.paragraph(f"Left out, as not complete: {names}.") if unfinished else ""
@@ -72,7 +67,8 @@ def render_comparisons(comparisons: list[Comparison], histories: Mapping[str, Hi
 def _comparison(comparison: Comparison, number: int, histories: Mapping[str, History]) -> list[str]:
     runs, metric = comparison.runs, comparison.metric
     verdicts = [[run.name, run.verdict] for run in runs if run.verdict]
-    best = replace(comparison, runs=runs[:DETAILED])
+    best = runs[:DETAILED]
+    scores = {run.name: prompt_scores(run.predictions, metric) for run in best}
     return [
         to_html(ranking_table(comparison, len(runs))),
         html.paragraph(comparison.correction, "dim") if len(runs) > 1 else "",
@@ -83,10 +79,8 @@ def _comparison(comparison: Comparison, number: int, histories: Mapping[str, His
         _settings(comparison),
         html.paragraph(f"Of {len(runs)} runs the best {DETAILED}:") if len(runs) > DETAILED else "",
         html.heading("Scores"),
-        html.figure(
-            figures.distributions({run.name: prompt_scores(run.predictions, metric) for run in best.runs}, metric)
-        ),
-        _browser(best, f"answers-{number}"),
+        html.figure(figures.distributions(scores, metric)),
+        _browser(replace(comparison, runs=best), f"answers-{number}"),
     ]
 
 
@@ -96,7 +90,7 @@ def render_learning(histories: Mapping[str, History]) -> str:
     return "".join([html.heading("Learning"), *curves]) if histories else ""
 
 
-def settings_figures(comparison: Comparison) -> "dict[str, Figure]":
+def settings_figures(comparison: Comparison) -> dict[str, Figure]:
     """Parallel coordinates of settings and score, and the settings' importance; each only where it shows something."""
     if not comparison.varying or len(comparison.runs) < 2:
         return {}
@@ -107,8 +101,7 @@ def settings_figures(comparison: Comparison) -> "dict[str, Figure]":
 
 
 def _settings(comparison: Comparison) -> str:
-    drawn = settings_figures(comparison)
-    if not drawn:
+    if not (drawn := settings_figures(comparison)):
         return ""
     why_not = "" if "importance" in drawn else html.paragraph(comparison.importance[1], "dim")
     return "".join([html.heading("Settings"), *map(html.figure, drawn.values()), why_not])
@@ -116,34 +109,30 @@ def _settings(comparison: Comparison) -> str:
 
 def _browser(comparison: Comparison, name: str) -> str:
     """All answers, as far as there is room for them, with what finds one among them."""
-    spreads = dict(comparison.disagreements)
-    order = [*spreads, *(i for i in range(len(comparison.runs[0].predictions)) if i not in spreads)]
+    runs, spreads = comparison.runs, dict(comparison.disagreements)
+    order = [*spreads, *(i for i in range(len(runs[0].predictions)) if i not in spreads)]
     rows: list[dict[str, object]] = []
     size = 0
     for index in order:
-        row = _answers(comparison, index) | {"spread": spreads.get(index, 0)}
+        answered = [run.predictions[index] for run in runs]
+        row = {
+            "place": answered[0].place,
+            "prompt": answered[0].question,
+            "reference": answered[0].reference,
+            "scores": [prompt_score(prediction, comparison.metric) for prediction in answered],
+            "answers": [prediction.arms["tuned"].first_answer[:ANSWER_LENGTH] for prediction in answered],
+            "spread": spreads.get(index, 0),
+        }
         size += len(json.dumps(row))
         if size > BROWSER_BYTES:
             break
         rows.append(row)
-    left_out = len(order) - len(rows)
-    note = f"{left_out:,} prompts with the smallest differences are left out for size."
+    note = f"{len(order) - len(rows):,} prompts with the smallest differences are left out for size."
     return (
         html.heading("Answers side by side")
-        + (html.paragraph(note) if left_out else "")
-        + html.script_data(name, json.dumps({"runs": [run.name for run in comparison.runs], "rows": rows}))
+        + (html.paragraph(note) if len(rows) < len(order) else "")
+        + html.script_data(name, json.dumps({"runs": [run.name for run in runs], "rows": rows}))
         + f'<div class="browser" data-of="{name}"><input class="search" placeholder="Search texts">'
         '<label> <input type="checkbox" class="only" checked> only where runs differ</label> '
         '<span class="count"></span><div class="answers"></div></div>'
     )
-
-
-def _answers(comparison: Comparison, index: int) -> dict[str, object]:
-    predictions = [run.predictions[index] for run in comparison.runs]
-    return {
-        "place": predictions[0].place,
-        "prompt": predictions[0].question,
-        "reference": predictions[0].reference,
-        "scores": [prompt_score(prediction, comparison.metric) for prediction in predictions],
-        "answers": [prediction.arms["tuned"].first_answer[:ANSWER_LENGTH] for prediction in predictions],
-    }

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING
+from string import ascii_lowercase
 
 import numpy as np
 
@@ -11,14 +11,9 @@ from finetune.evaluation.statistics import CORPUS_RESAMPLES, MAX_P, RESAMPLES, c
 from finetune.runs.predictions import Prediction
 from finetune.runs.result import Difference
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
-
-ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 FEWEST_FOR_IMPORTANCE = 5
 IMPORTANCE_METHOD = "fANOVA, Hutter et al. 2014, by Optuna"
-# From this ratio on, a setting's range is read as logarithmic.
-LOG_RATIO = 10
+LOG_RATIO = 10  # from which on a setting's range is read as logarithmic
 
 
 def compare_pairs(
@@ -28,23 +23,18 @@ def compare_pairs(
     pairs = [pair for pair in combinations(range(len(runs)), 2) if pair[0] == 0 or not only_best]
     # The smallest p that n permutations can give is 2 / (n + 1); corrected for all pairs, it has to stay below 5 %.
     permutations = int(2 * 2 * len(pairs) / MAX_P)
-    return {(i, j): compare_pair(runs[i], runs[j], metric, seed, permutations) for i, j in pairs}
-
-
-def compare_pair(
-    first: list[Prediction], second: list[Prediction], metric: str, seed: int, permutations: int = 0
-) -> Difference:
-    """The first tuned model's metric minus the second's, paired by prompt; at least so many permutations are tried."""
     if metric in PER_PROMPT:
-        count = max(permutations, RESAMPLES)
-        return mean_difference(prompt_scores(first, metric), prompt_scores(second, metric), seed, count)
-    count = max(permutations, CORPUS_RESAMPLES)
-    by_run = ([row.arms["tuned"] for row in predictions] for predictions in (first, second))
+        scores, count = [prompt_scores(run, metric) for run in runs], max(permutations, RESAMPLES)
+        return {(i, j): mean_difference(scores[i], scores[j], seed, count) for i, j in pairs}
+    replies, count = [[row.arms["tuned"] for row in run] for run in runs], max(permutations, CORPUS_RESAMPLES)
+    references: list[object]
     if metric == "perplexity":
-        nlls, others = (np.array([reply.nll for reply in replies], object) for replies in by_run)
-        return corpus_difference(metric, nlls, others, [row.arms["tuned"].tokens for row in first], seed, count)
-    answers, others = (np.array([reply.answer for reply in replies], object) for replies in by_run)
-    return corpus_difference(metric, answers, others, [row.reference for row in first], seed, count)
+        values = [np.array([reply.nll for reply in run], object) for run in replies]
+        references = [reply.tokens for reply in replies[0]]
+    else:
+        values = [np.array([reply.answer for reply in run], object) for run in replies]
+        references = [row.reference for row in runs[0]]
+    return {(i, j): corpus_difference(metric, values[i], values[j], references, seed, count) for i, j in pairs}
 
 
 def correct_holm(values: Sequence[float]) -> list[float]:
@@ -57,10 +47,7 @@ def correct_holm(values: Sequence[float]) -> list[float]:
 
 
 def compact_letters(count: int, differ: Callable[[int, int], bool]) -> list[str]:
-    """For each of `count` runs, best first, its groups as letters: two runs share one unless they `differ`.
-
-    The compact letter display of Piepho (2004), by his insert-and-absorb algorithm.
-    """
+    """Each run's groups as letters, two sharing one unless they `differ` (insert-and-absorb algorithm, Piepho 2004)."""
     groups = [frozenset(range(count))]
     for i, j in combinations(range(count), 2):
         if differ(i, j):
@@ -68,11 +55,8 @@ def compact_letters(count: int, differ: Callable[[int, int], bool]) -> list[str]
             candidates = halves | {group for group in groups if not {i, j} <= group}
             groups = [group for group in candidates if not any(group < other for other in candidates)]
     groups.sort(key=sorted)
-    return ["".join(_letter(n) for n, group in enumerate(groups) if i in group) for i in range(count)]
-
-
-def _letter(number: int) -> str:
-    return ALPHABET[number] if number < len(ALPHABET) else f"({number + 1})"
+    letters = [*ascii_lowercase, *(f"({n + 1})" for n in range(len(ascii_lowercase), len(groups)))]
+    return ["".join(letters[n] for n, group in enumerate(groups) if i in group) for i in range(count)]
 
 
 def disagreements(runs: Sequence[list[Prediction]], metric: str) -> list[tuple[int, float]]:
@@ -98,30 +82,23 @@ def setting_importance(
 ) -> tuple[dict[str, float], str]:
     """The share of the scores' variance that each setting explains, or why that cannot be known."""
     if len(scores) < FEWEST_FOR_IMPORTANCE:
-        return (
-            {},
-            f"The settings' importance needs {FEWEST_FOR_IMPORTANCE} runs or more; these are {len(scores)}.",
-        )
+        return {}, f"The settings' importance needs {FEWEST_FOR_IMPORTANCE} runs or more; these are {len(scores)}."
     if min(scores) == max(scores):
         return {}, "All scores are equal, so no setting mattered."
     import optuna
+    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    distributions = {name: _distribution(values) for name, values in varying.items()}
+    distributions: dict[str, BaseDistribution] = {}
+    for name, values in varying.items():
+        if isinstance(values[0], str):
+            distributions[name] = CategoricalDistribution(sorted(set(map(str, values))))
+        else:
+            low, high = float(min(values)), float(max(values))
+            distributions[name] = FloatDistribution(low, high, log=low > 0 and high / low >= LOG_RATIO)
     study = optuna.create_study(direction="maximize")
     for number, score in enumerate(scores):
         parameters = {name: values[number] for name, values in varying.items()}
         study.add_trial(optuna.trial.create_trial(params=parameters, distributions=distributions, value=score))
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator)), ""
-
-
-def _distribution(values: Sequence[float] | Sequence[str]) -> "BaseDistribution":
-    from optuna.distributions import CategoricalDistribution, FloatDistribution
-
-    texts = {value for value in values if isinstance(value, str)}
-    if texts:
-        return CategoricalDistribution(sorted(texts))
-    numbers = [float(value) for value in values]
-    low, high = min(numbers), max(numbers)
-    return FloatDistribution(low, high, log=low > 0 and high / low >= LOG_RATIO)

@@ -1,5 +1,6 @@
 """How does a comparison of runs look in the terminal?"""
 
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -11,10 +12,8 @@ from finetune.config.spelling import spell
 from finetune.evaluation.metrics import SPELLED
 from finetune.machine.allowance import GIB
 from finetune.reporting.tables import Table, format_interval, to_grid, to_rich
-from finetune.runs.result import Difference
 
-# At the end of a sweep so many are shown of its ranking.
-BEST_SHOWN = 10
+BEST_SHOWN = 10  # of a sweep's ranking at its end
 
 
 def show_comparisons(comparisons: list[Comparison], unfinished: list[Path], prompts: int) -> None:
@@ -23,30 +22,22 @@ def show_comparisons(comparisons: list[Comparison], unfinished: list[Path], prom
     if len(comparisons) > 1:
         console.print(different_prompts(comparisons), style="yellow", soft_wrap=True)
     for comparison in comparisons:
-        console.print(_comparison(comparison, prompts))
+        runs, shown = comparison.runs, comparison.disagreements[:prompts]
+        parts = [*ranking_parts(comparison, len(runs)), to_rich(cost_table(comparison))]
+        parts += [Text.assemble((run.name, "bold"), f": {run.verdict}") for run in runs if run.verdict]
+        if len(runs) > 1:
+            most = f"; the {len(shown)} with the largest difference:" if shown else "."
+            parts.append(Text(f"\nThe runs' scores differ on {len(comparison.disagreements):,} prompts{most}"))
+        console.print(Group(*parts, *(_answers(comparison, index) for index, _ in shown)))
     if unfinished:
-        names = ", ".join(folder.name for folder in unfinished)
-        count = f"{len(unfinished)} run{'s' if len(unfinished) > 1 else ''}"
-        left_out = f"Left out, as not complete: {count} ({names})."
+        count, names = len(unfinished), ", ".join(folder.name for folder in unfinished)
+        left_out = f"Left out, as not complete: {count} run{'s' if count > 1 else ''} ({names})."
         console.print(left_out, style="yellow", markup=False, soft_wrap=True)
 
 
 def different_prompts(comparisons: list[Comparison]) -> str:
     """Why there is more than one comparison."""
     return f"The runs answered {len(comparisons)} different sets of prompts; only runs on the same are paired."
-
-
-def _comparison(comparison: Comparison, prompts: int) -> RenderableType:
-    """The ranking, cost and verdicts, and the prompts on which the runs disagree most."""
-    parts = ranking_parts(comparison, len(comparison.runs))
-    parts.append(to_rich(cost_table(comparison)))
-    parts += [Text.assemble((run.name, "bold"), f": {run.verdict}") for run in comparison.runs if run.verdict]
-    shown = comparison.disagreements[:prompts]
-    if len(comparison.runs) > 1:
-        count = len(comparison.disagreements)
-        most = f"; the {len(shown)} with the largest difference:" if shown else "."
-        parts.append(Text(f"\nThe runs' scores differ on {count:,} prompts{most}"))
-    return Group(*parts, *(_answers(comparison, index) for index, _ in shown))
 
 
 def ranking_parts(comparison: Comparison, most: int) -> list[RenderableType]:
@@ -66,24 +57,15 @@ def ranking_parts(comparison: Comparison, most: int) -> list[RenderableType]:
 
 def ranking_table(comparison: Comparison, most: int) -> Table:
     """The best runs: group, score, difference to the best with its corrected p, and the settings that differ."""
-    count, prompts = len(comparison.runs), len(comparison.runs[0].predictions)
-    rows = [
-        [
-            comparison.groups[i],
-            run.name,
-            format_interval(run.tuned(comparison.metric)),
-            *_format_difference(comparison.to_best[i]),
-            format_settings(comparison.settings[i]),
-        ]
-        for i, run in enumerate(comparison.runs[:most])
-    ]
-    return Table(
-        f"{count} run{'s' if count > 1 else ''} on {prompts:,} {comparison.split} prompts by "
-        f"{SPELLED[comparison.metric]}",
-        ["group", "run", comparison.metric, "minus the best", "p", "settings that differ"],
-        rows,
-        prose=["run", "settings that differ"],
-    )
+    count, prompts, metric = len(comparison.runs), len(comparison.runs[0].predictions), comparison.metric
+    columns = zip(comparison.groups, comparison.runs, comparison.to_best, comparison.settings, strict=True)
+    rows = []
+    for group, run, to_best, settings in islice(columns, most):
+        difference = [format_interval(to_best, "+"), f"{to_best.p:.2g}"] if to_best else ["best", ""]
+        rows.append([group, run.name, format_interval(run.tuned(metric)), *difference, format_settings(settings)])
+    title = f"{count} run{'s' if count > 1 else ''} on {prompts:,} {comparison.split} prompts by {SPELLED[metric]}"
+    header = ["group", "run", metric, "minus the best", "p", "settings that differ"]
+    return Table(title, header, rows, prose=["run", "settings that differ"])
 
 
 def cost_table(comparison: Comparison) -> Table:
@@ -102,15 +84,11 @@ def format_settings(settings: dict[str, object]) -> str:
     return " ".join(f"{key}={text}" for key, text in texts.items())
 
 
-def _format_difference(to_best: Difference | None) -> list[str]:
-    return [format_interval(to_best, "+"), f"{to_best.p:.2g}"] if to_best else ["best", ""]
-
-
 def _answers(comparison: Comparison, index: int) -> RenderableType:
     """A prompt and what each run answered to it, with its score."""
     prompt = comparison.runs[0].predictions[index]
     texts = [("", ""), ("prompt", prompt.question), ("reference", prompt.reference)]
     for run in comparison.runs:
-        score = prompt_score(run.predictions[index], comparison.metric)
-        texts.append((f"{run.name} {score:.2f}", run.predictions[index].arms["tuned"].first_answer))
+        row = run.predictions[index]
+        texts.append((f"{run.name} {prompt_score(row, comparison.metric):.2f}", row.arms["tuned"].first_answer))
     return to_grid(texts)
