@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from math import inf, isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from plotly.graph_objects import Figure
 from rich.console import Console, Group
 
 from finetune.comparison.page import BROWSE, render_comparisons, render_learning, settings_figures
@@ -18,13 +18,8 @@ from finetune.reporting.tables import Table, format_duration, to_html, to_rich
 from finetune.reporting.wandb import start_tracking
 from finetune.runs.files import write_text
 from finetune.runs.folder import RunLabels
+from finetune.runs.result import Interval
 from finetune.sweeps.sweep_result import SweepResult, format_state, read_sweep, with_test_result
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-
-COLUMNS = ["trial", "state", "score", "low", "high", "seconds", "reason"]
 
 
 def show_ranking(folder: Path) -> SweepResult | None:
@@ -58,16 +53,11 @@ def _print(line: str, style: str = "") -> None:
 
 def others_table(result: SweepResult) -> Table:
     """The trials that are not complete, and why: of a reason that is a stack, its last line."""
-    rows = [
-        [
-            trial.number,
-            format_state(trial.state),
-            format_duration(trial.seconds) if trial.seconds else "",
-            format_settings(result.settings[trial.number]),
-            trial.reason.rstrip().rpartition("\n")[2],
-        ]
-        for trial in result.others
-    ]
+    rows = []
+    for trial in result.others:
+        seconds = format_duration(trial.seconds) if trial.seconds else ""
+        settings, reason = format_settings(result.settings[trial.number]), trial.reason.rstrip().rpartition("\n")[2]
+        rows.append([trial.number, format_state(trial.state), seconds, settings, reason])
     header = ["trial", "state", "time", "settings", "reason"]
     return Table("Not complete", header, rows, prose=["settings", "reason"])
 
@@ -76,8 +66,7 @@ def write_sweep_report(shown: SweepResult | None, tracking: Tracking) -> None:
     """Write report.html into the sweep's folder, and send what it holds to W&B; again is the same run there."""
     if shown is None:
         return
-    result = with_test_result(shown)
-    page = result.folder / "report.html"
+    result, page = with_test_result(shown), shown.folder / "report.html"
     write_sweep_page(page, result)
     _print(f"The sweep's page: {page}. At any time: python -m finetune compare {result.folder}")
     _track(result, page, tracking)
@@ -97,7 +86,7 @@ def write_sweep_page(file: Path, result: SweepResult) -> None:
     write_text(file, page)
 
 
-def history_figure(result: SweepResult) -> "Figure":
+def history_figure(result: SweepResult) -> Figure:
     """The score of each trial by its number, and those that have none."""
     metric = result.comparisons[0].metric
     others: dict[str, list[int]] = {}
@@ -114,14 +103,14 @@ def _track(result: SweepResult, page: Path, tracking: Tracking) -> None:
     with start_tracking(tracking, labels, result.folder, print_line=_print) as run:
         if not run.wandb_run:
             return
-        run.table("trials", [*COLUMNS, *swept], list(_trial_rows(result, swept)))
+        columns = ["trial", "state", "score", "low", "high", "seconds", "reason", *swept]
+        run.table("trials", columns, list(_trial_rows(result, swept)))
         if result.comparisons:
             first = result.comparisons[0]
             for key, figure in {"history": history_figure(result), **settings_figures(first)}.items():
                 run.plot(key, figure)
-            importance, _ = first.importance
             best = {"best/trial": first.runs[0].trial, f"best/{first.metric}": first.scores[0]}
-            run.summarise(best | {f"importance/{key}": float(share) for key, share in importance.items()})
+            run.summarise(best | {f"importance/{key}": float(share) for key, share in first.importance[0].items()})
         run.summarise({"verdict": result.verdict} if result.verdict else {})
         run.artifact("report", page)
 
@@ -130,8 +119,7 @@ def _trial_rows(result: SweepResult, swept: list[str]) -> Iterator[list[object]]
     """A row of the table of W&B for each trial."""
     scores = {run.trial: run.tuned(ranked.metric) for ranked in result.comparisons for run in ranked.runs}
     for trial in result.trials:
-        score = scores.get(trial.number)
-        interval = (score.mean, score.low, score.high) if score else (inf, inf, inf)
-        finite = [number if isfinite(number) else None for number in interval]
+        score = scores.get(trial.number, Interval(inf, inf, inf))
+        ends = [number if isfinite(number) else None for number in (score.mean, score.low, score.high)]
         settings = [result.settings[trial.number].get(key) for key in swept]
-        yield [trial.number, trial.state.value, *finite, trial.seconds, trial.reason, *settings]
+        yield [trial.number, trial.state.value, *ends, trial.seconds, trial.reason, *settings]

@@ -22,22 +22,17 @@ class SweepResult:
     """A sweep as its files show it at this moment."""
 
     folder: Path
-    # Those of the command, without what a search does with the best afterwards.
-    trials: list[TrialRecord]
-    # For each trial what sets it apart from the others.
-    settings: dict[int, dict[str, object]]
-    # Of the complete trials, one for each set of prompts; none where none is complete.
-    comparisons: list[Comparison]
-    # What each trial learnt, also where it ended early or is still at it.
-    histories: dict[str, History]
-    # The best trial of a search, once it has answered the test prompts.
-    tested: CompletedRun | None = None
+    trials: list[TrialRecord]  # those of the command, without what a search does with the best afterwards
+    settings: dict[int, dict[str, object]]  # for each trial what sets it apart from the others
+    comparisons: list[Comparison]  # of the complete trials, one for each set of prompts
+    histories: dict[str, History]  # what each trial learnt, also where it ended early or is still at it
+    tested: CompletedRun | None = None  # the best trial of a search, once it has answered the test prompts
 
     @property
     def scores(self) -> dict[int, float]:
         """The score of each complete trial by its number."""
-        pairs = (zip(ranked.runs, ranked.scores, strict=True) for ranked in self.comparisons)
-        return {run.trial: score for ranked in pairs for run, score in ranked if run.trial is not None}
+        pairs = (pair for ranked in self.comparisons for pair in zip(ranked.runs, ranked.scores, strict=True))
+        return {run.trial: score for run, score in pairs if run.trial is not None}
 
     @property
     def others(self) -> list[TrialRecord]:
@@ -58,10 +53,7 @@ class SweepResult:
 
 
 def read_sweep(folder: Path, metric: str | None = None) -> SweepResult:
-    """The sweep in a folder, its trials ranked by the metric (None: their first one).
-
-    Raises UserError where they cannot be ranked by one.
-    """
+    """The sweep in a folder, its trials ranked by the metric (None: their first one); UserError where they cannot."""
     trials = [trial for trial in read_trials(folder / "sweep.json").values() if trial.number < REPETITIONS]
     runs: dict[Path, CompletedRun] = {}
     histories: dict[str, History] = {}
@@ -84,10 +76,9 @@ def with_test_result(result: SweepResult) -> SweepResult:
     confirmation = read_trials(result.folder / "sweep.json").get(CONFIRMATION)
     if confirmation is None or confirmation.state is not RunState.complete:
         return result
-    folder = trial_folder(result.folder, confirmation)
+    run = read_run(trial_folder(result.folder, confirmation))
     numbers = {run.folder: run.trial for comparison in result.comparisons for run in comparison.runs}
-    run = read_run(folder)
-    return replace(result, tested=run and replace(run, trial=numbers.get(folder)))
+    return replace(result, tested=run and replace(run, trial=numbers.get(run.folder)))
 
 
 def format_state(state: RunState) -> str:
@@ -97,19 +88,19 @@ def format_state(state: RunState) -> str:
 
 def _swept_settings(trials: list[TrialRecord]) -> dict[int, dict[str, object]]:
     """For each trial the settings of its command that not all trials have."""
-    common = set.intersection(*(set(trial.overrides) for trial in trials)) if trials else set()
-    own = {trial.number: [override for override in trial.overrides if override not in common] for trial in trials}
-    return {
-        number: dict(_setting(text) for text in overrides if "=" in text and not text.startswith("sweep."))
-        for number, overrides in own.items()
-    }
+    counts = Counter(override for trial in trials for override in set(trial.overrides))
+    swept: dict[int, dict[str, object]] = {}
+    for trial in trials:
+        own = [text for text in trial.overrides if counts[text] < len(trials) and not text.startswith("sweep.")]
+        pairs = (text.lstrip("+").partition("=") for text in own if "=" in text)
+        swept[trial.number] = {key: _read_value(text) for key, _, text in pairs}
+    return swept
 
 
-def _setting(override: str) -> tuple[str, object]:
-    key, _, text = override.lstrip("+").partition("=")
+def _read_value(text: str) -> object:
     with suppress(ValueError):
-        return key, json.loads(text)
-    return key, text
+        return json.loads(text)
+    return text
 
 
 def _differing_settings(runs: Iterable[CompletedRun], swept: dict[int, dict[str, object]]) -> list[dict[str, object]]:
@@ -117,9 +108,8 @@ def _differing_settings(runs: Iterable[CompletedRun], swept: dict[int, dict[str,
     keys = dict.fromkeys(key for own in swept.values() for key in own)
     settings = []
     for run in runs:
-        own = swept[run.trial] if run.trial is not None else {}
-        flat = flatten_settings(run.result.config)
-        settings.append({key: own.get(key, flat.get(key)) for key in keys})
+        known = flatten_settings(run.result.config) | (swept[run.trial] if run.trial is not None else {})
+        settings.append({key: known.get(key) for key in keys})
     return varying_settings(settings)
 
 
