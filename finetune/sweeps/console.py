@@ -3,12 +3,9 @@
 import time
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from types import TracebackType
-from typing import Protocol
 
 from rich.console import Console
 from rich.live import Live
-from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
@@ -17,18 +14,11 @@ from finetune.machine.allowance import GIB
 from finetune.reporting.tables import format_duration
 from finetune.runs.outcome import SUCCESSFUL, UNENDED, Outcome, RunState
 from finetune.runs.sweep_record import SweepRecord
-from finetune.sweeps.jobs import TrialCost
+from finetune.sweeps.fork_client import TrialCost
 
 STYLES = {RunState.running: "cyan", RunState.complete: "green", RunState.pruned: "yellow"}
 SHOWN = 12  # trials in the live table, the newest
 NOTE_LENGTH = 80  # characters of a reason in the live table
-
-
-class RunningTrial(Protocol):
-    """A trial that runs: since when, by the monotonic clock, and what it is doing."""
-
-    started: float
-    note: str
 
 
 class SweepConsole:
@@ -37,25 +27,16 @@ class SweepConsole:
     def __init__(self, record: SweepRecord, total: int | None) -> None:
         self.terminal = Console(highlight=False)
         self.record, self.total = record, total
-        self.running: Mapping[int, RunningTrial] = {}
+        self.running: Mapping[int, tuple[float, str]] = {}  # since when, by the monotonic clock, and what it does
         self.at_a_time = 1
         self.expected_seconds: float | None = None
-        # What ended here, and the numbers of all trials that began here.
-        self.outcomes: list[Outcome] = []
-        self.numbers: list[int] = []
+        self.outcomes: list[Outcome] = []  # of what ended here
+        self.numbers: list[int] = []  # of all trials that began here
         self.live = Live(get_renderable=self._table, console=self.terminal, refresh_per_second=2, transient=True)
 
-    def __enter__(self) -> "SweepConsole":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Take the live table away."""
         self.live.stop()
-
-    def waiting(self, what: str) -> Status:
-        """A sign that something goes on, for the length of a `with` block."""
-        return self.terminal.status(what)
 
     def show_costs(self, costs: Sequence[TrialCost], trials: int, at_a_time: int) -> None:
         """Show what the trials that are still to run will cost."""
@@ -73,21 +54,18 @@ class SweepConsole:
         )
 
     def not_planned(self, problem: str) -> None:
-        """What the trials will cost could not be worked out."""
         self.terminal.print(f"The trials could not be planned: {problem}", style="yellow", markup=False)
 
     def began(self, number: int) -> None:
-        """A trial has begun."""
         self.numbers.append(number)
 
-    def show(self, running: Mapping[int, RunningTrial]) -> None:
+    def show(self, running: Mapping[int, tuple[float, str]]) -> None:
         """Show how far the running trials are."""
         self.running = running
         if running and self.terminal.is_terminal and not self.live.is_started:
             self.live.start()
 
     def ended(self, number: int, outcome: Outcome) -> None:
-        """A trial has ended."""
         if number not in self.numbers:
             self.numbers.append(number)
         self.outcomes.append(outcome)
@@ -106,25 +84,22 @@ class SweepConsole:
         self.terminal.print(line, style="red", soft_wrap=True)
 
     def _table(self) -> Table:
+        trials = [self.record.trials[number] for number in self.numbers]
+        scores = {trial.number: trial.score for trial in trials if trial.score is not None}
+        better = min if any(not HIGHER_IS_BETTER.get(outcome.metric, True) for outcome in self.outcomes) else max
+        best = better(scores, key=scores.__getitem__, default=None)
         table = Table(title=self._title(), title_justify="left", expand=True)
         for name in ("trial", "settings", "state", "score", "time", ""):
             table.add_column(name, ratio=2 if name in ("settings", "") else None, overflow="fold")
-        best = self._best()
-        for number in self.numbers[-SHOWN:]:
-            trial, running = self.record.trials[number], self.running.get(number)
-            seconds = time.monotonic() - running.started if running else trial.seconds
+        for trial in trials[-SHOWN:]:
+            number, last_line = trial.number, trial.reason.rstrip().rpartition("\n")[2]
+            started, note = self.running.get(number, (None, last_line[:NOTE_LENGTH]))
+            seconds = trial.seconds if started is None else time.monotonic() - started
             score = "" if trial.score is None else f"{trial.score:.3f}{' best' if number == best else ''}"
-            note = running.note if running else trial.reason.rstrip().rpartition("\n")[2][:NOTE_LENGTH]
             state = Text(trial.state.value, style=STYLES.get(trial.state, "red"))
             settings = Text(self.record.swept(number))
             table.add_row(str(number), settings, state, score, format_duration(seconds), Text(note))
         return table
-
-    def _best(self) -> int | None:
-        trials = (self.record.trials[number] for number in self.numbers)
-        scores = {trial.number: trial.score for trial in trials if trial.score is not None}
-        better = min if any(not HIGHER_IS_BETTER.get(outcome.metric, True) for outcome in self.outcomes) else max
-        return better(scores, key=scores.__getitem__, default=None)
 
     def _title(self) -> str:
         done = sum(self.record.trials[number].state not in UNENDED for number in self.numbers)

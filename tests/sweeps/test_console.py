@@ -1,7 +1,6 @@
 """A sweep shows each trial that ended, what they will cost, and a live table of how far it is."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -10,7 +9,7 @@ from finetune.machine.allowance import GIB, Fit
 from finetune.runs.outcome import Outcome, RunState
 from finetune.runs.sweep_record import open_sweep_record
 from finetune.sweeps.console import SweepConsole
-from finetune.sweeps.jobs import TrialCost
+from finetune.sweeps.fork_client import TrialCost
 
 COST = TrialCost(60.0, 2 * GIB, 8 * GIB, Fit.fits, measured=True)
 
@@ -61,7 +60,7 @@ def test_the_live_table_shows_progress_and_the_best_so_far(console, metric, best
     end(console, 1, Outcome(RunState.complete, "", None, 90.0, 0.2, metric))
     console.record.begin(2, ["adapter.r=[4]"], None, RunState.running)
     console.began(2)
-    console.show({2: SimpleNamespace(started=0.0, note="step 3/9 [x]")})
+    console.show({2: (0.0, "step 3/9 [x]")})
     shown = live(console)
     assert "2 of 4 trials · about 2 min left" in shown and best in shown and shown.count("best") == 1
     assert "adapter.r=[4]" in shown and "running" in shown and "step 3/9 [x]" in shown
