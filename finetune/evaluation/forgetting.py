@@ -1,7 +1,7 @@
 """Did the model lose its language while it learnt its task?
 
-A small fixed set of general passages and questions (forgetting.yaml) is scored before and after. The passages are read
-as plain text and the questions asked without the task's system prompt, so that what is measured is not the task.
+A small fixed set of general passages and questions (forgetting.yaml) is scored before and after, without the task's
+system prompt, so that what is measured is not the task.
 """
 
 from pathlib import Path
@@ -51,12 +51,9 @@ def answer_general_prompts(
     model: TrainedModel, tokenizer: PreTrainedTokenizerBase, general: dict[str, Prompts], originals: Weights
 ) -> dict[str, dict[str, Arm]]:
     """The replies of the base and the tuned model to the general prompts."""
-
-    def ignore(*_: object) -> None:
-        pass
-
     return {
-        name: answer_prompts(model, tokenizer, prompts, originals, ignore, ignore) for name, prompts in general.items()
+        name: answer_prompts(model, tokenizer, prompts, originals, lambda *_: None, lambda *_: None)
+        for name, prompts in general.items()
     }
 
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean
+from types import SimpleNamespace
 from typing import Any
 
 from finetune.data.strict_json import STRICT
@@ -63,7 +64,9 @@ def rouge_l(answer: str, reference: str) -> float:
 
     if answer.strip() == reference.strip():
         return 1.0  # also where there is no word in either
-    scorer = RougeScorer(["rougeL"], tokenizer=_Words())
+    # rouge_score's own tokenizer drops every letter outside a-z.
+    words = SimpleNamespace(tokenize=lambda text: re.findall(r"\w+", text.lower()))
+    scorer = RougeScorer(["rougeL"], tokenizer=words)
     return float(scorer.score(target=reference, prediction=answer)["rougeL"].fmeasure)
 
 
@@ -98,13 +101,6 @@ def score_answers(names: Sequence[str], answers: Sequence[str], references: Sequ
         {name: PER_PROMPT[name](answer, reference) for name in names if name in PER_PROMPT}
         for answer, reference in zip(answers, references, strict=True)
     ]
-
-
-class _Words:
-    """rouge_score's own tokenizer drops every letter outside a-z."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return re.findall(r"\w+", text.lower())
 
 
 def _label(text: str) -> str:

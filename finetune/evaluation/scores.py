@@ -5,7 +5,7 @@ from typing import Any
 
 from finetune.evaluation.answer_cache import Reply
 from finetune.evaluation.answers import Arm
-from finetune.evaluation.metrics import PER_PROMPT, perplexity, score_answers
+from finetune.evaluation.metrics import CORPUS, PER_PROMPT, perplexity, score_answers
 from finetune.evaluation.prompts import Prompts
 from finetune.evaluation.statistics import corpus_difference, corpus_interval, mean_difference, mean_interval
 from finetune.evaluation.verdict import decide_verdict
@@ -68,20 +68,22 @@ class _ScoredArm:
 
     def __init__(self, prompts: Prompts, arm: Arm) -> None:
         self.prompts, self.arm = prompts, arm
-        self.references = [example.completion for example in prompts.examples]
+        references = [example.completion for example in prompts.examples]
+        tokens = [reply.likelihood[1] for reply in arm.replies[0] if reply.likelihood]
+        self.expected: dict[str, list[Any]] = dict.fromkeys(CORPUS, references) | {"perplexity": tokens}
         self.answers = [[reply.answer.text if reply.answer else "" for reply in sample] for sample in arm.replies]
-        self.scores = [score_answers(prompts.metrics, sample, self.references) for sample in self.answers]
+        self.scores = [score_answers(prompts.metrics, sample, references) for sample in self.answers]
 
     def interval(self, metric: str) -> Interval:
         if metric in PER_PROMPT:
             return mean_interval(self._matrix(metric), self.prompts.seed)
-        return corpus_interval(metric, self._matrix(metric), self._corpus_references(metric), self.prompts.seed)
+        return corpus_interval(metric, self._matrix(metric), self.expected[metric], self.prompts.seed)
 
     def minus(self, other: "_ScoredArm", metric: str) -> Difference:
         matrices, seed = (self._matrix(metric), other._matrix(metric)), self.prompts.seed
         if metric in PER_PROMPT:
             return mean_difference(*matrices, seed)
-        return corpus_difference(metric, *matrices, self._corpus_references(metric), seed)
+        return corpus_difference(metric, *matrices, self.expected[metric], seed)
 
     def prediction(self, number: int) -> Answered:
         pairs = zip(self.arm.replies, self.scores, strict=True)
@@ -98,12 +100,7 @@ class _ScoredArm:
             samples = [[scores[metric] for scores in sample] for sample in self.scores]
         elif metric == "perplexity":
             samples = [[reply.likelihood and reply.likelihood[0] for reply in sample] for sample in self.arm.replies]
-        return [list(row) for row in zip(*samples, strict=True)]
-
-    def _corpus_references(self, metric: str) -> list[Any]:
-        if metric != "perplexity":
-            return self.references
-        return [reply.likelihood[1] for reply in self.arm.replies[0] if reply.likelihood]
+        return list(map(list, zip(*samples, strict=True)))
 
 
 def _answered(reply: Reply, scores: dict[str, float]) -> Answered:

@@ -31,7 +31,6 @@ def decide_verdict(
     no_room = sign > 0 and rival.low >= 1 - SMALLEST_GAIN
     # A BCa interval is too narrow where very few prompts differ (3 of 100, or 3 of 3); the exact tests know better.
     certain = difference.p <= MAX_P
-
     arm = {"zero_shot": "zero-shot", "few_shot": f"{shots}-shot"}.get(against, against.replace("_", " "))
     prompts = f"{difference.prompts:,} prompt{'s' if difference.prompts != 1 else ''}"
     no_better = f"tuned is not better than {arm} (difference {_estimate(difference)})"

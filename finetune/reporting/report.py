@@ -57,12 +57,7 @@ def collect_result(
         config=settings,
         changed_settings=changed_settings(settings, to_plain(defaults)),
         data=DataResult(
-            fingerprint=splits.fingerprint,
-            counts=splits.counts,
-            bad_rows=splits.bad,
-            shared=splits.shared,
-            splits=prepared.rows.sizes,
-            examples=example_spans(prepared),
+            splits.fingerprint, splits.counts, splits.bad, splits.shared, prepared.rows.sizes, example_spans(prepared)
         ),
         model=ModelResult(model_provenance(config.model, model), *count_parameters(model)),
         training=watch.result(),
@@ -85,10 +80,7 @@ def keep_history(folder: Path, watch: TrainingProgress) -> Iterator[None]:
 
 
 def write_run_files(run: CompletedRun) -> None:
-    """Write the run's files: with its result it is complete, and report.html follows from them.
-
-    A trial of a search, which answered validation prompts, has no page.
-    """
+    """Write the run's files, and report.html from them; a trial on validation prompts has no page."""
     write_completed_run(run)
     if run.result.evaluation.split == "test":
         write_run_page(run.folder)

@@ -17,6 +17,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from finetune.config.schema import Tracking, TrackingMode
 from finetune.errors import UserError, without_secrets
+from finetune.machine.libraries import set_for_a_moment
 from finetune.reporting.wandb_summary import prediction_table, summarise_result
 from finetune.runs.folder import RunLabels
 from finetune.runs.outcome import SUCCESSFUL, RunState, state_after_error
@@ -24,7 +25,7 @@ from finetune.runs.read import CompletedRun, run_folders
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-    from wandb import Run
+    from wandb import Run, Settings
 
 Print = Callable[[str], object]
 
@@ -50,27 +51,21 @@ class TrackedRun:
         self._send(lambda run: run.log(values, step=step))
 
     def summarise(self, values: dict[str, Any]) -> None:
-        """Set the values that stand for the run in W&B's table of runs."""
         self._send(lambda run: run.summary.update(values))
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """Add a table."""
         if self.wandb_run:
             from wandb import Table
 
-            table = Table(columns=[*columns], data=rows, allow_mixed_types=True)
-            self._send(lambda run: run.log({key: table}))
+            self._send(lambda run: run.log({key: Table(columns=[*columns], data=rows, allow_mixed_types=True)}))
 
     def plot(self, key: str, figure: "Figure") -> None:
-        """Add a figure of plotly's."""
         if self.wandb_run:
             from wandb import Plotly
 
             self._send(lambda run: run.log({key: Plotly(figure)}))
 
     def artifact(self, kind: str, file: Path) -> None:
-        """Add a file."""
-
         def add(run: "Run") -> None:
             from wandb import Artifact
 
@@ -87,10 +82,6 @@ class TrackedRun:
             if run.result.evaluation.split == "test":
                 self.table("predictions", *prediction_table(run.predictions))
                 self.artifact("report", run.folder / "report.html")
-
-    def close(self, exit_code: int) -> None:
-        """Wait until everything is sent, but not for long; an exit code above 0 marks the run as failed."""
-        self._send(lambda run: run.finish(exit_code))
 
     def _send(self, action: Callable[["Run"], object]) -> None:
         if not self.wandb_run:
@@ -117,8 +108,7 @@ def start_tracking(
 ) -> Iterator[TrackedRun]:
     """The run in W&B for the length of the block; an exception in the block marks it as failed, unless it is pruned.
 
-    The name gives the run its id: the same name again continues the run. Files lie in `folder / "wandb"`. Where the
-    service cannot be used, the run is kept in these files, to be sent later; `print_line` is given one line about it.
+    The same name again continues the run. Where the service cannot be used, it is kept in `folder / "wandb"`.
     """
     if not (tracking.enabled and is_main_process):
         yield TrackedRun()
@@ -135,7 +125,13 @@ def start_tracking(
         "dir": folder,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    with _environment(folder):
+    # Wandb reads these from the environment only: tables are staged in the run's folder, no telemetry is sent.
+    staged = os.environ.get("WANDB_DATA_DIR", str((folder / "wandb").absolute()))
+    reporting = os.environ.get("WANDB_ERROR_REPORTING", "false")
+    with (
+        set_for_a_moment(os.environ, "WANDB_DATA_DIR", staged),
+        set_for_a_moment(os.environ, "WANDB_ERROR_REPORTING", reporting),
+    ):
         run = TrackedRun(_init(tracking.mode, identity, print_line, timeouts), print_line)
         state = RunState.complete
         try:
@@ -145,7 +141,7 @@ def start_tracking(
             raise
         finally:
             run.summarise({"state": state.value})
-            run.close(int(state not in SUCCESSFUL))
+            run._send(lambda wandb_run: wandb_run.finish(int(state not in SUCCESSFUL)))  # which marks it as failed
 
 
 def run_id(name: str) -> str:
@@ -154,26 +150,12 @@ def run_id(name: str) -> str:
     return name if plain == name and len(name) <= 128 else f"{plain[:119]}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
-@contextmanager
-def _environment(folder: Path) -> Iterator[None]:
-    """What wandb reads from the environment only: tables are staged in the run's folder, no telemetry is sent."""
-    wanted = {"WANDB_DATA_DIR": str((folder / "wandb").absolute()), "WANDB_ERROR_REPORTING": "false"}
-    added = {key: value for key, value in wanted.items() if key not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for key in added:
-            os.environ.pop(key, None)
-
-
 def _init(mode: TrackingMode, identity: dict[str, Any], print_line: Print, timeouts: Timeouts) -> "Run":
     import wandb
 
-    _check_users_settings()
     try:
         why_offline = _why_offline(mode, timeouts)
-        if why_offline is None:
+        if not why_offline:
             run = _open("online", identity, timeouts)
             print_line(f"W&B: {run.url}")
             return run
@@ -188,13 +170,13 @@ def _init(mode: TrackingMode, identity: dict[str, Any], print_line: Print, timeo
     return run
 
 
-def _check_users_settings() -> None:
-    """Raise UserError for a value in the environment or in W&B's settings file that wandb does not accept."""
+def _users_settings() -> "Settings":
+    """The environment's and W&B's settings file's; raises UserError for a value that wandb does not accept."""
     import wandb
     from pydantic import ValidationError
 
     try:
-        wandb.setup(wandb.Settings(silent=True))  # silent, else wandb says where it found the key
+        return wandb.setup(wandb.Settings(silent=True)).settings  # silent, else wandb says where it found the key
     except ValidationError as error:
         [wrong, *_] = error.errors()
         setting = ".".join(map(str, wrong["loc"]))
@@ -235,28 +217,25 @@ def _tear_down() -> None:
         wandb.teardown()
 
 
-def _why_offline(mode: TrackingMode, timeouts: Timeouts) -> str | None:
-    """Why the run cannot or shall not be sent now; None: it can."""
-    import wandb
-
+def _why_offline(mode: TrackingMode, timeouts: Timeouts) -> str:
+    """Why the run cannot or shall not be sent now; empty: it can."""
+    settings = _users_settings()
     if mode is TrackingMode.offline:
         return "tracking.mode=offline"
-    settings = wandb.setup(wandb.Settings(silent=True)).settings
     if mode is TrackingMode.auto and settings.mode != "online":
         return f"wandb's own mode is {settings.mode}"
     if not is_logged_in():
         return "nobody is logged in, see wandb login"
     if not is_reachable(settings.base_url, timeouts.connect):
         return f"no connection to {settings.base_url}"
-    return None
+    return ""
 
 
 def is_logged_in() -> bool:
     """Whether the user has given wandb a key, in any of the ways that it knows."""
-    import wandb
     from wandb.sdk.lib.wbauth import read_netrc_auth  # wandb.login asks for a key in versions before 0.31
 
-    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    settings = _users_settings()
     return bool(settings.api_key or settings.identity_token_file or read_netrc_auth(host=settings.base_url))
 
 
@@ -280,12 +259,9 @@ def is_reachable(url: str, seconds: float) -> bool:
 
 
 def sync_offline_runs(arguments: Iterable[str]) -> int:
-    """Send what lies in the runs' folders and was not sent yet, and return wandb's exit code.
-
-    A run that was continued lies in several parts, which wandb sends in the order of their time. Raises UserError
-    where nobody is logged in, or no offline run is there.
-    """
+    """Send what was not sent yet, and return wandb's exit code; raises UserError without a login or an offline run."""
     folders = list(dict.fromkeys(path for argument in arguments for path in run_folders(argument)))
+    # A run that was continued lies in several parts, which are sent in the order of their time.
     parts = [part for folder in folders for part in sorted((folder / "wandb").glob("offline-run-*"))]
     if not parts:
         names = ", ".join(map(str, folders))

@@ -113,17 +113,11 @@ class RunLabels:
 def run_labels(config: Config) -> RunLabels:
     """The labels of a run; the tags say what is trained on which data."""
     quantization, adapter, sweep = config.quantization, config.adapter, config.sweep.name
-    stored, trained = "unquantised", "lora"
-    if quantization.load_in_4bit:
-        stored = quantization.bnb_4bit_quant_type.value
-    elif quantization.load_in_8bit:
-        stored = "int8"
-    if not adapter.enabled:
-        trained = "full"
-    elif adapter.use_dora or adapter.use_rslora:
-        trained = "dora" if adapter.use_dora else "rslora"
+    stored = {quantization.bnb_4bit_quant_type.value: quantization.load_in_4bit, "int8": quantization.load_in_8bit}
+    trained = {"full": not adapter.enabled, "dora": adapter.use_dora, "rslora": adapter.use_rslora}
     model, data = config.model.name, data_name(config)
-    tags = [model, data, stored, trained, *([sweep] if sweep else [])]
+    tags = [model, data, next(filter(stored.get, stored), "unquantised"), next(filter(trained.get, trained), "lora")]
+    tags += [sweep] if sweep else []
     return RunLabels(run_folder(config).name, sweep or f"{model}-{data}", tags, to_plain(config))
 
 

@@ -38,8 +38,7 @@ class RunState(Enum):
 FINAL = (RunState.complete, RunState.pruned, RunState.diverged, RunState.out_of_memory)
 SUCCESSFUL = (RunState.complete, RunState.pruned)
 UNENDED = (RunState.waiting, RunState.running)
-# What PyTorch says without an exception class of its own.
-OUT_OF_MEMORY = ("memory: you tried to allocate", "out of memory", "STATUS_ALLOC_FAILED")
+OUT_OF_MEMORY = ("memory: you tried to allocate", "out of memory", "STATUS_ALLOC_FAILED")  # as PyTorch says it
 
 
 class Pruned(Exception):  # noqa: N818 (it is no error)

@@ -37,7 +37,6 @@ class CompletedRun:
 
     @property
     def verdict(self) -> str:
-        """Whether this run was worth it, in its own words; empty for a search's trial, which has no rival."""
         verdict = self.result.evaluation.verdict
         return verdict.sentence if verdict else ""
 
@@ -55,8 +54,9 @@ def find_runs(arguments: Iterable[str]) -> tuple[list[CompletedRun], list[Path]]
     runs = [(file.parent, read_run(file.parent, file.name)) for file in files]
     complete, unfinished = [run for _, run in runs if run], [folder for folder, run in runs if not run]
     if not complete:
-        names = ", ".join(str(folder) for folder in unfinished)
-        raise UserError(f"{names}: no run is complete. The command that started one finishes it.")
+        raise UserError(
+            f"{', '.join(map(str, unfinished))}: no run is complete. The command that started one finishes it."
+        )
     return complete, unfinished
 
 

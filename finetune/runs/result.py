@@ -104,7 +104,6 @@ class EvaluationResult:
     harness: dict[str, dict[str, HarnessScore]] = field(default_factory=dict)  # by task and metric
 
     def tuned(self, metric: str | None = None) -> Interval:
-        """The tuned model's score by a metric, by default the headline metric."""
         return self.arms["tuned"].scores[metric or self.metric]
 
 

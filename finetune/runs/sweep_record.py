@@ -50,11 +50,9 @@ class SweepRecord:
         return self.folder / "sweep.json"
 
     def begin(self, number: int, overrides: Sequence[str], folder: Path | None, state: RunState) -> None:
-        """Write that a trial waits or runs."""
         self.write(TrialRecord(number, list(overrides), str(folder or ""), state))
 
     def end(self, number: int, outcome: Outcome) -> None:
-        """Write how a trial that was begun ended."""
         seconds, ended = round(outcome.seconds, 1), self.trials[number]
         self.write(replace(ended, state=outcome.state, reason=outcome.reason, score=outcome.score, seconds=seconds))
 
