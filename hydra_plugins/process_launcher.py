@@ -23,10 +23,8 @@ class ProcessLauncherConf:
     """How many trials run at a time, and on what."""
 
     _target_: str = "hydra_plugins.process_launcher.ProcessLauncher"
-    # Trials at a time. None: one on each device; without a GPU, one on each core.
-    n_jobs: int | None = None
-    # CUDA devices by index, each for one trial at a time; name one twice for two. None: all of them, once.
-    devices: list[int] | None = None
+    n_jobs: int | None = None  # at a time; None: one on each device or, without a GPU, on each core
+    devices: list[int] | None = None  # CUDA devices, each for one trial at a time, twice for two; None: all, once
 
 
 ConfigStore.instance().store(group="hydra/launcher", name="process", node=ProcessLauncherConf, provider="finetune")
@@ -89,9 +87,8 @@ class ProcessLauncher(BasicLauncher):
         self.server = self.server or ForkServerClient(Path(self.task_function.__code__.co_filename))
         record = open_sweep_record(self.config.output_dir, name or self.config.sweep.name, sys.argv[1:])
         record.common = common
-        TrialPool(self.server, self.compose, record, LauncherSettings(self.n_jobs, self.devices), on_end).run(
-            jobs, total, examples
-        )
+        settings = LauncherSettings(self.n_jobs, self.devices)
+        TrialPool(self.server, self.compose, record, settings, on_end, total).run(jobs, examples)
         return record.folder
 
     def close(self) -> None:

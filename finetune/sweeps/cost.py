@@ -16,22 +16,18 @@ from finetune.planning.plan import estimate_seconds
 from finetune.planning.throughput import matmul_rate, measure_throughput, throughput_from_rate
 from finetune.planning.workload import plan_prompts
 from finetune.runs.folder import cost_key
-from finetune.sweeps.jobs import TrialCost
+from finetune.sweeps.fork_client import TrialCost
 from finetune.training.prepare import prepare_run
 
 # All trials together are planned for so long at most, or for so long each if that is more; those that are left are
 # taken to cost as much as those that were planned.
 PLANNING_SECONDS, PLANNING_SECONDS_EACH = 30.0, 1.5
-# From so many seconds of matrix products on, it is worth some seconds more to measure the first trial's throughput.
-WORTH_MEASURING = 1200.0
+WORTH_MEASURING = 1200.0  # seconds of matrix products; measuring the first trial's throughput takes some seconds more
 TERA = 1e12
 
 
 def estimate_costs(configs: Sequence[Config], trials: int, allowance: Allowance) -> list[TrialCost | str | None]:
-    """The cost of each, or what is wrong with it; None where planning took too long. Wrong tasks are reported alone.
-
-    `trials` is how many such there will be in all.
-    """
+    """What each of the runs costs, `trials` in all, or what is wrong, tasks alone first; None where time was short."""
     if wrong_tasks := _wrong_tasks(configs):
         return [*wrong_tasks]
     costs: dict[str, TrialCost | str] = {}

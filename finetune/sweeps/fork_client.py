@@ -1,19 +1,75 @@
-"""How does a sweep speak to the process that its trials are forked from (fork_server.py)?"""
+"""What do a sweep and the process that its trials are forked from (fork_server.py) tell each other, and how?"""
 
 import os
 import signal
 import subprocess
 import sys
-from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe, wait
-from multiprocessing.reduction import recv_handle
+from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import Any
 
-from finetune.sweeps.jobs import Began, CostSurvey, Ended, News, TrialJob
+from finetune.config.schema import Config
+from finetune.machine.allowance import Fit
+from finetune.runs.outcome import RunState
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class DeviceShare:
+    """What one of the processes that run at the same time may use."""
+
+    threads: int
+    device: int | None  # index of a CUDA device among those that are visible; None: no device is chosen
+    runs_at_a_time: int  # processes that share the device
+
+
+@dataclass(frozen=True)
+class TrialJob:
+    """A run to be forked, and what it may use."""
+
+    number: int
+    config: Config
+    share: DeviceShare
+    known_to_fit: bool
+    base_fits: bool  # so that its base model may be loaded for all trials
+
+
+@dataclass(frozen=True)
+class CostSurvey:
+    """Runs whose costs are to be estimated, and how many such runs there will be in all."""
+
+    configs: Sequence[Config]
+    trials: int
+    share: DeviceShare
+    number: int = -1
+
+
+@dataclass(frozen=True)
+class TrialCost:
+    """What a trial is expected to take."""
+
+    seconds: float
+    peak_bytes: int
+    available_bytes: int
+    fit: Fit  # that of `stage=plan`
+    measured: bool  # False: the seconds are those of matrix products alone, so that the trial takes longer
+
+
+@dataclass(frozen=True)
+class News:
+    """What is new of a job; the rest is left out."""
+
+    number: int
+    pid: int | None = None  # its process has begun
+    note: str = ""  # what it is doing
+    conclusion: tuple[RunState, str] | None = None  # how it ended, in its own words
+    costs: Sequence[TrialCost | str | None] = ()  # of a survey: for each configuration the cost, or what is wrong
+    status: int | None = None  # its process has ended; the status is that of os.waitpid
 
 
 class ForkServerClient:
@@ -22,10 +78,8 @@ class ForkServerClient:
     def __init__(self, script: Path) -> None:
         self.script = script
         self.process: subprocess.Popen[bytes] | None = None
-        self.channel: Connection | None = None
-        # What each process that was forked sends is read from a pipe of its own.
-        self.pipes: dict[int, Connection] = {}
-        self.unread: deque[News] = deque()
+        self.channel: Connection  # which it has once it was started
+        self.pipes: list[Connection] = []  # what each process that was forked sends is read from its own
         self.devices = 0
 
     def start(self) -> int:
@@ -48,41 +102,31 @@ class ForkServerClient:
         return self.devices
 
     def send(self, job: TrialJob | CostSurvey) -> None:
-        """Send a job."""
-        assert self.channel
-        self.channel.send(job)
+        """Have a process forked for a job, with a pipe of its own: killed in mid-message, it breaks no other's."""
+        reader, writer = Pipe(duplex=False)
+        self.pipes.append(reader)
+        with writer:
+            self.channel.send(job)
+            send_handle(self.channel, writer.fileno(), None)
 
     def receive(self, seconds: float | None = None) -> News | None:
         """The next news of a job; None where none came in so many seconds. Raises RuntimeError if the process ended."""
-        if not self.unread:
-            assert self.channel
-            ready = wait([self.channel, *self.pipes.values()], seconds)
-            for number in [number for number, pipe in self.pipes.items() if pipe in ready]:
-                self._read_pipe(number)
+        news: News
+        while ready := wait([self.channel, *self.pipes], seconds):
+            for pipe in self.pipes.copy():  # before the channel: what a process sent comes before its end
+                try:
+                    if pipe.poll():
+                        news = pipe.recv()
+                        return news
+                except (EOFError, OSError):  # it has ended, perhaps in mid-message
+                    self.pipes.remove(pipe)
+                    pipe.close()
             if self.channel in ready:
-                self._read_channel()
-        return self.unread.popleft() if self.unread else None
-
-    def _read_channel(self) -> None:
-        assert self.channel
-        news: News = self._receive_from_server()
-        if isinstance(news, Began):
-            self.pipes[news.number] = Connection(recv_handle(self.channel), writable=False)
-        elif isinstance(news, Ended) and news.number in self.pipes:
-            self._read_pipe(news.number)  # what it sent comes before its end
-        self.unread.append(news)
-
-    def _read_pipe(self, number: int) -> None:
-        """Read what a process has sent; a message that it was killed in the midst of is dropped."""
-        pipe = self.pipes[number]
-        try:
-            while pipe.poll():
-                self.unread.append(pipe.recv())
-        except (EOFError, OSError):  # it has ended
-            self.pipes.pop(number).close()
+                news = self._receive_from_server()
+                return news
+        return None
 
     def _receive_from_server(self) -> Any:
-        assert self.channel
         try:
             return self.channel.recv()
         except (EOFError, ConnectionResetError) as error:
@@ -91,15 +135,13 @@ class ForkServerClient:
 
     def close(self) -> None:
         """End it and all that it has forked."""
-        for connection in (self.channel, *self.pipes.values()):
-            if connection:
-                connection.close()
         if self.process:
+            for connection in (self.channel, *self.pipes):
+                connection.close()
             try:
                 self.process.wait(PATIENCE_SECONDS)
             except subprocess.TimeoutExpired:  # it is importing or loading, and does not listen
                 os.killpg(self.process.pid, signal.SIGKILL)  # trials die with it, see fork_server.py
                 self.process.wait()
-        self.process = self.channel = None
+        self.process = None
         self.pipes.clear()
-        self.unread.clear()

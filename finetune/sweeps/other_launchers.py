@@ -30,9 +30,7 @@ def refuse_limits(sweep: Sweep) -> None:
             raise UserError(f"sweep.{name}={value}: only hydra/launcher=process heeds it. {instead}")
 
 
-def announce_sweep(
-    record: SweepRecord, overrides: Sequence[list[str]], configs: Sequence[Config], launcher: str
-) -> None:
+def announce_sweep(record: SweepRecord, overrides: list[list[str]], configs: list[Config], launcher: str) -> None:
     """Write the trials of a grid, each its overrides and its configuration, to sweep.json before they are jobs."""
     record.common = frozenset.intersection(*map(frozenset, overrides)) if overrides[1:] else frozenset()
     trials = zip(overrides, map(run_folder, configs), strict=True)
@@ -43,12 +41,23 @@ def announce_sweep(
 @contextmanager
 def follow_sweep(record: SweepRecord, configs: Sequence[Config]) -> Iterator[None]:
     """Show, for the length of the block, how trials that run elsewhere end; each writes its own line of sweep.json."""
-    over, shown = Event(), set[int]()
-    console = SweepConsole(record, len(configs))
+    console, over, shown = SweepConsole(record, len(configs)), Event(), set[int]()
+
+    def show_ends() -> None:
+        record.trials = read_trials(record.file)
+        for number, config in enumerate(configs):
+            trial = record.trials[number]
+            if trial.state not in UNENDED and number not in shown:
+                shown.add(number)
+                folder = Path(trial.folder)
+                outcome = Outcome(trial.state, trial.reason, folder, trial.seconds)
+                if settled := settled_outcome(config, folder):
+                    outcome = replace(outcome, score=settled.score, metric=settled.metric)
+                console.ended(number, outcome)
 
     def poll() -> None:
         while not over.wait(POLL_SECONDS):
-            _show_ends(record, configs, shown, console)
+            show_ends()
 
     thread = Thread(target=poll, daemon=True)
     thread.start()
@@ -60,25 +69,10 @@ def follow_sweep(record: SweepRecord, configs: Sequence[Config]) -> Iterator[Non
     finally:
         over.set()
         thread.join()
-        _show_ends(record, configs, shown, console)
+        show_ends()
 
 
-def _show_ends(record: SweepRecord, configs: Sequence[Config], shown: set[int], console: SweepConsole) -> None:
-    """Show the trials that have ended since, and add their numbers to `shown`."""
-    record.trials = read_trials(record.file)
-    for number, config in enumerate(configs):
-        trial = record.trials[number]
-        if trial.state in UNENDED or number in shown:
-            continue
-        shown.add(number)
-        outcome = Outcome(trial.state, trial.reason, Path(trial.folder), trial.seconds)
-        settled = settled_outcome(config, Path(trial.folder))
-        console.ended(number, replace(outcome, score=settled.score, metric=settled.metric) if settled else outcome)
-
-
-def run_submitted_trial(
-    run: Callable[[Config], object], config: Config, number: int, overrides: Sequence[str]
-) -> Outcome:
+def run_submitted_trial(run: Callable[[Config], object], config: Config, number: int, overrides: list[str]) -> Outcome:
     """Run one trial in this process, and write to sweep.json what becomes of it; raise only what ends the process."""
     record = open_sweep_record(config.output_dir, config.sweep.name, [])
     if record.file.exists():
@@ -86,8 +80,7 @@ def run_submitted_trial(
     folder = run_folder(config)
     record.begin(number, overrides, folder, RunState.running)
     started = time.monotonic()
-    outcome = settled_outcome(config, folder)
-    if outcome is None:
+    if (outcome := settled_outcome(config, folder)) is None:
         state, reason = run_to_outcome(run, config)
         outcome = conclude_run(config, folder, state, reason, time.monotonic() - started)
     record.end(number, outcome)

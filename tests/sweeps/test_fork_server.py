@@ -16,9 +16,8 @@ from finetune.cli.compose import compose_config
 from finetune.machine.device import Device
 from finetune.model.base import base_key
 from finetune.runs.outcome import RunState
-from finetune.sweeps.fork_client import ForkServerClient
+from finetune.sweeps.fork_client import CostSurvey, DeviceShare, ForkServerClient, News, TrialJob
 from finetune.sweeps.fork_server import take_share
-from finetune.sweeps.jobs import Began, Concluded, CostSurvey, DeviceShare, Ended, Progressed, Surveyed, TrialJob
 
 GPUS = """
 import sys
@@ -106,9 +105,9 @@ def job(tmp_path, number, system=None):
 
 
 def news_until(client, last):
-    """What the client receives up to a message that `last` accepts."""
+    """What the client receives up to a message of this kind, a field of News."""
     received, limit = [], time.monotonic() + 120
-    while not (received and last(received[-1])):
+    while not (received and getattr(received[-1], last) not in (None, "")):
         assert time.monotonic() < limit
         if (news := client.receive(1.0)) is not None:
             received.append(news)
@@ -117,41 +116,38 @@ def news_until(client, last):
 
 def test_a_configuration_and_a_reason_of_millions_of_characters_go_through(server, tmp_path):
     server.send(job(tmp_path, 1, system="why " * (LARGE // 4)))
-    began, concluded, ended = news_until(server, lambda news: isinstance(news, Ended))
-    assert isinstance(began, Began) and began.number == 1
-    assert isinstance(concluded, Concluded) and concluded.state is RunState.failed
-    assert "ValueError: why why" in concluded.reason and len(concluded.reason) > LARGE
-    assert ended == Ended(1, 0)
+    began, concluded, ended = news_until(server, "status")
+    assert began == News(1, pid=began.pid) and began.pid
+    state, reason = concluded.conclusion
+    assert state is RunState.failed and "ValueError: why why" in reason and len(reason) > LARGE
+    assert ended == News(1, status=0)
 
 
 def test_a_trial_that_is_killed_in_the_midst_of_a_message_breaks_no_other(server, tmp_path):
     server.send(job(tmp_path, 3))
-    [*_, progressed] = news_until(server, lambda news: isinstance(news, Progressed))
-    assert progressed == Progressed(3, "at most 1 at a time, known to fit: True")
+    [*_, progressed] = news_until(server, "note")
+    assert progressed == News(3, note="at most 1 at a time, known to fit: True")
     server.send(job(tmp_path, 2))
     time.sleep(2)  # it fills its pipe, which nobody reads
-    [began] = news_until(server, lambda news: isinstance(news, Began))
+    [began] = news_until(server, "pid")
     os.kill(began.pid, signal.SIGKILL)
-    assert news_until(server, lambda news: isinstance(news, Ended)) == [Ended(2, signal.SIGKILL)]
+    assert news_until(server, "status") == [News(2, status=signal.SIGKILL)]
     server.send(job(tmp_path, 4))
-    assert news_until(server, lambda news: isinstance(news, Ended))[1:] == [
-        Concluded(4, RunState.complete, ""),
-        Ended(4, 0),
-    ]
+    assert news_until(server, "status")[1:] == [News(4, conclusion=(RunState.complete, "")), News(4, status=0)]
 
 
 def test_a_thousand_configurations_are_planned_in_one_message(server, tmp_path):
     wrong = replace(job(tmp_path, 0).config, name=None)
     server.send(CostSurvey([replace(wrong, seed=seed) for seed in range(1000)], 1000, SHARE))
-    began, surveyed, ended = news_until(server, lambda news: isinstance(news, Ended))
-    assert isinstance(began, Began) and isinstance(surveyed, Surveyed) and ended == Ended(-1, 0)
+    _, surveyed, ended = news_until(server, "status")
+    assert ended == News(-1, status=0)
     assert len(surveyed.costs) == 1000 and len(set(surveyed.costs)) == 1
     assert "rows.jsonl holds no rows" in surveyed.costs[0]
 
 
 def test_the_trials_end_with_the_client(server, tmp_path):
     server.send(job(tmp_path, 3))
-    began, _ = news_until(server, lambda news: isinstance(news, Progressed))
+    began, _ = news_until(server, "note")
     os.kill(began.pid, 0)  # it runs
     server.close()
     limit = time.monotonic() + 5

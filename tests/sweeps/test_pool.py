@@ -8,7 +8,7 @@ from finetune.cli.compose import compose_config
 from finetune.errors import UserError
 from finetune.machine.allowance import GIB, Fit
 from finetune.runs.outcome import RunState
-from finetune.sweeps.jobs import DeviceShare, TrialCost
+from finetune.sweeps.fork_client import DeviceShare, TrialCost
 from finetune.sweeps.pool import LauncherSettings, TrialProcess, divide_devices, limit_to_memory, share_memory
 
 
