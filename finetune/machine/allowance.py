@@ -4,22 +4,17 @@ from dataclasses import dataclass
 from enum import Enum
 
 GIB = 2**30
-# Above this share of the available memory a run is called tight: predictions may be off by as much.
-TIGHT = 0.85
+TIGHT = 0.85  # above this share of the available memory a run is called tight: predictions may be off by as much
 
 
 @dataclass(frozen=True)
 class Allowance:
     """What a run may use; by default, all of the machine."""
 
-    # Runs that share the device at a time, as the trials of a sweep do.
-    runs_at_a_time: int = 1
-    # How many of them have yet to begin, this one included.
-    runs_to_begin: int = 1
-    # Bytes that this process was forked with.
-    inherited_bytes: int = 0
-    # Whether the run is known to fit, because its sweep was planned.
-    known_to_fit: bool = False
+    runs_at_a_time: int = 1  # that share the device, as the trials of a sweep do
+    runs_to_begin: int = 1  # how many of them have yet to begin, this one included
+    inherited_bytes: int = 0  # that this process was forked with
+    known_to_fit: bool = False  # because its sweep was planned
 
 
 WHOLE_MACHINE = Allowance()

@@ -19,16 +19,12 @@ class Device:
 
     kind: str
     name: str
-    # Matrix products and activations.
-    compute_dtype: torch.dtype
-    # Weights that are not quantised.
-    weight_dtype: torch.dtype
+    compute_dtype: torch.dtype  # of matrix products and activations
+    weight_dtype: torch.dtype  # of weights that are not quantised
     why: str
     processes: int
     is_main_process: bool
-    # GPUs that are here and not used.
-    spare_gpus: int = 0
-    # What the run may use of it.
+    spare_gpus: int = 0  # that are here and not used
     allowance: Allowance = WHOLE_MACHINE
 
     @property
@@ -38,9 +34,9 @@ class Device:
 
 
 def keep_to_one_gpu() -> int:
-    """Use the first GPU alone, unless a launcher gave this process its own: TRL refuses several in one process.
+    """Use the first GPU alone unless a launcher gave this process its own, as TRL wants; how many are left unused.
 
-    Called before anything else asks for a GPU. Returns how many further GPUs there are.
+    Called before anything else asks for a GPU.
     """
     if "LOCAL_RANK" in os.environ or (count := torch.cuda.device_count()) < 2:
         return 0
@@ -64,6 +60,11 @@ def choose_device(
     """The device of this process and the types that `auto` settings become on it; joins the other processes if any."""
     kind = "cuda" if torch.cuda.is_available() else "cpu"
     state = PartialState(cpu=kind == "cpu")
+    if kind == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        threads = torch.get_num_threads()
+        name = f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
     compute, why = _fastest_dtype(kind)
     if quantization.load_in_4bit and quantization.bnb_4bit_compute_dtype is not Dtype.auto:
         compute = TORCH_DTYPES[quantization.bnb_4bit_compute_dtype]
@@ -73,9 +74,8 @@ def choose_device(
     weight = TORCH_DTYPES.get(model.dtype, compute if adapter.enabled else torch.float32)
     if model.dtype is Dtype.auto and not adapter.enabled:
         why += "; all weights are trained, so they are kept in float32"
-    return Device(
-        kind, _name(kind), compute, weight, why, state.num_processes, state.is_main_process, spare_gpus, allowance
-    )
+    processes, is_main = state.num_processes, state.is_main_process
+    return Device(kind, name, compute, weight, why, processes, is_main, spare_gpus, allowance)
 
 
 def _fastest_dtype(kind: str) -> tuple[torch.dtype, str]:
@@ -86,13 +86,6 @@ def _fastest_dtype(kind: str) -> tuple[torch.dtype, str]:
     if torch.cpu.get_capabilities().get("amx_bf16", False):
         return torch.bfloat16, "this CPU multiplies bfloat16 in hardware (AMX)"
     return torch.float32, "this CPU multiplies float32 faster than bfloat16"
-
-
-def _name(kind: str) -> str:
-    if kind == "cuda":
-        return torch.cuda.get_device_name()
-    threads = torch.get_num_threads()
-    return f"{platform.machine()} CPU, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def finish_queued_work() -> None:

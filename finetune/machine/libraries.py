@@ -13,10 +13,7 @@ from finetune.config.schema import Config, Source
 
 
 def silence_libraries(config: Config) -> None:
-    """Silence the libraries where a user can do nothing about what they say, and keep them off a hub that is not used.
-
-    Called before they are imported.
-    """
+    """Silence libraries, before they are imported, where a user can change nothing, and keep them off an unused hub."""
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     if Source.hub not in (config.model.source, config.data.source) and not tasks_need_hub(config.eval.harness_tasks):
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -61,13 +58,10 @@ def import_trainer() -> None:
 @contextmanager
 def set_for_a_moment(mapping: MutableMapping[str, Any], key: str, value: Any) -> Iterator[None]:
     """Set an item of a mapping, such as `vars(module)`, for the length of the block."""
-    missing = object()
-    before = mapping.get(key, missing)
+    before = {key: mapping[key]} if key in mapping else {}
     mapping[key] = value
     try:
         yield
     finally:
-        if before is missing:
-            del mapping[key]
-        else:
-            mapping[key] = before
+        del mapping[key]
+        mapping.update(before)

@@ -14,6 +14,8 @@ from finetune.machine.allowance import WHOLE_MACHINE, Allowance
 
 # Kernels that PyTorch and oneDNN keep on a CPU; a step uses fewer.
 KERNELS_KEPT = {"LRU_CACHE_CAPACITY": "64", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128"}
+# mallopt(3): M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, in bytes.
+MALLOPT = {-3: 1 << 30, -1: (1 << 31) - 1, -2: 64 << 20}
 
 
 def set_up_memory() -> None:
@@ -23,29 +25,14 @@ def set_up_memory() -> None:
     """
     for name, capacity in KERNELS_KEPT.items():
         os.environ.setdefault(name, capacity)
-    _keep_freed_memory()
-    _reset_peak_memory()
-
-
-def _reset_peak_memory() -> None:
+    if platform.libc_ver()[0] == "glibc" and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        libc = ctypes.CDLL("libc.so.6")  # on a CPU, page faults are a fifth of a training step
+        for parameter, value in MALLOPT.items():
+            libc.mallopt(parameter, value)
     if torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # not every sandbox lets a process write here
         Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak resident size becomes the present one
-
-
-def _keep_freed_memory() -> None:
-    """Tell glibc to keep freed memory: on a CPU, page faults are a fifth of a training step.
-
-    Nothing happens where the C library is not glibc. The parameters are those of mallopt(3).
-    """
-    if platform.libc_ver()[0] != "glibc" or "MALLOC_TRIM_THRESHOLD_" in os.environ:
-        return
-    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
-    libc = ctypes.CDLL("libc.so.6")
-    libc.mallopt(m_mmap_threshold, 1 << 30)
-    libc.mallopt(m_trim_threshold, (1 << 31) - 1)
-    libc.mallopt(m_top_pad, 64 << 20)
 
 
 def release_freed_memory() -> None:
@@ -61,11 +48,10 @@ def available_memory_bytes(allowance: Allowance = WHOLE_MACHINE) -> int:
         free, total = torch.cuda.mem_get_info()
         return min(free // to_begin + torch.cuda.memory_reserved(), total // at_a_time)
     facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    free = int(facts["MemAvailable"].split()[0]) * 1024
+    free, total = (int(facts[name].split()[0]) * 1024 for name in ("MemAvailable", "MemTotal"))
     limit, used = (_cgroup_bytes(name) for name in ("memory.max", "memory.current"))
     if limit is not None and used is not None:
         free = min(free, limit - used)
-    total = int(facts["MemTotal"].split()[0]) * 1024
     share = min(total, limit or total) // at_a_time
     return min(free // PartialState().num_processes // to_begin + held_memory_bytes(allowance), share)
 

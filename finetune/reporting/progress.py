@@ -5,15 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune.evaluation.prompts import Prompts
@@ -24,36 +16,30 @@ from finetune.reporting.wandb import TrackedRun
 from finetune.runs.result import TrainingResult
 
 QUIET_SECONDS = 30.0  # where no bar can be drawn, a line tells the step after so long
-Report = Callable[[str], None]
-"""What is called with a note of how far the run is."""
+Report = Callable[[str], None]  # what is called with a note of how far the run is
+TRAINING_CHARTS = ("loss", "grad_norm", "learning_rate", "epoch", "tokens_per_second", "train_seconds")
+CHARTS = {name: f"train/{name}" for name in TRAINING_CHARTS}  # by the key in the log history
+CHARTS |= {"eval_loss": "validation/loss", "tokens": "tokens", "loss_tokens": "loss_tokens"}
 
 
 def progress_bar(console: RunConsole) -> Progress:
     """A progress bar with a free text at its end, on the terminal only."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console.terminal,
-        transient=True,
-    )
+    times = TimeElapsedColumn(), "left", TimeRemainingColumn()
+    columns = "{task.description}", BarColumn(bar_width=30), MofNCompleteColumn(), *times, "{task.fields[note]}"
+    return Progress(*columns, console=console.terminal, transient=True)
 
 
 def answer_counter(progress: Progress, prompts: Prompts, report: Report) -> Callable[[str, int], None]:
     """A function that counts answered prompts on a bar for each arm; `counter(arm, n)` adds n."""
-    tasks: dict[str, TaskID] = {}
     totals = {arm: len(draws) * len(prompts.examples) for arm, draws in prompts.arms().items()}
 
     def advance(arm: str, done: int) -> None:
         name = f"answering: {arm.replace('_', ' ')}"
-        if arm not in tasks:
-            tasks[arm] = progress.add_task(name, total=totals[arm], note="")
-        progress.update(tasks[arm], advance=done)
-        report(f"{name} {progress.tasks[tasks[arm]].completed:.0f}/{totals[arm]}")
+        if all(task.description != name for task in progress.tasks):
+            progress.add_task(name, total=totals[arm], note="")
+        [task] = [task for task in progress.tasks if task.description == name]
+        progress.update(task.id, advance=done)
+        report(f"{name} {task.completed:.0f}/{totals[arm]}")
 
     return advance
 
@@ -73,17 +59,15 @@ class TrainingProgress(TrainerCallback):
         self.train_loss: float | None = None
         self.validation_loss: float | None = None
         self.last: dict[str, Any] = {}
-        # What was logged, by step: losses, learning rate, tokens and seconds so far.
-        self.history: list[dict[str, Any]] = []
+        self.history: list[dict[str, Any]] = []  # what was logged, by step
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        earlier: list[dict[str, Any]] = [entry for entry in state.log_history if "train_seconds" in entry]
         self.history, self.resumed_from_step = state.log_history, state.global_step
-        if earlier:
-            self.seconds = earlier[-1]["train_seconds"]
-            self.tokens_before, self.loss_tokens_before = earlier[-1]["tokens"], earlier[-1]["loss_tokens"]
         for entry in state.log_history:
             self._remember(entry)
+            if "train_seconds" in entry:
+                self.seconds = self.last["train_seconds"]
+                self.tokens_before, self.loss_tokens_before = self.last["tokens"], self.last["loss_tokens"]
         self.bar = progress_bar(self.console)
         self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
         self.bar.start()
@@ -113,7 +97,7 @@ class TrainingProgress(TrainerCallback):
                 f"The training loss is {entry['loss']} at step {state.global_step}: it diverged. "
                 "Try a lower trainer.learning_rate or a longer trainer.warmup_steps."
             )
-        self.run.log(_for_tracking(entry), step=state.global_step)
+        self.run.log({CHARTS[key]: value for key, value in entry.items() if key in CHARTS}, step=state.global_step)
         self.bar.update(self.task, note=self._note())
         due = not self.console.terminal.is_terminal and time.monotonic() > self.printed_at + QUIET_SECONDS
         if "eval_loss" in entry or due:
@@ -145,16 +129,6 @@ class TrainingProgress(TrainerCallback):
         self.validation_loss = entry.get("eval_loss", self.validation_loss)
 
     def _note(self) -> str:
-        parts = [f"{self.last['tokens_per_second']:,.0f} tokens/s"]
-        if self.validation_loss is not None:
-            parts.insert(0, f"validation loss {self.validation_loss:.3f}")
-        if self.train_loss is not None:
-            parts.insert(0, f"loss {self.train_loss:.3f}")
-        return " · ".join(parts)
-
-
-def _for_tracking(entry: dict[str, Any]) -> dict[str, float]:
-    """An entry of the log history under the names that its charts carry."""
-    names = {"eval_loss": "validation/loss", "tokens": "tokens", "loss_tokens": "loss_tokens"}
-    keep = {"loss", "grad_norm", "learning_rate", "epoch", "tokens_per_second", "train_seconds"}
-    return {names.get(key, f"train/{key}"): value for key, value in entry.items() if key in names or key in keep}
+        losses = {"loss": self.train_loss, "validation loss": self.validation_loss}
+        parts = [f"{name} {loss:.3f}" for name, loss in losses.items() if loss is not None]
+        return " · ".join([*parts, f"{self.last['tokens_per_second']:,.0f} tokens/s"])
