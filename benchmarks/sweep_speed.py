@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from finetune.data.embedded import cache_folder
@@ -161,9 +162,10 @@ def show_overhead() -> None:
     from finetune.config.schema import Sweep
     from finetune.runs.outcome import Outcome, RunState
     from finetune.runs.sweep_record import TrialRecord, open_sweep_record
+    from finetune.search.settings import SearchSettings
     from finetune.search.space import read_space
     from finetune.search.storage import open_storage, read_ahead
-    from finetune.search.study import SearchSettings, SearchStudy, load_trial
+    from finetune.search.study import SearchStudy, load_trial, suggest_value
 
     timed = 20
     preset = yaml.safe_load((ROOT / "conf" / "sweep" / "lora_basics.yaml").read_text())["hydra"]["sweeper"]
@@ -176,7 +178,7 @@ def show_overhead() -> None:
         record = open_sweep_record(folder, "s", [])
         for number in range(STUDIED):
             trial = search.study.ask()
-            space.suggest(trial)
+            space.point(partial(suggest_value, trial))
             for step in range(5):
                 trial.report(step, step)
             search.study.tell(trial, trial.params["trainer.learning_rate"])

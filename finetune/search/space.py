@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from math import isfinite
-from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
@@ -12,10 +11,6 @@ from omegaconf import OmegaConf
 
 from finetune.config.schema import Config
 from finetune.errors import UserError
-
-if TYPE_CHECKING:
-    from optuna import Trial
-
 
 GRAMMAR = "choice(4,8,16), range(4,33,4), interval(0.0,0.2), int(interval(1,8)) or tag(log,interval(1e-5,1e-3))"
 GROUPS = ("data", "model", "quantization", "adapter", "trainer", "eval")
@@ -41,14 +36,6 @@ class Dimension:
         """Whether it is searched beside these values of the settings before it."""
         return all(_stands_for(str(point.get(key)), value) for key, value in self.only_if.items())
 
-    def suggest(self, trial: "Trial") -> Value:
-        """A value for the trial."""
-        if self.choices:
-            return trial.suggest_categorical(self.key, self.choices)
-        if self.whole:
-            return trial.suggest_int(self.key, int(self.low), int(self.high), log=self.log)
-        return trial.suggest_float(self.key, self.low, self.high, log=self.log)
-
     def match(self, value: object) -> Value | None:
         """A setting's value as this dimension holds it; None if it lies outside."""
         if self.choices:
@@ -68,19 +55,22 @@ class Space:
 
     dimensions: tuple[Dimension, ...]
 
-    def suggest(self, trial: "Trial") -> Point:
-        """A value for each setting that applies."""
-        return self._point(lambda dimension: dimension.suggest(trial))
+    def point(self, choose: Callable[[Dimension], Value | None]) -> Point:
+        """What is chosen for each setting that applies; None leaves it out."""
+        point: Point = {}
+        for dimension in self.dimensions:
+            if dimension.applies(point) and (value := choose(dimension)) is not None:
+                point[dimension.key] = value
+        return point
 
     def defaults(self, default: Default) -> Point:
         """The defaults as a trial; one that lies outside the space is left for the sampler to choose."""
-        return self._point(lambda dimension: dimension.match(default(dimension.key)))
+        return self.point(lambda dimension: dimension.match(default(dimension.key)))
 
     def defaults_outside(self, default: Default) -> dict[str, object]:
         """The defaults that the search cannot try, for they lie outside the space."""
         inside = self.defaults(default)
-        applying = [dimension.key for dimension in self.dimensions if dimension.applies(inside)]
-        return {key: default(key) for key in applying if key not in inside}
+        return {one.key: default(one.key) for one in self.dimensions if one.applies(inside) and one.key not in inside}
 
     def boundary_points(self) -> Iterator[Point]:
         """Every choice and every end of a range, each once, the others at their first."""
@@ -91,36 +81,22 @@ class Space:
 
     def grid(self) -> list[Point]:
         """Every combination. Raises UserError where there is no end of them."""
-        for dimension in self.dimensions:
-            if not dimension.choices:
-                raise UserError(
-                    f"hydra.sweeper.sampler=grid: {dimension.key} is an interval; give choice(...) or range(...)."
-                )
-        keys = [dimension.key for dimension in self.dimensions]
-        cells = product(*(dimension.choices for dimension in self.dimensions))
-        points = [self._applying(dict(zip(keys, cell, strict=True))) for cell in cells]
-        return list({tuple(point.items()): point for point in points}.values())
+        if interval := next((dimension.key for dimension in self.dimensions if not dimension.choices), None):
+            raise UserError(f"hydra.sweeper.sampler=grid: {interval} is an interval; give choice(...) or range(...).")
+        cells = product(*([(dimension.key, choice) for choice in dimension.choices] for dimension in self.dimensions))
+        points = (self._applying(dict(cell)) for cell in cells)
+        return [dict(items) for items in dict.fromkeys(tuple(point.items()) for point in points)]
 
     def _applying(self, values: Mapping[str, Value]) -> Point:
-        return self._point(lambda dimension: values[dimension.key])
-
-    def _point(self, choose: Callable[[Dimension], Value | None]) -> Point:
-        """What is chosen for each setting that applies; None leaves it out."""
-        point: Point = {}
-        for dimension in self.dimensions:
-            if dimension.applies(point) and (value := choose(dimension)) is not None:
-                point[dimension.key] = value
-        return point
+        return self.point(lambda dimension: values[dimension.key])
 
 
 def read_space(params: Mapping[str, object], arguments: Sequence[str], conditions: Mapping[str, str]) -> Space:
-    """The space of a preset's `params` and of the sweeps among a command's arguments, which replace a preset's.
-
-    Raises UserError for what is no sweep, and for a condition on a setting that is not searched.
-    """
-    searched = {override.key_or_group: override for override in _parse([f"{k}={v}" for k, v in params.items()])}
-    searched |= {override.key_or_group: override for override in _parse(arguments) if override.is_sweep_override()}
-    only_if = {}
+    """The space of a preset's `params` and of a command's sweeps, which replace those; UserError for what is none."""
+    swept = [override for override in _parse(arguments) if override.is_sweep_override()]
+    preset = _parse([f"{key}={value}" for key, value in params.items()])
+    searched = {override.key_or_group: override for override in [*preset, *swept]}
+    only_if: dict[str, dict[str, str]] = {}
     for key, condition in conditions.items():
         other, _, value = condition.partition("=")
         if key not in searched or other not in searched or other in conditions:
@@ -129,8 +105,8 @@ def read_space(params: Mapping[str, object], arguments: Sequence[str], condition
                 f"searched and OTHER has no condition itself; searched are {', '.join(searched)}."
             )
         only_if[key] = {other: value}
-    free = [_read_dimension(key, override, {}) for key, override in searched.items() if key not in only_if]
-    return Space((*free, *(_read_dimension(key, searched[key], condition) for key, condition in only_if.items())))
+    keys = [*(key for key in searched if key not in only_if), *only_if]
+    return Space(tuple(_read_dimension(key, searched[key], only_if.get(key, {})) for key in keys))
 
 
 def fixed_overrides(arguments: Sequence[str]) -> list[str]:
@@ -151,19 +127,14 @@ def default_values(config: Config, options: Mapping[str, str]) -> Default:
 
 def experiment_yaml(overrides: Sequence[str]) -> str:
     """Overrides as a config file has them: the defaults list of the chosen options, and then the settings."""
-    options: list[dict[str, Any]] = []
-    settings: dict[str, Any] = {}
+    options, settings = [], OmegaConf.create()
     for override in _parse(overrides):
-        *parents, name = override.key_or_group.split(".")
-        if not parents and name in GROUPS:
-            options.append({f"override /{name}": override.value()})
-            continue
-        section = settings
-        for parent in parents:
-            section = section.setdefault(parent, {})
-        section[name] = override.value()
-    parts = [{"defaults": options} if options else {}, settings]
-    return "".join(OmegaConf.to_yaml(OmegaConf.create(part)) for part in parts if part)
+        if override.key_or_group in GROUPS:
+            options.append({f"override /{override.key_or_group}": override.value()})
+        else:
+            OmegaConf.update(settings, override.key_or_group, override.value())
+    parts = ({"defaults": options} if options else {}, settings)
+    return "".join(OmegaConf.to_yaml(part) for part in parts if part)
 
 
 def _parse(texts: Sequence[str]) -> list[Override]:
@@ -193,5 +164,4 @@ def _stands_for(text: str, value: object) -> bool:
     try:
         return float(text) == float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
-        unquoted = str.maketrans("", "", " '\"")
-        return text.replace(" ", "").strip("'\"") == str(value).translate(unquoted)
+        return text.replace(" ", "").strip("'\"") == str(value).translate(str.maketrans("", "", " '\""))

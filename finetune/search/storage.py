@@ -3,8 +3,8 @@
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from finetune.errors import UserError, names_secret
 if TYPE_CHECKING:
     from optuna.storages import JournalStorage, RDBStorage
 
-
+Studies = Mapping[str, "JournalStorage"]  # those that were read ahead, by path
 EXAMPLE = "postgresql+psycopg://USER@HOST/DATABASE"
 # Workers that begin at the same moment may both create the tables of a new database; one of them has to try again.
 TRIES = 5
@@ -48,10 +48,7 @@ def check_storage(storage_url: str, heartbeat_seconds: int) -> None:
 def connect_database(
     url: str, heartbeat_seconds: int | None = None, on_stale: Callable[..., None] | None = None, tries: int = TRIES
 ) -> "RDBStorage":
-    """The database at a URL; `on_stale(study, trial)` is called for a trial whose worker gives no sign of life.
-
-    Raises UserError where the database cannot be reached.
-    """
+    """The database at a URL, or UserError; `on_stale(study, trial)` is called for a trial whose worker died."""
     from optuna.storages import RDBStorage
     from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -75,43 +72,34 @@ def connect_database(
             time.sleep(1)
 
 
-def open_storage(
-    storage_url: str, studies: "Mapping[str, JournalStorage]" = MappingProxyType({})
-) -> "JournalStorage | RDBStorage":
+def open_storage(storage_url: str, studies: Studies = MappingProxyType({})) -> "JournalStorage | RDBStorage":
     """The storage at a path or URL, without heartbeats; a file of `studies`, by path, is not read from its start."""
     if is_shared_storage(storage_url):
         return connect_database(storage_url)
-    if storage := studies.get(storage_url):
-        # private: optuna, as processes that are forked with one journal would write under one name
-        storage._replay_result._worker_id_prefix = f"{uuid.uuid4()}-"
-        return storage
-    return _open_journal(storage_url)
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    Path(storage_url).parent.mkdir(parents=True, exist_ok=True)
+    storage = studies.get(storage_url) or JournalStorage(JournalFileBackend(storage_url))
+    # private: optuna, as processes that are forked with one journal would write under one name
+    storage._replay_result._worker_id_prefix = f"{uuid.uuid4()}-"
+    return storage
 
 
-def read_ahead(storage_url: str, studies: "Mapping[str, JournalStorage]") -> "Mapping[str, JournalStorage]":
+def read_ahead(storage_url: str, studies: Studies) -> Studies:
     """The study in a file, read as far as it is written by now, for the processes that are forked from this one."""
-    import optuna.storages  # noqa: F401 (0.2 s)
+    from optuna.storages import JournalStorage  # 0.2 s, which no trial has to wait for
 
     if is_shared_storage(storage_url):
         return studies
-    storage = studies.get(storage_url) or _open_journal(storage_url)
+    storage = open_storage(storage_url, studies)
+    assert isinstance(storage, JournalStorage)
     storage.get_all_studies()
     return {storage_url: storage}
 
 
-@contextmanager
-def accept_experimental() -> Iterator[None]:
+def accept_experimental() -> AbstractContextManager[object]:
     """Silence Optuna's warnings of what it calls experimental, for the length of the block."""
     from optuna.exceptions import ExperimentalWarning
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield
-
-
-def _open_journal(path: str) -> "JournalStorage":
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return JournalStorage(JournalFileBackend(path))
+    return warnings.catch_warnings(action="ignore", category=ExperimentalWarning)

@@ -1,66 +1,42 @@
 """What has a search tried, and what does it try next? An Optuna study that one search reads alone."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+import zlib
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import partial
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from finetune.config.schema import Sweep
 from finetune.errors import UserError
 from finetune.runs.outcome import Outcome, RunState
-from finetune.search.samplers import PRUNERS, SAMPLERS, make_pruner, make_sampler
-from finetune.search.space import Default, Space, point_overrides
-from finetune.search.storage import open_storage
+from finetune.search.settings import PRUNERS, SAMPLERS, SearchSettings
+from finetune.search.space import Default, Dimension, Space, Value, point_overrides
+from finetune.search.storage import Studies, accept_experimental, open_storage
 
-if TYPE_CHECKING:
-    import optuna
-    from optuna.storages import BaseStorage, JournalStorage
-    from optuna.trial import FrozenTrial
-
-
-OBJECTIVES = ("score", "validation_loss", "memory", "seconds")
 FOLDER, SAME_AS, STATE = "folder", "same_as", "state"  # what is noted with a trial
 HISTORY = "retry_history"  # Optuna's own name for the numbers of the trials that one retries
 FIXED = "fixed_params"  # and for the settings of a trial that was enqueued
 
 
-@dataclass
-class SearchSettings:
-    """What is searched, and how: `hydra.sweeper`."""
-
-    n_trials: int = 20  # of the whole study, those of earlier sweeps of this name included
-    sampler: str = "tpe"  # or random, grid, cmaes, nsga2
-    seed: int = 0
-    pruner: str = "median"  # or none, asha, hyperband: by the validation loss at each validation
-    # What is to be best, each of score (on validation prompts), validation_loss, memory and seconds.
-    objectives: list[str] = field(default_factory=lambda: ["score"])
-    storage: str | None = None  # a file or a database's URL; None: study.journal in the sweep's folder
-    heartbeat_seconds: int = 60  # with a database: a worker without a sign of life for twice as long is dead
-    # Setting -> what is tried, in the grammar of Hydra's sweeps.
-    params: dict[str, Any] = field(default_factory=dict)
-    # Setting -> OTHER=VALUE: it is tried only where the other searched setting has that value.
-    conditions: dict[str, str] = field(default_factory=dict)
-
-    def directions(self, higher_is_better: bool) -> list[Literal["maximize", "minimize"]]:
-        """What is better, for each objective; the score's is the headline metric's."""
-        return ["maximize" if name == "score" and higher_is_better else "minimize" for name in self.objectives]
+def make_sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
+    """The sampler of a name in SAMPLERS."""
+    class_name, arguments = SAMPLERS[name]
+    with accept_experimental():
+        return getattr(optuna.samplers, class_name)(seed=seed, **arguments)
 
 
-def check_study(settings: SearchSettings) -> None:
-    """Raise UserError for a name that does not exist, and for settings that do not go together."""
-    chosen = [("sampler", settings.sampler, SAMPLERS), ("pruner", settings.pruner, PRUNERS)]
-    for key, value, allowed in [*chosen, *(("objectives", name, OBJECTIVES) for name in settings.objectives)]:
-        if value not in allowed:
-            raise UserError(f"hydra.sweeper.{key}={value}: expected one of {', '.join(allowed)}.")
-    if settings.n_trials < 1:
-        raise UserError(f"hydra.sweeper.n_trials={settings.n_trials}: it must be at least 1.")
-    if len(settings.objectives) > 1 and (settings.sampler == "cmaes" or settings.pruner != "none"):
-        raise UserError("hydra.sweeper.objectives: with several, set sampler=nsga2 (or tpe, random) and pruner=none.")
+def make_pruner(name: str) -> optuna.pruners.BasePruner:
+    """The pruner of a name in PRUNERS."""
+    class_name, arguments = PRUNERS[name]
+    with accept_experimental():
+        return getattr(optuna.pruners, class_name)(**arguments)
 
 
-def load_trial(sweep: Sweep, studies: "Mapping[str, JournalStorage]") -> "optuna.Trial":
+def load_trial(sweep: Sweep, studies: Studies) -> optuna.Trial:
     """The running trial of a search that a run belongs to, in its own process; `studies` were read ahead."""
-    import optuna
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     assert sweep.study and sweep.name and sweep.trial is not None
     storage = open_storage(sweep.study, studies)
@@ -69,78 +45,80 @@ def load_trial(sweep: Sweep, studies: "Mapping[str, JournalStorage]") -> "optuna
     return optuna.Trial(study, storage.get_trial_id_from_study_id_trial_number(study_id, sweep.trial))
 
 
-def retry_trial(study: "optuna.Study", trial: "FrozenTrial") -> None:
-    """Enqueue the settings of a trial that ended, under another number; its run goes on where it stopped."""
-    from optuna.trial import TrialState, create_trial
+def suggest_value(trial: optuna.Trial, searched: Dimension) -> Value:
+    """A value of a searched setting for the trial."""
+    if searched.choices:
+        return trial.suggest_categorical(searched.key, searched.choices)
+    if searched.whole:
+        return trial.suggest_int(searched.key, int(searched.low), int(searched.high), log=searched.log)
+    return trial.suggest_float(searched.key, searched.low, searched.high, log=searched.log)
 
-    fixed = {FIXED: trial.system_attrs[FIXED]} if FIXED in trial.system_attrs else {}
-    retried = create_trial(
+
+def attempts(trial: FrozenTrial) -> list[int]:
+    """The numbers of the trials that this one retries, the first one first, and its own."""
+    return [*trial.system_attrs.get(HISTORY, []), trial.number]
+
+
+def retry_trial(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Enqueue the settings of a trial that ended, under another number; its run goes on where it stopped."""
+    fixed = {key: value for key, value in trial.system_attrs.items() if key == FIXED}
+    retried = optuna.trial.create_trial(
         state=TrialState.WAITING,
         params=trial.params,
         distributions=trial.distributions,
         intermediate_values=trial.intermediate_values,
-        system_attrs=fixed | {HISTORY: [*trial.system_attrs.get(HISTORY, []), trial.number]},
+        system_attrs=fixed | {HISTORY: attempts(trial)},
     )
     study.add_trial(retried)
 
 
-def first_attempt(trial: "FrozenTrial") -> int:
-    """The number of the trial that this one retries, else its own."""
-    return int([*trial.system_attrs.get(HISTORY, []), trial.number][0])
-
-
+@dataclass
 class SearchStudy:
     """Asks for trials until there are enough, and tells the study how each ended."""
 
-    def __init__(
-        self,
-        storage: "BaseStorage",
-        name: str,
-        space: Space,
-        settings: SearchSettings,
-        higher_is_better: bool,
-        seed_offset: int = 0,
-    ) -> None:
-        """Raises UserError where the study is there and has other objectives; `higher_is_better` is of the score."""
-        import optuna
+    storage: optuna.storages.BaseStorage
+    name: str
+    space: Space
+    settings: SearchSettings
+    higher_is_better: bool  # of the score
+    worker: str = ""  # the name of this process among those that share the study
 
+    def __post_init__(self) -> None:
+        """Raises UserError where the study is there and has other objectives."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.storage, self.space, self.settings, self.higher_is_better = storage, space, settings, higher_is_better
-        directions, pruner = settings.directions(higher_is_better), make_pruner(settings.pruner)
+        directions, pruner = self.settings.directions(self.higher_is_better), make_pruner(self.settings.pruner)
         self.study = optuna.create_study(
-            storage=storage, study_name=name, directions=directions, pruner=pruner, load_if_exists=True
+            storage=self.storage, study_name=self.name, directions=directions, pruner=pruner, load_if_exists=True
         )
         if [direction.name.lower() for direction in self.study.directions] != directions:
-            raise UserError(f"sweep.name={name}: the study of this name has other objectives. Choose another name.")
-        # A search that goes on does not draw again what it drew first.
-        self.study.sampler = make_sampler(settings.sampler, settings.seed + len(self._trials()) + seed_offset)
-        self.study_id = storage.get_study_id_from_name(name)
+            message = "the study of this name has other objectives. Choose another name."
+            raise UserError(f"sweep.name={self.name}: {message}")
+        # A search that goes on does not draw again what it drew first, and no worker draws what others draw.
+        seed = self.settings.seed + len(self._trials()) + zlib.crc32(self.worker.encode()) // 2
+        self.study.sampler = make_sampler(self.settings.sampler, seed)
+        self.study_id = self.storage.get_study_id_from_name(self.name)
         self.open: set[int] = set()  # the trials that this search has begun and that have not ended
-        self.interrupted = self._trials("RUNNING")
+        # Left by an ended search; what runs in a shared study may be another worker's.
+        self.interrupted = [] if self.worker else self._trials(TrialState.RUNNING)
 
     def enqueue_first(self, default: Default, retried: Collection[RunState] = ()) -> None:
         """Enqueue the defaults, for a grid all of it, and what failed in a state of `retried`."""
-        points = [self.space.defaults(default)]
+        points = [first := self.space.defaults(default)]
         if self.settings.sampler == "grid":
-            grid = self.space.grid()
-            points = [*(point for point in grid if point in points), *grid]
+            points = sorted(self.space.grid(), key=lambda point: point != first)
         for point in points:
             self.study.enqueue_trial(point, skip_if_exists=True)
         names = {state.value for state in retried}
-        newest = {first_attempt(trial): trial for trial in self._trials()}
+        newest = {attempts(trial)[0]: trial for trial in self._trials()}
         for trial in newest.values():
-            if trial.state.name == "FAIL" and trial.user_attrs.get(STATE) in names:
+            if trial.state is TrialState.FAIL and trial.user_attrs.get(STATE) in names:
                 retry_trial(self.study, trial)
 
     def __iter__(self) -> "SearchStudy":
         return self
 
     def __next__(self) -> tuple[int, list[str]]:
-        """The number and the settings of the next trial, as overrides.
-
-        A trial that an ended search left running is run again; one that duplicates another is not run. Where
-        StopIteration is raised there is none now, but perhaps later.
-        """
+        """The number and the overrides of the next trial; StopIteration where there is none now, but perhaps later."""
         if self.interrupted:
             return self._begin(self.interrupted.pop(0))
         while len(self._begun()) < self.settings.n_trials or self._retries():
@@ -148,14 +126,12 @@ class SearchStudy:
                 return self._begin(trial)
         raise StopIteration
 
-    def ask(self) -> "optuna.Trial | None":
+    def ask(self) -> optuna.Trial | None:
         """A new trial, or None where the one that was asked for is not to be run."""
         return self._suggest(self.study.ask())
 
     def tell(self, number: int, outcome: Outcome, values: list[float] | None) -> None:
         """Remember how a trial ended; `values` are its objectives."""
-        from optuna.trial import TrialState
-
         self.open.remove(number)
         self._note(number, FOLDER, str(outcome.folder or ""))
         self._note(number, STATE, outcome.state.value)
@@ -163,34 +139,34 @@ class SearchStudy:
         self.study.tell(number, values, ended if values is None else None, skip_if_finished=True)
 
     def earlier_attempts(self, number: int) -> list[int]:
-        """The numbers of the trials that a trial retries."""
-        return list(self._trials()[number].system_attrs.get(HISTORY, []))
+        return attempts(self._trials()[number])[:-1]
 
-    def ranking(self) -> "list[FrozenTrial]":
+    def ranking(self) -> list[FrozenTrial]:
         """The complete trials that were run, the best on the first objective first."""
-        sign = -1 if self.settings.directions(self.higher_is_better)[0] == "maximize" else 1
-        complete = [trial for trial in self._trials("COMPLETE") if SAME_AS not in trial.user_attrs]
-        return sorted(complete, key=lambda trial: (sign * trial.values[0], trial.number))
+        complete = [trial for trial in self._trials(TrialState.COMPLETE) if SAME_AS not in trial.user_attrs]
+        maximize = self.study.directions[0].name == "MAXIMIZE"
+        return sorted(complete, key=lambda trial: trial.values[0], reverse=maximize)
 
-    def pareto_front(self) -> "list[FrozenTrial]":
+    def pareto_front(self) -> list[FrozenTrial]:
         """The complete trials that no other beats in one objective without losing in another."""
         return [trial for trial in self.study.best_trials if SAME_AS not in trial.user_attrs]
+
+    def describe_trials(self) -> str:
+        """How many trials were run, by whomever, and how they ended."""
+        counts = Counter(trial.state.name.lower() for trial in self._trials() if SAME_AS not in trial.user_attrs)
+        return ", ".join(f"{count} {state}" for state, count in counts.items())
 
     def remaining(self) -> int:
         """How many trials are still to run, those that an ended search left running included."""
         new = max(0, self.settings.n_trials - len(self._begun()))
         return new + len(self.interrupted) + len(self._retries())
 
-    def _trials(self, *states: str) -> "list[FrozenTrial]":
-        from optuna.trial import TrialState
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
 
-        return self.study.get_trials(deepcopy=False, states=[TrialState[name] for name in states] or None)
-
-    def _suggest(self, trial: "optuna.Trial") -> "optuna.Trial | None":
+    def _suggest(self, trial: optuna.Trial) -> optuna.Trial | None:
         """The trial with its settings, or None where it duplicates an earlier one; it then ends as that one did."""
-        from optuna.trial import TrialState
-
-        self.space.suggest(trial)
+        self.space.point(partial(suggest_value, trial))
         earlier = self._earlier_duplicate(trial.number)
         if earlier is None:
             return trial
@@ -202,32 +178,32 @@ class SearchStudy:
         self.study.tell(trial, values, earlier.state if earlier.state.is_finished() else TrialState.FAIL)
         return None
 
-    def _begin(self, trial: "optuna.Trial | FrozenTrial") -> tuple[int, list[str]]:
+    def _begin(self, trial: optuna.Trial | FrozenTrial) -> tuple[int, list[str]]:
         self.open.add(trial.number)
         return trial.number, point_overrides(trial.params)
 
     def _begun(self) -> set[int]:
         """The numbers of the trials that were begun; a retry counts as the first attempt."""
-        return {first_attempt(trial) for trial in self._trials() if trial.state.name != "WAITING"}
+        return {attempts(trial)[0] for trial in self._trials() if trial.state is not TrialState.WAITING}
 
-    def _retries(self) -> "list[FrozenTrial]":
+    def _retries(self) -> list[FrozenTrial]:
         """The trials that wait to be run again."""
-        return [trial for trial in self._trials("WAITING") if first_attempt(trial) != trial.number]
+        return [trial for trial in self._trials(TrialState.WAITING) if attempts(trial) != [trial.number]]
 
-    def _earlier_duplicate(self, number: int) -> "FrozenTrial | None":
-        """Another trial of the same settings that is complete or pruned."""
-        return next((trial for trial in self._duplicates(number) if trial.state.name in ("COMPLETE", "PRUNED")), None)
-
-    def _duplicates(self, number: int) -> "list[FrozenTrial]":
-        """The other trials of the same settings, drawn or enqueued; one that has just begun has not drawn all yet."""
+    def _earlier_duplicate(self, number: int) -> FrozenTrial | None:
+        """Another trial of the same settings that is complete or pruned, else one that another worker runs."""
         trials = self._trials()
         own, fixed = trials[number].params, trials[number].system_attrs.get(FIXED)
-        return [
+        same = [  # drawn or enqueued; one that has just begun has not drawn all yet
             trial
             for trial in trials
             if trial.number != number
             and (trial.params == own or (fixed is not None and trial.system_attrs.get(FIXED) == fixed))
         ]
+        ended = [trial for trial in same if trial.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+        elsewhere = [trial for trial in same if trial.number < number and trial.number not in self.open]
+        running = [trial for trial in elsewhere if trial.state is TrialState.RUNNING]
+        return next(iter(ended + running), None)
 
     def _trial_id(self, number: int) -> int:
         return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)

@@ -18,28 +18,24 @@ from finetune.runs.folder import is_run_held, run_folder
 from finetune.runs.outcome import Outcome, RunState
 from finetune.runs.result import RESULT, SELECTION, RunResult, read_result
 from finetune.runs.sweep_record import CONFIRMATION, REPETITIONS
-from finetune.search.shared_study import SharedSearchStudy
 from finetune.search.space import experiment_yaml, point_overrides
-from finetune.search.study import FOLDER, SearchStudy
 
 if TYPE_CHECKING:
-    from finetune.runs.read import CompletedRun
+    from finetune.search.study import SearchStudy
     from finetune.sweeps.sweep_result import SweepResult
 
 
 Compose = Callable[[list[str]], Config]
-# Runs trials, each a number and its overrides, and calls a function for each that ended. Further arguments: how many
-# there are, the sweep's name, and configurations by which the user is told first what the trials will cost.
-RunTrials = Callable[
-    [Iterable[tuple[int, list[str]]], Callable[[int, Outcome], None], int, str, Sequence[Config]], object
-]
-# What a command says about the search and not about the runs.
-OUTSIDE_EXPERIMENT = ("sweep", "hydra", "tracking", "output_dir", "name=")
+Jobs = Iterable[tuple[int, list[str]]]  # trials, each a number and its overrides
+# Runs trials, and calls a function for each that ended. Further arguments: how many there are, the sweep's name, and
+# configurations by which the user is told first what the trials will cost.
+RunTrials = Callable[[Jobs, Callable[[int, Outcome], None], int, str, Sequence[Config]], object]
+OUTSIDE_EXPERIMENT = ("sweep", "hydra", "tracking", "output_dir", "name=")  # of the search, and not of its runs
 
 
 @dataclass(frozen=True)
 class SearchRuns:
-    """How the runs of a search are composed and run, and how those of this process ended, by number."""
+    """How the runs of a search are composed and run, and how those of this process ended."""
 
     compose: Compose
     run: RunTrials
@@ -47,21 +43,18 @@ class SearchRuns:
     own: list[str]  # the overrides that make a run one of the search
     base: Config  # the configuration without what is searched
     folder: Path
-    states: dict[int, RunState] = field(default_factory=dict)
+    outcomes: dict[int, Outcome] = field(default_factory=dict)  # by number
 
     def run_all(self, jobs: dict[int, list[str]]) -> None:
         """Run jobs, by their numbers; those that another worker of the study is at are waited for."""
-
-        def note(number: int, outcome: Outcome) -> None:
-            self.states[number] = outcome.state
-
         while jobs:
-            free = {key: job for key, job in jobs.items() if not is_run_held(run_folder(self.compose(job)))}
+            free = {number: job for number, job in jobs.items() if not is_run_held(run_folder(self.compose(job)))}
             if free:
-                self.run(free.items(), note, len(free), self.folder.name, ())
+                self.run(free.items(), self.outcomes.__setitem__, len(free), self.folder.name, ())
             else:
                 time.sleep(1)
-            jobs = {key: job for key, job in jobs.items() if key not in free or self.states.get(key) is RunState.busy}
+            busy = {number for number, outcome in self.outcomes.items() if outcome.state is RunState.busy}
+            jobs = {number: job for number, job in jobs.items() if number not in free or number in busy}
 
 
 @dataclass
@@ -74,20 +67,14 @@ class Candidate:
     value: float  # its first objective, as the study holds it
     scores: list[float] = field(default_factory=list)
 
-    @property
-    def is_here(self) -> bool:
-        """Whether the trial's run can be read; it may be on another machine."""
-        return (self.folders[0] / SELECTION).exists()
 
-
-def report_best(search: SearchStudy, runs: SearchRuns) -> None:
-    """Print the ranking, repeat the best over more seeds if `sweep.repeat_best` is set, test the best, and write
-    the search's page.
-    """
+def report_best(search: "SearchStudy", runs: SearchRuns) -> None:
+    """Print the ranking, repeat the best if `sweep.repeat_best` is set, test the best, and write the search's page."""
+    from finetune.search.study import FOLDER
     from finetune.sweeps.report import show_ranking, write_sweep_report  # imports what draws and tests
 
     shown = show_ranking(runs.folder)
-    if isinstance(search, SharedSearchStudy):
+    if search.worker:
         _print(f"Of all workers: {search.describe_trials()}")
     candidates = [
         Candidate(trial.number, point_overrides(trial.params), [Path(trial.user_attrs[FOLDER])], trial.values[0])
@@ -110,7 +97,7 @@ def report_best_of_grid(folder: Path, compose: Compose, tracking: Tracking) -> N
     write_sweep_report(shown, tracking)
 
 
-def describe_front(search: SearchStudy) -> str:
+def describe_front(search: "SearchStudy") -> str:
     """The trials on the Pareto front, with their objectives."""
     names = " and ".join(search.settings.objectives)
     values = {trial.number: ", ".join(f"{value:.4g}" for value in trial.values) for trial in search.pareto_front()}
@@ -125,55 +112,51 @@ def _choose_best_of_grid(result: "SweepResult", compose: Compose) -> None:
     losses = {n: loss for n, run in runs.items() if (loss := run.result.training.validation_loss) is not None}
     if not runs:
         return
-    if len(losses) < len(runs) or len(set(map(_validated, runs.values()))) > 1:
+    validated = {repr([run.result.config["model"], run.result.data.splits.get("validation")]) for run in runs.values()}
+    if len(losses) < len(runs) or len(validated) > 1:
         _print("No best is chosen, as the trials' validation losses are not of the same tokens or missing.")
         return
     best = min(losses, key=lambda number: losses[number])
     [overrides] = [trial.overrides for trial in result.trials if trial.number == best]
-    again = _write_experiment(result.folder, best, overrides, compose)
+    commands = _write_experiment(result.folder, best, overrides, compose)
     swept = format_settings(result.settings[best])
     _print(f"Best by validation loss, {losses[best]:.4g}: trial {best}: {swept}", style="bold")
     _print(f"On the test prompts: {runs[best].verdict}")
-    _print_commands(result.folder, again)
+    _print(commands)
 
 
-def _validated(run: "CompletedRun") -> str:
-    """What must be equal for validation losses to be compared: the model that reads, and the rows."""
-    return repr([run.result.config["model"], run.result.data.splits.get("validation")])
-
-
-def _choose_best(search: SearchStudy, candidates: list[Candidate], runs: SearchRuns) -> None:
+def _choose_best(search: "SearchStudy", candidates: list[Candidate], runs: SearchRuns) -> None:
     """Find the best among the complete trials, and test it."""
     objectives, sweep = search.settings.objectives, runs.base.sweep
-    for trial in candidates:
-        if not trial.is_here:
-            _print(f"Trial {trial.number}, {objectives[0]} {trial.value:.3f}, ran elsewhere: {trial.folders[0]}")
+    elsewhere = [trial for trial in candidates if not (trial.folders[0] / SELECTION).exists()]
+    for trial in elsewhere:
+        _print(f"Trial {trial.number}, {objectives[0]} {trial.value:.3f}, ran elsewhere: {trial.folders[0]}")
     if len(objectives) > 1:
         _print(describe_front(search))
     finalists = candidates[: sweep.repeat_best or 1]
     if sweep.repeat_best:
-        _repeat(finalists, sweep.repeat_seeds, runs)
-        finalists.sort(key=lambda trial: fmean(trial.scores), reverse=search.higher_is_better)
-        _print_repeated(finalists)
+        _repeat(finalists, runs, search.higher_is_better)
     best = finalists[0]
     overrides = [*runs.fixed, *best.overrides]
-    again = _write_experiment(runs.folder, best.number, overrides, runs.compose)
+    commands = _write_experiment(runs.folder, best.number, overrides, runs.compose)
     by = "" if objectives[0] == "score" else f" by {objectives[0]}"
     _print(f"Best{by}: trial {best.number}: {' '.join(best.overrides)}", style="bold")
     own_folder = run_folder(runs.compose(overrides)).absolute()
-    if isinstance(search, SharedSearchStudy) and not (best.is_here and own_folder == best.folders[0]):
+    if search.worker and (best in elsewhere or own_folder != best.folders[0]):
         _print(f"Its run is {best.folders[0]}: the worker there answers the test prompts.")
     else:
         _test(overrides, runs)
-    _print_commands(runs.folder, again)
+    _print(commands)
 
 
-def _repeat(finalists: list[Candidate], seeds: int, runs: SearchRuns) -> None:
-    """Run the finalists over more seeds; each is scored on the same validation prompts."""
+def _repeat(finalists: list[Candidate], runs: SearchRuns, higher_is_better: bool) -> None:
+    """Run the finalists over more seeds, each scored on the same validation prompts; sort and print them."""
+    from finetune.reporting.tables import Table, to_rich
+
     jobs = [
         (trial, [*runs.fixed, *trial.overrides, f"seed={runs.base.seed + number}", *runs.own])
         for trial in finalists
-        for number in range(1, seeds + 1)
+        for number in range(1, runs.base.sweep.repeat_seeds + 1)
     ]
     runs.run_all({REPETITIONS + i: overrides for i, (_, overrides) in enumerate(jobs)})
     for trial, overrides in jobs:
@@ -181,6 +164,14 @@ def _repeat(finalists: list[Candidate], seeds: int, runs: SearchRuns) -> None:
     for trial in finalists:
         results = [read_result(folder / SELECTION) for folder in trial.folders]
         trial.scores = [r.evaluation.tuned().mean for r in results if isinstance(r, RunResult)] or [trial.value]
+    finalists.sort(key=lambda trial: fmean(trial.scores), reverse=higher_is_better)
+    rows = []
+    for trial in finalists:
+        by_seed = " ".join(f"{score:.3f}" for score in trial.scores)
+        rows.append([trial.number, f"{fmean(trial.scores):.3f}", by_seed, " ".join(trial.overrides)])
+    header = ["trial", "mean", "by seed", "settings"]
+    table = Table("The best, repeated over seeds", header, rows, prose=["by seed", "settings"])
+    Console(highlight=False).print(to_rich(table))
 
 
 def _test(overrides: list[str], runs: SearchRuns) -> None:
@@ -194,34 +185,18 @@ def _test(overrides: list[str], runs: SearchRuns) -> None:
         _print(f"See {folder}/report.html")
 
 
-def _print_repeated(finalists: list[Candidate]) -> None:
-    from finetune.reporting.tables import Table, to_rich
-
-    rows = []
-    for trial in finalists:
-        by_seed = " ".join(f"{score:.3f}" for score in trial.scores)
-        rows.append([trial.number, f"{fmean(trial.scores):.3f}", by_seed, " ".join(trial.overrides)])
-    header = ["trial", "mean", "by seed", "settings"]
-    table = Table("The best, repeated over seeds", header, rows, prose=["by seed", "settings"])
-    Console(highlight=False).print(to_rich(table))
-
-
 def _print(line: str, style: str = "") -> None:
     Console(highlight=False).print(line, markup=False, soft_wrap=True, style=style)
 
 
-def _print_commands(folder: Path, again: list[str]) -> None:
-    _print(f"Again: python run.py {shlex.join(again)}")
-    _print(f"As an experiment: cp {folder}/best.yaml conf/experiment/NAME.yaml")
-
-
-def _write_experiment(folder: Path, number: int, overrides: list[str], compose: Compose) -> list[str]:
-    """Write the best trial as an experiment, `best.yaml` for conf/experiment/; its overrides outside the sweep."""
+def _write_experiment(folder: Path, number: int, overrides: list[str], compose: Compose) -> str:
+    """Write the best trial as an experiment, `best.yaml`; return the commands that run it again and that keep it."""
     given = [text for text in overrides if not text.startswith(OUTSIDE_EXPERIMENT)]
     plain = [*given, "hydra/sweeper=optuna"]  # whose settings, on the command line, are composed again
     wanted, known = (flatten_settings(to_plain(compose(texts))) for texts in (overrides, plain))
     preset = {key: value for key, value in wanted.items() if key not in known or known[key] != value}
     again = [*given, *(f"{key}={spell_quoted(value)}" for key, value in preset.items())]
     comment = f"# The best of the sweep {folder.name}: trial {number}.\n"
-    write_text(folder / "best.yaml", "# @package _global_\n" + comment + experiment_yaml(again))
-    return again
+    file = folder / "best.yaml"
+    write_text(file, "# @package _global_\n" + comment + experiment_yaml(again))
+    return f"Again: python run.py {shlex.join(again)}\nAs an experiment: cp {file} conf/experiment/NAME.yaml"

@@ -2,10 +2,6 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from finetune.config.schema import Config
 from finetune.config.spelling import spell_quoted
@@ -17,28 +13,24 @@ from finetune.runs.result import SELECTION, RunResult, read_result
 from finetune.runs.sweep_record import open_sweep_record
 from finetune.search import space as spaces
 from finetune.search import storage as storages
-from finetune.search.shared_study import SharedSearchStudy
-from finetune.search.study import SearchSettings, SearchStudy, check_study, retry_trial
+from finetune.search.settings import SearchSettings, check_study
 from finetune.sweeps.best import Compose, RunTrials, SearchRuns, report_best
 
 
 def run_search(
-    compose: Compose,
-    run: RunTrials,
-    settings: SearchSettings,
-    options: Mapping[str, str],
-    arguments: Sequence[str],
+    compose: Compose, run: RunTrials, settings: SearchSettings, options: Mapping[str, str], arguments: Sequence[str]
 ) -> None:
     """Try settings until there are `n_trials` in the study, then report the best; `options` are those of the groups.
 
-    Raises UserError, before the first trial, for a space or settings that cannot work, and FailedTrialsError, at the
-    end, where a trial failed.
+    Raises UserError before the first trial, for what cannot work, and FailedTrialsError at the end, where one failed.
     """
     space = spaces.read_space(settings.params, arguments, settings.conditions)
     fixed = spaces.fixed_overrides(arguments)
     base = compose(fixed)
     default = spaces.default_values(base, options)
     boundary = check_search(compose, fixed, space, settings, base)
+    from finetune.search.shared_study import open_search  # imports Optuna, which no mistake has to wait for
+
     record = open_sweep_record(base.output_dir, base.sweep.name, sys.argv[1:])
     storage_url = settings.storage or str(record.folder / "study.journal")
     own = [f"sweep.name={spell_quoted(record.folder.name)}", "sweep.on_validation=true"]
@@ -52,10 +44,11 @@ def run_search(
         return number, [*fixed, *point, *of_trials, f"sweep.trial={number}"]
 
     def tell(number: int, outcome: Outcome) -> None:
-        runs.states[number] = outcome.state
+        runs.outcomes[number] = outcome
         search.tell(number, outcome, _objective_values(outcome, settings.objectives))
 
-    with _open_search(storage_url, record.folder, space, settings, base) as search:
+    higher_is_better = HIGHER_IS_BETTER[(base.data.metrics or find_recipe(base.data).METRICS)[0]]
+    with open_search(storage_url, record.folder, space, settings, higher_is_better) as search:
         for note in search_notes(space, settings, default):
             print(note, flush=True)
         retried = [state for state in RunState if base.sweep.repeat_failures or state not in FINAL]
@@ -63,7 +56,7 @@ def run_search(
         record.write()
         run(map(job, search), tell, search.remaining(), record.folder.name, boundary)
         report_best(search, runs)
-    if any(state not in SUCCESSFUL for state in runs.states.values()):
+    if any(outcome.state not in SUCCESSFUL for outcome in runs.outcomes.values()):
         raise FailedTrialsError
 
 
@@ -110,26 +103,3 @@ def _objective_values(outcome: Outcome, objectives: Sequence[str]) -> list[float
         "seconds": result.training.seconds,
     }
     return [value for name in objectives if (value := reached[name]) is not None]
-
-
-@contextmanager
-def _open_search(
-    storage_url: str, folder: Path, space: spaces.Space, settings: SearchSettings, base: Config
-) -> Iterator[SearchStudy]:
-    """The search, for the length of the block: a study in a file is locked, those who share another get heartbeats."""
-    higher_is_better = HIGHER_IS_BETTER[(base.data.metrics or find_recipe(base.data).METRICS)[0]]
-    rest = folder.name, space, settings, higher_is_better
-    if storages.is_shared_storage(storage_url):
-        database = storages.connect_database(storage_url, settings.heartbeat_seconds, retry_trial)
-        shared = SharedSearchStudy(database, *rest)
-        with shared.keep_alive():
-            yield shared
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / ".search").acquire(timeout=0)
-    except Timeout as error:
-        message = f"{folder}: another search is at this study. Wait for it, or choose another sweep.name."
-        raise UserError(message) from error
-    with lock:
-        yield SearchStudy(storages.open_storage(storage_url), *rest)

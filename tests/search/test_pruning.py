@@ -14,7 +14,7 @@ SPACE = read_space({"adapter.r": "4,8"}, [], {})
 
 def report(folder, number, step, loss, steps=40):
     callback = PruningCallback(trial_section(folder, number, "median"), {})
-    callback.on_evaluate(None, SimpleNamespace(global_step=step, max_steps=steps), None, {"eval_loss": loss})
+    callback.on_evaluate(None, SimpleNamespace(global_step=step, max_steps=steps), None, metrics={"eval_loss": loss})
 
 
 def test_trials_of_other_batches_are_compared_at_the_same_share_of_their_training(tmp_path):

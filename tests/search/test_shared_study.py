@@ -15,10 +15,11 @@ import optuna
 import pytest
 
 from finetune.runs.outcome import Outcome, RunState
+from finetune.search.settings import SearchSettings
 from finetune.search.shared_study import SharedSearchStudy
 from finetune.search.space import read_space
 from finetune.search.storage import connect_database, open_storage
-from finetune.search.study import SAME_AS, SearchSettings, retry_trial
+from finetune.search.study import SAME_AS, retry_trial
 
 ROOT = Path(__file__).parents[2]
 SPACE = read_space({"adapter.r": "choice(2,4,8,16)", "trainer.learning_rate": "interval(0.0,1.0)"}, [], {})
@@ -33,13 +34,12 @@ def worker(tmp_path):
     """`worker()` joins the study in a database, as another process would."""
     opened = []
 
-    def join(space=SPACE, begin=True, patience_seconds=None, **changes):
+    def join(space=SPACE, begin=True, **changes):
         database = connect_database(f"sqlite:///{tmp_path}/s.db", 1, retry_trial)
         opened.append(database)
         known = {"sampler": "random", "pruner": "none", "n_trials": 4, "heartbeat_seconds": 1}
         settings = SearchSettings(**(known | changes))
-        name = f"worker {len(opened)}"
-        search = SharedSearchStudy(database, "s", space, settings, True, name, patience_seconds)
+        search = SharedSearchStudy(database, "s", space, settings, True, f"worker {len(opened)}")
         if begin:
             search.enqueue_first(DEFAULTS.get)
         return search
@@ -116,8 +116,9 @@ def test_what_another_worker_is_at_is_not_run_again(worker):
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
 def test_the_trial_of_a_worker_that_died_before_its_first_heartbeat_is_retried(worker):
-    died, other = worker(), worker(n_trials=1, patience_seconds=-1.0)
+    died, other = worker(), worker(n_trials=1)
     died.study.ask()  # and nothing more
+    other.first_seen[0] = -60.0  # long ago
     assert next(other)[0] == 1
     assert states(other) == ["FAIL", "RUNNING"] and other.earlier_attempts(1) == [0]
 

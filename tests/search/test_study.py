@@ -7,7 +7,7 @@ from support.searches import open_search, run_search, trial_section
 from finetune.errors import UserError
 from finetune.runs.outcome import Outcome, RunState
 from finetune.search.space import read_space
-from finetune.search.study import SearchSettings, check_study, load_trial
+from finetune.search.study import load_trial
 
 SMALL = read_space({"adapter.r": "4,8"}, [], {})
 
@@ -81,30 +81,7 @@ def test_a_trial_that_failed_is_retried_under_another_number_where_its_state_is_
     assert again.earlier_attempts(2) == [0]
 
 
-def test_several_objectives_have_their_directions():
-    both = SearchSettings(objectives=["score", "memory"], sampler="nsga2", pruner="none")
-    assert both.directions(higher_is_better=True) == ["maximize", "minimize"]
-    assert SearchSettings().directions(higher_is_better=False) == ["minimize"]
-    check_study(both)
-
-
 def test_a_study_of_other_objectives_is_not_continued(tmp_path):
     open_search(tmp_path)
     with pytest.raises(UserError, match=r"sweep.name=s: the study of this name has other objectives"):
         open_search(tmp_path, objectives=["memory"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"sampler": "bayes"}, "hydra.sweeper.sampler=bayes: expected one of tpe, random"),
-        ({"pruner": "fast"}, "hydra.sweeper.pruner=fast"),
-        ({"objectives": ["loss"]}, "hydra.sweeper.objectives=loss"),
-        ({"n_trials": 0}, "it must be at least 1"),
-        ({"objectives": ["score", "memory"], "pruner": "median"}, "pruner=none"),
-    ],
-)
-def test_settings_that_cannot_work_are_refused(changes, message):
-    with pytest.raises(UserError) as told:
-        check_study(SearchSettings(**changes))
-    assert message in str(told.value)

@@ -2,9 +2,10 @@
 
 from finetune.config.schema import Sweep
 from finetune.runs.outcome import Outcome, RunState
+from finetune.search.settings import SearchSettings
 from finetune.search.space import read_space
 from finetune.search.storage import open_storage
-from finetune.search.study import SearchSettings, SearchStudy
+from finetune.search.study import SearchStudy
 
 PARAMS = {
     "trainer.learning_rate": "tag(log,interval(1e-5,1e-2))",

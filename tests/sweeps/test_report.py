@@ -15,9 +15,10 @@ from finetune.cli.compose import compose_config
 from finetune.config.schema import Tracking
 from finetune.runs.outcome import Pruned, RunState
 from finetune.runs.sweep_record import open_sweep_record, read_trials
+from finetune.search.settings import SearchSettings
 from finetune.search.space import read_space
 from finetune.search.storage import open_storage
-from finetune.search.study import SearchSettings, SearchStudy
+from finetune.search.study import SearchStudy
 from finetune.sweeps.report import show_ranking, write_sweep_report
 
 

@@ -10,8 +10,8 @@ import yaml
 from finetune.cli.compose import compose_config
 from finetune.errors import UserError
 from finetune.runs.folder import run_folder
+from finetune.search.settings import SearchSettings
 from finetune.search.space import read_space
-from finetune.search.study import SearchSettings
 from finetune.sweeps.run_search import check_search, search_notes
 
 

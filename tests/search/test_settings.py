@@ -1,4 +1,4 @@
-"""Samplers draw by their seed, and pruners end the worse trials."""
+"""Samplers draw by their seed, pruners end the worse trials, and settings that cannot work are refused."""
 
 import warnings
 
@@ -6,10 +6,11 @@ import optuna
 import pytest
 from support.searches import open_search, run_search, trial_section
 
+from finetune.errors import UserError
 from finetune.runs.outcome import Outcome, RunState
-from finetune.search.samplers import PRUNERS, SAMPLERS, make_pruner, make_sampler
+from finetune.search.settings import PRUNERS, SAMPLERS, SearchSettings, check_study
 from finetune.search.space import read_space
-from finetune.search.study import load_trial
+from finetune.search.study import load_trial, make_pruner, make_sampler
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -55,3 +56,26 @@ def test_each_pruner_ends_the_worse_and_spares_the_best(tmp_path, pruner, most):
     rates = {trial.number: trial.params["trainer.learning_rate"] for trial in search.study.trials}
     assert steps[max(rates, key=rates.get)] == 10 and sum(steps.values()) <= most * 10 * 12
     assert search.ranking()[0].params["trainer.learning_rate"] == max(rates.values())
+
+
+def test_several_objectives_have_their_directions():
+    both = SearchSettings(objectives=["score", "memory"], sampler="nsga2", pruner="none")
+    assert both.directions(higher_is_better=True) == ["maximize", "minimize"]
+    assert SearchSettings().directions(higher_is_better=False) == ["minimize"]
+    check_study(both)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "bayes"}, "hydra.sweeper.sampler=bayes: expected one of tpe, random"),
+        ({"pruner": "fast"}, "hydra.sweeper.pruner=fast"),
+        ({"objectives": ["loss"]}, "hydra.sweeper.objectives=loss"),
+        ({"n_trials": 0}, "it must be at least 1"),
+        ({"objectives": ["score", "memory"], "pruner": "median"}, "pruner=none"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, message):
+    with pytest.raises(UserError) as told:
+        check_study(SearchSettings(**changes))
+    assert message in str(told.value)
