@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from finetune.cli.compose import compose_trial
 from finetune.errors import UserError
-from finetune.search.study import SearchSettings
+from finetune.search.settings import SearchSettings
 
 if TYPE_CHECKING:
     from hydra_plugins.process_launcher import ProcessLauncher
@@ -45,13 +45,10 @@ class OptunaSweeper(Sweeper):
                 "such as adapter.r=8,16 without hydra/sweeper=optuna."
             )
         self.compose = partial(compose_trial, hydra_context, config)
-        launcher = Plugins.instance().instantiate_launcher(
-            config=config, hydra_context=hydra_context, task_function=task_function
-        )
+        launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
         self.process_launcher = cast("ProcessLauncher", launcher)
 
     def sweep(self, arguments: list[str]) -> None:
-        """Search."""
         from finetune.sweeps.run_search import run_search
 
         try:
