@@ -263,6 +263,7 @@ def test_a_killed_run_continues_to_the_result_that_it_would_have_had(tiny_run, t
         assert continued["training"][key] == whole["training"][key], key
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_tracked_imports_no_wandb(tiny_run, tmp_path):
     code = "import sys, run\nrun.run(run.compose_config(sys.argv[1:]))\nsys.exit('wandb' in sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code, *tiny_run], cwd=Path(run.__file__).parent)

@@ -51,6 +51,7 @@ def test_a_grid_of_other_models_has_no_best(tmp_path, capsys):
     assert "No best is chosen" in capsys.readouterr().out and not (folder / "best.yaml").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "repeated", "mean"), [([], (43, 44), "0.517"), (["sweep.repeat_seeds=1"], (43,), "0.525")]
 )

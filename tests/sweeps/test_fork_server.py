@@ -54,6 +54,7 @@ SHARE = DeviceShare(threads=1, device=None, runs_at_a_time=1)
 LARGE = 3_000_000
 
 
+@pytest.mark.slow
 def test_what_trials_are_forked_from_leaves_gpus_alone():
     subprocess.run([sys.executable, "-c", GPUS], check=True, timeout=120)
 
