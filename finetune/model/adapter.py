@@ -14,15 +14,11 @@ from finetune.config.schema import Adapter
 from finetune.errors import UserError
 from finetune.model.base import TRAINED_PARTS, TrainedModel, keep_gradients
 
-# Weights on the CPU, by name.
-Weights = dict[str, torch.Tensor]
+Weights = dict[str, torch.Tensor]  # on the CPU, by name
 
 
 def add_adapter(base: PreTrainedModel, adapter: Adapter, seed: int) -> TrainedModel:
-    """The base with a fresh adapter in float32, or the base itself where all weights are trained.
-
-    Raises UserError where `adapter.target_modules` names no module of the model.
-    """
+    """The base with a fresh adapter in float32, or itself; raises UserError for target modules that it lacks."""
     if not adapter.enabled:
         return base
     settings = {name: value for name, value in asdict(adapter).items() if name != "enabled"}
@@ -31,22 +27,18 @@ def add_adapter(base: PreTrainedModel, adapter: Adapter, seed: int) -> TrainedMo
     try:
         model = get_peft_model(base, config)
     except ValueError as error:
-        raise UserError(
-            f"adapter.target_modules={adapter.target_modules}: {error}. Linear layers here: "
-            f"{', '.join(linear_names(base))}."
-        ) from error
+        linear = ", ".join(linear_names(base))
+        problem = f"adapter.target_modules={adapter.target_modules}: {error}."
+        raise UserError(f"{problem} Linear layers here: {linear}.") from error
     keep_gradients(model)
     keep_scales(model)
     return model
 
 
 def keep_scales(model: torch.nn.Module) -> None:
-    """Give int8 weights their scales back before each product.
+    """Give int8 weights their scales back before each product, as DoRA on a CPU leaves copies without them."""
 
-    On a CPU, DoRA replaces a weight by a copy without them after each product (PEFT 0.21 with bitsandbytes 0.50).
-    """
-
-    def restore(layer: Any, _: object) -> None:
+    def restore(layer: Any, _: object) -> None:  # PEFT 0.21 with bitsandbytes 0.50
         if layer.weight.SCB is None:
             layer.weight.SCB = layer.state.SCB
 
@@ -66,10 +58,8 @@ def trained_base_weights(model: torch.nn.Module) -> Weights:
 
 @contextmanager
 def as_base_model(model: TrainedModel, originals: Weights) -> Iterator[None]:
-    """Within the block the model is the base as it was loaded: adapter off, and `originals` in their places.
-
-    PEFT's `disable_adapter` alone leaves trained biases in the base.
-    """
+    """Within the block the model is the base as it was loaded: adapter off, and `originals` in their places."""
+    # PEFT's `disable_adapter` alone leaves trained biases in the base.
     tuned = trained_base_weights(model) if originals else {}
     _copy_into(model, originals)
     try:
@@ -81,22 +71,20 @@ def as_base_model(model: TrainedModel, originals: Weights) -> Iterator[None]:
 
 def count_parameters(model: torch.nn.Module) -> tuple[int, int]:
     """All parameters and the trainable ones; a 4-bit weight counts as the numbers that it holds, not its bytes."""
-    sizes = [(_elements(parameter), parameter.requires_grad) for parameter in model.parameters()]
-    return sum(size for size, _ in sizes), sum(size for size, trainable in sizes if trainable)
+    total = trainable = 0
+    for parameter in model.parameters():
+        size = torch.Size(getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)).numel()
+        total, trainable = total + size, trainable + size * parameter.requires_grad
+    return total, trainable
 
 
 def linear_names(model: torch.nn.Module) -> list[str]:
     """The names of the linear layers, without those of the modules that they are in."""
-    linear = (name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear))
-    return sorted({name.rpartition(".")[2] for name in linear})
+    modules = model.named_modules()
+    return sorted({name.rpartition(".")[2] for name, module in modules if isinstance(module, torch.nn.Linear)})
 
 
 def _copy_into(model: torch.nn.Module, weights: Weights) -> None:
     with torch.no_grad():
         for name, weight in weights.items():
             model.get_parameter(name).copy_(weight)
-
-
-def _elements(parameter: torch.nn.Parameter) -> int:
-    shape = getattr(getattr(parameter, "quant_state", None), "shape", None)
-    return int(torch.Size(shape).numel()) if shape is not None else parameter.numel()

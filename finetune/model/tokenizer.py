@@ -21,16 +21,12 @@ def load_tokenizer(model: Model) -> PreTrainedTokenizerBase:
 
 
 def apply_tokenizer_settings(settings: SFTConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer the end token and the chat template that the settings name; the end token pads if none does.
-
-    Raises UserError for a token that it does not have, for no end token at all, and for a template that is no Jinja.
-    """
+    """Set the end token and the chat template that the settings name; raises UserError where they cannot be used."""
     if settings.eos_token:
         if settings.eos_token not in tokenizer.get_vocab():
-            raise UserError(
-                f"trainer.eos_token={settings.eos_token}: the tokenizer has no such token. Its special tokens: "
-                f"{', '.join(map(str, tokenizer.all_special_tokens))}."
-            )
+            special = ", ".join(map(str, tokenizer.all_special_tokens))
+            problem = f"trainer.eos_token={settings.eos_token}: the tokenizer has no such token."
+            raise UserError(f"{problem} Its special tokens: {special}.")
         tokenizer.eos_token = settings.eos_token
     if tokenizer.eos_token is None:
         raise UserError(
@@ -44,9 +40,8 @@ def apply_tokenizer_settings(settings: SFTConfig, tokenizer: PreTrainedTokenizer
         try:
             tokenizer.apply_chat_template([{"role": "user", "content": "?"}], tokenize=False)
         except TemplateSyntaxError as error:
-            raise UserError(
-                f"trainer.chat_template_path={settings.chat_template_path}: the chat template cannot be read: {error}"
-            ) from error
+            key = f"trainer.chat_template_path={settings.chat_template_path}"
+            raise UserError(f"{key}: the chat template cannot be read: {error}") from error
         except TemplateError:  # it may want other messages: the rows will tell
             pass
 
@@ -54,5 +49,4 @@ def apply_tokenizer_settings(settings: SFTConfig, tokenizer: PreTrainedTokenizer
 def end_tokens(model: TrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokenizer's end token and those of the model: some models name their end of turn only there."""
     ends = model.generation_config.eos_token_id
-    ends = ends if isinstance(ends, list) else [ends]
-    return sorted({tokenizer.eos_token_id, *(token for token in ends if token is not None)})
+    return sorted({tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None})
