@@ -125,7 +125,7 @@ def measure_trl(quantization: str, steps: int, batch: int) -> dict[str, float]:
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from finetune.training.chat_template import training_row
+    from finetune.training.tokenize import training_row
 
     machine, tokenizer, base, examples = load(quantization)
     rows = Dataset.from_list([training_row(example, tokenizer, False) for example in examples])
@@ -163,8 +163,7 @@ def measure_bare(quantization: str, steps: int, batch: int) -> dict[str, float]:
     import torch
     from peft import get_peft_model
 
-    from finetune.training.chat_template import prompt_tokens
-    from finetune.training.tokenize import IGNORE_INDEX
+    from finetune.training.tokenize import IGNORE_INDEX, prompt_tokens
 
     machine, tokenizer, base, examples = load(quantization)
     model = get_peft_model(base, lora()).train()

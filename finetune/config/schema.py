@@ -245,7 +245,7 @@ class Config:
 def register_schema() -> None:
     """Make the schema known to Hydra as the option `schema`, the first entry of conf/config.yaml's defaults."""
     schema = OmegaConf.structured(Config)
-    # Any key may be set here: cli/trainer_rules.py, data/columns.py and training/chat_template.py check it.
+    # Any key may be set here: cli/trainer_rules.py, data/columns.py and training/tokenize.py check it.
     for mapping in (schema.trainer, schema.data.columns, schema.model.chat_template_kwargs):
         OmegaConf.set_struct(mapping, False)
     ConfigStore.instance().store(name="schema", node=schema)

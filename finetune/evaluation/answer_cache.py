@@ -1,7 +1,6 @@
 """Has an earlier run answered these prompts with the same base model?
 
-The base model's replies depend on its weights, on the prompts and on how they are decoded, never on what is trained.
-They are kept in the cache folder under a hash of all they depend on, so that the runs of a sweep share them.
+Replies are kept under a hash of all that they depend on: weights, prompts and decoding, but nothing that is trained.
 """
 
 import hashlib
@@ -23,19 +22,16 @@ from finetune.model.base import TrainedModel, weights_digest
 from finetune.runs.files import write_text
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
-# Raised with each change to how answers are computed (generate.py, model/) that may round otherwise.
-FORMAT = 1
+FORMAT = 1  # raised with each change to how answers are computed (generate.py, model/) that may round otherwise
 BUSY = "another run is computing them"
 
 
 @dataclass(frozen=True)
 class Reply:
-    """To one prompt: the answer, if one was asked for, and the reference's summed negative log-likelihood in nats and
-    its number of tokens, if perplexity was.
-    """
+    """What a model makes of one prompt and its reference."""
 
-    answer: Answer | None
-    likelihood: tuple[float, int] | None
+    answer: Answer | None  # if a metric scores answers
+    likelihood: tuple[float, int] | None  # for perplexity: summed negative log-likelihood in nats, number of tokens
 
 
 @dataclass(frozen=True)
@@ -66,10 +62,7 @@ class AnswerCache:
     def recall(
         self, request: dict[str, Any], compute: Callable[[], list[Reply]], wait: bool
     ) -> tuple[list[Reply], bool] | None:
-        """The replies to a request and whether they were in the cache; otherwise they are computed, and kept.
-
-        Where another run is computing them, this one waits for them, or with `wait=False` returns None.
-        """
+        """The replies, and whether from the cache; None without `wait` while another run is computing them."""
         content = json.dumps([self.base, request], sort_keys=True, default=str)
         file = cache_folder() / "base_answers" / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
         cached: list[Any] = [None]
@@ -85,13 +78,9 @@ class AnswerCache:
             if cached[0] == BUSY:
                 return None
             if cached[0] is not None:
-                return [_reply(*reply) for reply in cached[0]], True
+                return [Reply(answer and Answer(**answer), pair and tuple(pair)) for answer, pair in cached[0]], True
             replies = compute()
             if PartialState().is_main_process:
                 rows = [[reply.answer and asdict(reply.answer), reply.likelihood] for reply in replies]
                 write_text(file, json.dumps(rows, ensure_ascii=False))
         return replies, False
-
-
-def _reply(answer: dict[str, Any] | None, likelihood: list[Any] | None) -> Reply:
-    return Reply(Answer(**answer) if answer else None, (likelihood[0], likelihood[1]) if likelihood else None)

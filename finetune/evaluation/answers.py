@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -21,27 +21,20 @@ from finetune.evaluation.prompts import Prompts, PromptSet
 from finetune.machine.process_memory import fits_below_peak, release_freed_memory
 from finetune.model.adapter import Weights, as_base_model
 from finetune.model.base import TrainedModel
-from finetune.training.chat_template import prompt_tokens
-from finetune.training.tokenize import IGNORE_INDEX
+from finetune.training.tokenize import IGNORE_INDEX, prompt_tokens
 
-# Logits are alive twice where references are scored: as the model gives them, and as numbers of four bytes.
-LOGIT_BYTES = 2 * 4
-# What a layer has alive for each token: vectors of the feed-forward network's inner size, and of the hidden size.
-INNER_VECTORS, HIDDEN_VECTORS = 3, 4
-# The inner size as a multiple of the hidden size, where a configuration does not name it.
-INNER_RATIO = 4
+LOGIT_BYTES = 2 * 4  # where references are scored: logits as the model gives them, and as numbers of four bytes
+INNER_VECTORS, HIDDEN_VECTORS = 3, 4  # alive in a layer for each token, of the feed-forward network's and hidden size
+INNER_RATIO = 4  # inner size / hidden size, where a configuration does not name it
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way of answering the held-out prompts: its replies by prompt set and prompt, and what they took.
+    """One way of answering the held-out prompts."""
 
-    reused: every reply was computed by an earlier run.
-    """
-
-    replies: list[list[Reply]]
+    replies: list[list[Reply]]  # by prompt set and prompt
     seconds: float
-    reused: bool
+    reused: bool  # every reply was computed by an earlier run
 
 
 def answer_prompts(
@@ -58,13 +51,12 @@ def answer_prompts(
     Every process answers its share; all of them return all replies. `advance(arm, n)` is called for n answered
     prompts, `show(name, arm)` for each complete arm; `has_room(n)` says whether n more bytes of memory may be used.
     """
-
-    def reply(arm: str, prompt_set: PromptSet) -> list[Reply]:
-        return _reply(model, tokenizer, prompts, prompt_set, partial(advance, arm))
-
-    arms = prompts.arms()
-    answered = {}
-    with _dequantise_if_room(model, prompts, has_room):
+    arms, answered = prompts.arms(), {}
+    reply = partial(_reply, model, tokenizer, prompts, advance)
+    release_freed_memory()
+    size = generate.dequantised_bytes(model)
+    room = size and has_room(size + max(_working_bytes(model, prompts)))  # no more than training has needed
+    with generate.dequantised(model) if room else nullcontext():
         with as_base_model(model, originals):
             for name, arm in _base_arms(AnswerCache.of(model), tokenizer, prompts, reply, advance):
                 answered[name] = arm
@@ -75,16 +67,6 @@ def answer_prompts(
             answered[name] = Arm(replies, time.perf_counter() - started, reused=False)
             show(name, answered[name])
     return {name: answered[name] for name in arms}
-
-
-def _dequantise_if_room(
-    model: TrainedModel, prompts: Prompts, has_room: Callable[[int], bool]
-) -> AbstractContextManager[None]:
-    """Dequantise 4-bit weights once, where that takes only memory that training has needed."""
-    size = generate.dequantised_bytes(model)
-    release_freed_memory()
-    room = size and has_room(size + max(_working_bytes(model, prompts)))
-    return generate.dequantised(model) if room else nullcontext()
 
 
 def _working_bytes(model: TrainedModel, prompts: Prompts) -> Iterator[int]:
@@ -111,12 +93,9 @@ def _base_arms(
     reply: Callable[[str, PromptSet], list[Reply]],
     advance: Callable[[str, int], None],
 ) -> Iterator[tuple[str, Arm]]:
-    """The base model's arms, each as soon as it is complete.
-
-    Replies that another run is computing at this moment are left to it, and read from the cache at the end.
-    """
+    """The base model's arms, each once it is complete; replies that another run is computing are waited for last."""
     arms = {name: prompt_sets for name, prompt_sets in prompts.arms().items() if not name.startswith("tuned")}
-    parts: dict[str, dict[int, Arm]] = {name: {} for name in arms}
+    parts: dict[str, dict[int, tuple[list[Reply], float, bool]]] = {name: {} for name in arms}
     numbers = [(name, number) for name, prompt_sets in arms.items() for number in range(len(prompt_sets))]
     for wait, (name, number) in product((False, True), numbers):
         if number in parts[name]:
@@ -128,14 +107,10 @@ def _base_arms(
         replies, reused = recalled
         if reused:
             advance(name, len(replies))
-        parts[name][number] = Arm([replies], 0.0 if reused else time.perf_counter() - started, reused)
+        parts[name][number] = replies, 0.0 if reused else time.perf_counter() - started, reused
         if len(parts[name]) == len(arms[name]):
-            yield name, _join([part for _, part in sorted(parts[name].items())])
-
-
-def _join(parts: list[Arm]) -> Arm:
-    replies = [part.replies[0] for part in parts]
-    return Arm(replies, sum(part.seconds for part in parts), all(part.reused for part in parts))
+            sets, seconds, from_cache = zip(*(parts[name][i] for i in sorted(parts[name])), strict=True)
+            yield name, Arm(list(sets), sum(seconds), all(from_cache))
 
 
 def _request(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, prompt_set: PromptSet) -> dict[str, Any]:
@@ -157,12 +132,11 @@ def _reply(
     model: TrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts,
+    advance: Callable[[str, int], None],
+    arm: str,
     prompt_set: PromptSet,
-    advance: Callable[[int], None],
 ) -> list[Reply]:
-    """What the model answers to the prompts, of which this process computes its share, and how likely it finds their
-    references.
-    """
+    """The model's answers, of which this process computes its share, and how likely it finds the references."""
     count, state = len(prompt_set.examples), PartialState()
     answers: list[Any] = [None] * count
     likelihoods: list[Any] = [None] * count
@@ -170,12 +144,12 @@ def _reply(
         mine = range(state.process_index, count, state.num_processes)
         messages = [prompt_set.examples[i].prompt for i in mine]
         generated = generate.generate_answers(
-            model, tokenizer, messages, prompts.decoding, prompts.max_new_tokens, prompts.seed, advance
+            model, tokenizer, messages, prompts.decoding, prompts.max_new_tokens, prompts.seed, partial(advance, arm)
         )
         everyones = dict(gather_object(list(zip(mine, generated, strict=True))))
         answers = [everyones[i] for i in range(count)]
     else:
-        advance(count)
+        advance(arm, count)
     if prompts.need_likelihoods:
         likelihoods = _reference_likelihoods(model, prompt_set.tokenized)
     return [Reply(*pair) for pair in zip(answers, likelihoods, strict=True)]

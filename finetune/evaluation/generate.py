@@ -19,13 +19,11 @@ from finetune.data.splits import Message
 from finetune.model.base import TrainedModel
 from finetune.model.shared_prefix_attention import common_prefix_length, shares_prefixes
 from finetune.model.tokenizer import end_tokens
-from finetune.training.chat_template import prompt_tokens
+from finetune.training.tokenize import prompt_tokens
 
-# After so many tokens, answers that have ended leave their batch.
-ROUND = 16
+ROUND = 16  # tokens after which answers that have ended leave their batch
 # Without eval.batch_size: prompts answered at a time, fewer where their keys and values would need more memory.
-MOST_PROMPTS = 100
-CACHE_BYTES = 4 * 2**30
+MOST_PROMPTS, CACHE_BYTES = 100, 4 * 2**30
 
 
 @dataclass(frozen=True)
@@ -47,10 +45,7 @@ def generate_answers(
     advance: Callable[[int], None],
     round_tokens: int = ROUND,
 ) -> list[Answer]:
-    """Answers in the order of the prompts; computed shortest prompt first, many at a time.
-
-    `advance(n)` is called whenever n more prompts are answered.
-    """
+    """Answers in the order of the prompts, computed shortest prompt first; `advance(n)` reports n more of them."""
     tokens = [prompt_tokens(prompt, tokenizer) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(tokens[i]))
     config = _generation_config(model, tokenizer, decoding)
@@ -58,11 +53,10 @@ def generate_answers(
     torch.manual_seed(seed)
     model.eval()
     batch_size = decoding.batch_size or largest_batch(model, max(map(len, tokens), default=0) + max_new_tokens)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for chosen in (order[start : start + batch_size] for start in range(0, len(order), batch_size)):
         batch = [tokens[i] for i in chosen]
         generated = generate_batch(model, tokenizer, batch, config, max_new_tokens, round_tokens)
-        answers.update(zip(chosen, generated, strict=True))
+        answers |= zip(chosen, generated, strict=True)
         advance(len(chosen))
     return [answers[i] for i in range(len(prompts))]
 
@@ -77,8 +71,7 @@ def cache_bytes(model: TrainedModel, tokens: int) -> int:
     text = model.config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    keys_and_values = 2
-    return int(keys_and_values * text.num_hidden_layers * heads * size * tokens * model.dtype.itemsize)
+    return int(2 * text.num_hidden_layers * heads * size * tokens * model.dtype.itemsize)  # keys, and values
 
 
 def _generation_config(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Eval) -> GenerationConfig:
@@ -101,13 +94,9 @@ def generate_batch(
     max_new_tokens: int,
     round_tokens: int = ROUND,
 ) -> list[Answer]:
-    """Generate from `shared prefix | padding | rest of the prompt`, the prefix computed once for all rows.
-
-    Every `round_tokens`, the answers that have ended leave the batch.
-    """
+    """Answers from `shared prefix | padding | rest of the prompt`, the prefix computed once for all rows."""
     longest = max(map(len, prompts))
-    limit = longest + max_new_tokens
-    prefix = shared_prefix_length(model, prompts, max_new_tokens)
+    limit, prefix = longest + max_new_tokens, shared_prefix_length(model, prompts, max_new_tokens)
     rows = [prompt[:prefix] + [config.pad_token_id] * (longest - len(prompt)) + prompt[prefix:] for prompt in prompts]
     masks = [[1] * prefix + [0] * (longest - len(prompt)) + [1] * (len(prompt) - prefix) for prompt in prompts]
     tokens, mask = torch.tensor(rows, device=model.device), torch.tensor(masks, device=model.device)
@@ -116,31 +105,32 @@ def generate_batch(
     unfinished = torch.arange(len(prompts), device=model.device)
     # A slice of the hidden states that is not contiguous makes PyTorch copy the head's weight once for every row.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+    # transformers lets a model's own settings, such as a penalty on repetition, fill what `config` leaves open.
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    defaults, base.generation_config = base.generation_config, GenerationConfig()
     answers: dict[int, list[int]] = {}
-    while len(unfinished):
-        config.max_new_tokens = min(round_tokens if cache else max_new_tokens, limit - tokens.shape[1])
-        with _no_defaults(model):
+    try:
+        while len(unfinished):
+            config.max_new_tokens = min(round_tokens if cache else max_new_tokens, limit - tokens.shape[1])
             tokens = model.generate(  # type: ignore[operator]
                 input_ids=tokens, attention_mask=mask, past_key_values=cache, generation_config=config
             )
-        mask = functional.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1)
-        new = tokens[:, longest:]
-        ended = torch.isin(new, ends).any(dim=1) | (tokens.shape[1] == limit or cache is None)
-        answers |= dict(zip(unfinished[ended].tolist(), new[ended].tolist(), strict=True))
-        tokens, mask, unfinished = tokens[~ended], mask[~ended], unfinished[~ended]
-        if cache and len(unfinished):
-            cache.batch_select_indices(~ended)
-    hook.remove()
+            mask = functional.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1)
+            new = tokens[:, longest:]
+            ended = torch.isin(new, ends).any(dim=1) | (tokens.shape[1] == limit or cache is None)
+            answers |= zip(unfinished[ended].tolist(), new[ended].tolist(), strict=True)
+            tokens, mask, unfinished = tokens[~ended], mask[~ended], unfinished[~ended]
+            if cache and len(unfinished):
+                cache.batch_select_indices(~ended)
+    finally:
+        hook.remove()
+        base.generation_config = defaults
     return [_decode_answer(tokenizer, answers[i], config.eos_token_id) for i in range(len(prompts))]
 
 
 @contextmanager
 def dequantised(model: torch.nn.Module) -> Iterator[None]:
-    """Within the block, on a CPU, 4-bit weights are dequantised once and not for every token.
-
-    The answers are the same, as bitsandbytes multiplies by the same dequantised weights; but that takes a fifth of the
-    time of a hundred answers, and most of that of a few.
-    """
+    """Within the block, on a CPU, 4-bit weights are dequantised once and not for every token; answers stay the same."""
     layers = _quantised_layers(model)
     for layer in layers:
         layer.forward = _multiplication(layer)
@@ -153,9 +143,8 @@ def dequantised(model: torch.nn.Module) -> Iterator[None]:
 
 def dequantised_bytes(model: torch.nn.Module) -> int:
     """The memory that `dequantised` takes."""
-    return sum(
-        layer.weight.quant_state.shape.numel() * layer.compute_dtype.itemsize for layer in _quantised_layers(model)
-    )
+    layers = _quantised_layers(model)
+    return sum(layer.weight.quant_state.shape.numel() * layer.compute_dtype.itemsize for layer in layers)
 
 
 def _quantised_layers(model: torch.nn.Module) -> list[Any]:
@@ -176,27 +165,10 @@ def _multiplication(layer: Any) -> Callable[[torch.Tensor], torch.Tensor]:
     return multiply
 
 
-@contextmanager
-def _no_defaults(model: TrainedModel) -> Iterator[None]:
-    """Within the block the model's own generation settings, such as a penalty on repetition, are out of the way.
-
-    transformers lets them fill whatever the settings given to `generate` leave open.
-    """
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    defaults, base.generation_config = base.generation_config, GenerationConfig()
-    try:
-        yield
-    finally:
-        base.generation_config = defaults
-
-
 def shared_prefix_length(model: TrainedModel, prompts: list[list[int]], max_new_tokens: int) -> int:
-    """How many leading tokens all prompts share, at least one being left; 0 where the model cannot share them.
-
-    Padding between prefix and rest takes up room in a sliding window, so a window must hold everything.
-    """
+    """How many leading tokens all prompts share, at least one being left; 0 where the model cannot share them."""
     text = model.config.get_text_config()
-    window = getattr(text, "sliding_window", None)
+    window = getattr(text, "sliding_window", None)  # which the padding between prefix and rest takes room in
     if not shares_prefixes(text) or (window and window < max(map(len, prompts)) + max_new_tokens):
         return 0
     return common_prefix_length([prompt[:-1] for prompt in prompts])
@@ -213,10 +185,7 @@ def prefix_cache(model: TrainedModel, prefix: list[int], rows: int, capacity: in
 
 
 class _PreallocatedLayer(DynamicLayer):
-    """A layer's keys and values (rows x heads x tokens x size) in buffers with room for `capacity` tokens.
-
-    DynamicLayer copies them all for each new token, which on a CPU takes half of the time of an answer.
-    """
+    """Keys and values in buffers for `capacity` tokens; to copy all for each new one is half of the time on a CPU."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -226,7 +195,6 @@ class _PreallocatedLayer(DynamicLayer):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append the new keys and values; all of them are returned, as views."""
         before, new = self.get_seq_length(), (key_states, value_states)
         after = before + key_states.shape[-2]
         if not self.buffers:

@@ -12,12 +12,10 @@ from finetune.data.columns import find_recipe
 from finetune.data.splits import Example, Message
 from finetune.errors import UserError
 from finetune.evaluation.metrics import score_answers
-from finetune.training.chat_template import prompt_tokens
 from finetune.training.prepare import PreparedRun
-from finetune.training.tokenize import tokenize_examples
+from finetune.training.tokenize import prompt_tokens, tokenize_examples
 
-# Room for an answer, as a multiple of the longest training answer.
-ANSWER_ROOM = 1.25
+ANSWER_ROOM = 1.25  # room for an answer, as a multiple of the longest training answer
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,10 @@ class Prompts:
     decoding: Eval
     max_new_tokens: int
     seed: int
-    # Of which rows they are: test, or validation in a trial of a search, which only the tuned model answers.
-    split: str = "test"
+    split: str = "test"  # or validation, in a trial of a search, which only the tuned model answers
 
     @property
     def examples(self) -> list[Example]:
-        """The held-out examples."""
         return self.zero_shot.examples
 
     @property
@@ -54,7 +50,6 @@ class Prompts:
 
     @property
     def need_likelihoods(self) -> bool:
-        """Whether a metric scores how likely the model finds the references."""
         return "perplexity" in self.metrics
 
     def arms(self) -> dict[str, list[PromptSet]]:
@@ -65,11 +60,7 @@ class Prompts:
 
 
 def choose_prompts(config: Config, prepared: PreparedRun) -> Prompts:
-    """The held-out prompts of a run: at most `eval.max_prompts`, and samples of `eval.shots` demonstrations.
-
-    A trial of a search answers validation prompts, any other run test prompts. `data.seed` chooses both. Raises
-    UserError for a metric that cannot score a reference, and for prompts that do not fit the model's context.
-    """
+    """A run's held-out prompts and their demonstrations; raises UserError for prompts that cannot be scored, or fit."""
     split = "validation" if config.sweep.on_validation else "test"
     examples, rows = getattr(prepared.splits, split), prepared.rows
     limit = min(config.eval.max_prompts or len(examples), len(examples))
@@ -125,10 +116,9 @@ def _require_scorable(metrics: list[str], examples: list[Example]) -> None:
 def _require_context(prompts: Prompts, prepared: PreparedRun) -> None:
     context = getattr(prepared.meta_model.config.get_text_config(), "max_position_embeddings", None)
     for prompt_set in [prompts.zero_shot, *prompts.few_shot]:
-        tokens = [
-            prompt_tokens(example.prompt, prepared.tokenizer) for example in prompt_set.examples if example.prompt
-        ]
-        longest, shots = max(map(len, tokens), default=0), len(prompt_set.demonstrations)
+        questions = [example.prompt for example in prompt_set.examples if example.prompt]
+        longest = max((len(prompt_tokens(question, prepared.tokenizer)) for question in questions), default=0)
+        shots = len(prompt_set.demonstrations)
         if context and longest and longest + prompts.max_new_tokens > context:
             remedy = "Lower eval.shots (0: no few-shot arm)" if shots else "Lower eval.max_new_tokens"
             raise UserError(

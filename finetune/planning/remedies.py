@@ -12,8 +12,7 @@ from finetune.errors import UserError
 from finetune.machine.allowance import GIB, Fit
 from finetune.planning.memory import MemoryNeed, estimate_memory
 from finetune.planning.workload import PlannedRun, plan_prompts
-from finetune.training.prepare import prepare_run
-from finetune.training.sft_config import build_sft_config, checkpointing_name
+from finetune.training.prepare import build_sft_config, checkpointing_name, prepare_run
 
 Settings = dict[str, int | float | str]
 """Changed settings by their names on the command line."""

@@ -12,10 +12,9 @@ from finetune.evaluation.forgetting import choose_general_prompts
 from finetune.evaluation.generate import largest_batch, shared_prefix_length
 from finetune.evaluation.prompts import Prompts, PromptSet, choose_prompts
 from finetune.machine.device import Device
-from finetune.training.chat_template import prompt_tokens
 from finetune.training.flat_batch import Batch, count_real_tokens
 from finetune.training.prepare import PreparedRun
-from finetune.training.tokenize import IGNORE_INDEX
+from finetune.training.tokenize import IGNORE_INDEX, prompt_tokens
 from finetune.training.trainer import Trainer
 
 # Batches that are looked at; a longer run is taken to go on like them.

@@ -16,17 +16,20 @@ from finetune.training.tokenize import TokenizedRows
 
 def check_machine(config: Config, machine: Device) -> None:
     """Raise one UserError that names every setting that the device makes impossible."""
-    raise_problems(list(_precision(config.trainer, machine)))
+    trainer, problems = config.trainer, []
+    if trainer.get("fp16") and machine.kind == "cpu":
+        problems.append("trainer.fp16=true: a CPU does not train in float16. Leave it out for the machine's best.")
+    if trainer.get("bf16") and machine.kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        problems.append("trainer.bf16=true: this GPU has no native bfloat16. Leave it out for the machine's best.")
+    if trainer.get("tf32") and machine.kind == "cpu":
+        problems.append("trainer.tf32=true: it is for NVIDIA GPUs from Ampere on, and this is a CPU. Leave it out.")
+    raise_problems(problems)
 
 
 def check_fit(config: Config, machine: Device, meta_model: PreTrainedModel, rows: TokenizedRows) -> None:
     """Raise one UserError that names every setting that the model or the rows make impossible."""
-    checks = (
-        _context(config.trainer.get("max_length"), meta_model, rows),
-        _modules(config.adapter, meta_model),
-        _amount(config.trainer, machine, rows),
-    )
-    raise_problems([problem for check in checks for problem in check])
+    context = _context(config.trainer.get("max_length"), meta_model, rows)
+    raise_problems([*context, *_modules(config.adapter, meta_model), *_amount(config.trainer, machine, rows)])
 
 
 def bias_notes(config: Config) -> Iterator[str]:
@@ -40,41 +43,24 @@ def bias_notes(config: Config) -> Iterator[str]:
         )
 
 
-def _precision(trainer: dict[str, Any], machine: Device) -> Iterator[str]:
-    if trainer.get("fp16") and machine.kind == "cpu":
-        yield "trainer.fp16=true: a CPU does not train in float16. Leave it out for the machine's best."
-    if trainer.get("bf16") and machine.kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        yield "trainer.bf16=true: this GPU has no native bfloat16. Leave it out for the machine's best."
-    if trainer.get("tf32") and machine.kind == "cpu":
-        yield "trainer.tf32=true: it is for NVIDIA GPUs from Ampere on, and this is a CPU. Leave it out."
-
-
 def _context(max_length: int | None, meta_model: PreTrainedModel, rows: TokenizedRows) -> Iterator[str]:
     context = getattr(meta_model.config.get_text_config(), "max_position_embeddings", None)
-    if context and max_length and max_length > context:
-        yield (
-            f"trainer.max_length={max_length}: the model's context is {context} tokens. "
-            f"Write trainer.max_length={context}."
-        )
-        return
     longest = max((len(ids) for some in (rows.train, rows.validation) for ids in some["input_ids"]), default=0)
-    if context and longest > context:
-        yield (
-            f"trainer.max_length={spell(max_length)}: the longest row has {longest:,} tokens, and the model's context "
-            f"is {context:,}. Write trainer.max_length={context}."
-        )
+    setting, remedy = f"trainer.max_length={spell(max_length)}", f"Write trainer.max_length={context}."
+    if context and max_length and max_length > context:
+        yield f"{setting}: the model's context is {context} tokens. {remedy}"
+    elif context and longest > context:
+        yield f"{setting}: the longest row has {longest:,} tokens, and the model's context is {context:,}. {remedy}"
 
 
 def _modules(adapter: Adapter, meta_model: PreTrainedModel) -> Iterator[str]:
-    """The modules that an adapter names, each found in the model's shapes."""
     if not adapter.enabled:
         return
-    names = [name for name, _ in meta_model.named_modules()]
-    linear = linear_names(meta_model)
+    names, linear = [f".{name}" for name, _ in meta_model.named_modules()], linear_names(meta_model)
     targets = [] if isinstance(adapter.target_modules, str) else adapter.target_modules
     for key, modules in (("target_modules", targets), ("modules_to_save", adapter.modules_to_save or [])):
         for module in modules:
-            if not any(name == module or name.endswith(f".{module}") for name in names):
+            if not any(name.endswith(f".{module}") for name in names):
                 hint = f"{did_you_mean(module, linear)} Linear layers here: {', '.join(linear)}"
                 yield f"adapter.{key}: this model has no module {module}.{hint}."
     last = meta_model.config.get_text_config().num_hidden_layers - 1

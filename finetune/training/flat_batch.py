@@ -1,12 +1,8 @@
 """How is a batch laid out so that no token is computed twice or in vain?
 
-The rows of a batch usually begin with the same tokens: a system prompt, an instruction. Such a prefix is laid out once,
-followed by the rest of each row, in one flat sequence without padding:
-
-    prefix | rest of row 0 | rest of row 1 | ...
-
-Linear layers see just these tokens. In attention, the rest of a row sees the prefix and itself. The language model's
-head is applied only where a token carries loss. Loss and gradients equal those of the padded batch up to rounding.
+In one sequence without padding: `tokens that all rows begin with | rest of row 0 | rest of row 1 | ...`. In attention,
+a rest sees this prefix and itself; the language model's head is applied only where a token carries loss. Loss and
+gradients equal those of the padded batch up to rounding.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,42 +14,39 @@ from torch.nn import functional
 from finetune.model.shared_prefix_attention import causal_mask, common_prefix_length
 from finetune.training.tokenize import IGNORE_INDEX
 
-Batch = dict[str, Any]
-"""What a collator makes of rows: tensors by the names of the model's inputs, and counts."""
+Batch = dict[str, Any]  # what a collator makes of rows: tensors by the names of the model's inputs, and counts
 
 
-class SharedPrefixCollator:
+def collate_shared_prefix(examples: Sequence[Mapping[str, list[int]]]) -> Batch:
     """Rows of `input_ids` and `labels` -> one flat sequence whose common prefix appears once.
 
     Yields `input_ids`, `position_ids` and `shift_labels` (each 1 x tokens; the label is that of the *next* token),
     `row_tokens` (rows x longest remainder: where in the flat sequence a row's tokens lie, 0 for padding),
-    `flat_tokens` (the inverse: where in the flattened `row_tokens` a token of a remainder lies), `prefix_length`, and
-    a causal `attention_mask` (1 x 1 x longest remainder x prefix and longest remainder). `real_tokens` counts the
-    tokens of the rows as they were, prefix included in each.
+    `flat_tokens` (the inverse: where in the flattened `row_tokens` a token of a remainder lies), `prefix_length`, a
+    causal `attention_mask` (see `causal_mask`), and `real_tokens`, the number of tokens that the rows had before.
     """
-
-    def __call__(self, examples: Sequence[Mapping[str, list[int]]]) -> Batch:
-        rows = [example["input_ids"] for example in examples]
-        targets = [[*example["labels"][1:], IGNORE_INDEX] for example in examples]
-        prefix = min(common_prefix_length(rows), *map(_tokens_before_loss, targets))
-        rest = [len(row) - prefix for row in rows]
-        flat = rows[0][:prefix] + [token for row in rows for token in row[prefix:]]
-        positions = [*range(prefix), *(prefix + i for length in rest for i in range(length))]
-        labels = [IGNORE_INDEX] * prefix + [label for target in targets for label in target[prefix:]]
-        inside = torch.arange(max(rest)) < torch.tensor(rest)[:, None]
-        row_tokens = torch.zeros(inside.shape, dtype=torch.long)
-        row_tokens[inside] = torch.arange(prefix, len(flat))
-        return {
-            "input_ids": torch.tensor([flat]),
-            "position_ids": torch.tensor([positions]),
-            "shift_labels": torch.tensor([labels]),
-            "labels": torch.tensor([labels]),  # makes Trainer count them over the micro-batches and processes of a step
-            "attention_mask": causal_mask(prefix, max(rest)),
-            "row_tokens": row_tokens,
-            "flat_tokens": inside.flatten().nonzero().flatten(),
-            "prefix_length": prefix,
-            "real_tokens": sum(map(len, rows)),
-        }
+    rows = [example["input_ids"] for example in examples]
+    targets = [[*example["labels"][1:], IGNORE_INDEX] for example in examples]
+    before_loss = (next((i for i, label in enumerate(row) if label != IGNORE_INDEX), len(row) - 1) for row in targets)
+    prefix = min(common_prefix_length(rows), *before_loss)
+    rest = [len(row) - prefix for row in rows]
+    flat = rows[0][:prefix] + [token for row in rows for token in row[prefix:]]
+    positions = [*range(prefix), *(prefix + i for length in rest for i in range(length))]
+    labels = [IGNORE_INDEX] * prefix + [label for target in targets for label in target[prefix:]]
+    inside = torch.arange(max(rest)) < torch.tensor(rest)[:, None]
+    row_tokens = torch.zeros(inside.shape, dtype=torch.long)
+    row_tokens[inside] = torch.arange(prefix, len(flat))
+    return {
+        "input_ids": torch.tensor([flat]),
+        "position_ids": torch.tensor([positions]),
+        "shift_labels": torch.tensor([labels]),
+        "labels": torch.tensor([labels]),  # makes Trainer count them over the micro-batches and processes of a step
+        "attention_mask": causal_mask(prefix, max(rest)),
+        "row_tokens": row_tokens,
+        "flat_tokens": inside.flatten().nonzero().flatten(),
+        "prefix_length": prefix,
+        "real_tokens": sum(map(len, rows)),
+    }
 
 
 def count_real_tokens(inputs: Batch) -> torch.Tensor | int:
@@ -61,11 +54,6 @@ def count_real_tokens(inputs: Batch) -> torch.Tensor | int:
     if "real_tokens" in inputs:
         return int(inputs["real_tokens"])
     return inputs["attention_mask"].sum() if "attention_mask" in inputs else inputs["input_ids"].numel()
-
-
-def _tokens_before_loss(targets: list[int]) -> int:
-    """How many leading tokens predict no label, the last token left out."""
-    return next((i for i, label in enumerate(targets) if label != IGNORE_INDEX), len(targets) - 1)
 
 
 def negative_log_likelihood(model: torch.nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import SFTConfig
@@ -14,11 +15,11 @@ from finetune.machine.device import Device
 from finetune.model.base import load_meta_model
 from finetune.model.tokenizer import apply_tokenizer_settings, end_tokens, load_tokenizer
 from finetune.runs.folder import rows_key
-from finetune.training.chat_template import set_template_variables
 from finetune.training.fit_checks import bias_notes, check_fit, check_machine
 from finetune.training.row_checks import RowReader, check_rows, guard_control_tokens, require_template, template_notes
-from finetune.training.sft_config import build_sft_config
-from finetune.training.tokenize import TokenizedRows, tokenize_splits
+from finetune.training.tokenize import TokenizedRows, set_template_variables, tokenize_splits
+
+CHECKPOINTING_FROM = 1_000_000_000  # parameters from which activations are recomputed, unless the user says otherwise
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,7 @@ class PreparedRows:
     tokenizer: PreTrainedTokenizerBase
     meta_model: PreTrainedModel
     rows: TokenizedRows
-    # What is legal but may surprise.
-    notes: list[str]
+    notes: list[str]  # what is legal but may surprise
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,7 @@ class PreparedRun(PreparedRows):
 def prepare_run(
     config: Config, splits: Splits, machine: Device, folder: Path, loaded: Mapping[str, PreparedRows] | None = None
 ) -> PreparedRun:
-    """Check and tokenise the examples of the run in `folder`; rows in `loaded`, by `rows_key`, are taken as they are.
-
-    Raises UserError for what is wrong with them.
-    """
+    """A run's checked rows, taken from `loaded` by `rows_key` where they are there; raises UserError for faults."""
     check_machine(config, machine)
     rows = (loaded and loaded.get(rows_key(config))) or prepare_rows(config, splits, machine, folder)
     settings = build_sft_config(config.trainer, machine, folder, config.seed, rows.meta_model.num_parameters())
@@ -57,8 +54,7 @@ def prepare_run(
 def prepare_rows(config: Config, splits: Splits, machine: Device, folder: Path) -> PreparedRows:
     """What runs with the same rows share. Raises UserError for what is wrong with the examples."""
     splits = check_overlap(splits, config.data.overlap)
-    tokenizer = load_tokenizer(config.model)
-    meta_model = load_meta_model(config.model)
+    tokenizer, meta_model = load_tokenizer(config.model), load_meta_model(config.model)
     settings = build_sft_config(config.trainer, machine, folder, config.seed, meta_model.num_parameters())
     apply_tokenizer_settings(settings, tokenizer)
     set_template_variables(tokenizer, config.model.chat_template_kwargs)
@@ -68,3 +64,27 @@ def prepare_rows(config: Config, splits: Splits, machine: Device, folder: Path) 
     reader = RowReader(tokenizer, end_tokens(meta_model, tokenizer), settings)
     check_rows(config.data, splits, rows, reader)
     return PreparedRows(splits, tokenizer, meta_model, rows, list(template_notes(splits, rows, reader)))
+
+
+def build_sft_config(chosen: dict[str, Any], machine: Device, folder: Path, seed: int, parameters: int) -> SFTConfig:
+    """TRL's settings: `chosen` by the user over what follows from the machine and the base model's `parameters`."""
+    ours: dict[str, Any] = {
+        "output_dir": str(folder / "checkpoints"),
+        "seed": seed,
+        "use_cpu": machine.kind == "cpu",
+        "bf16": machine.mixed_precision == "bf16" and not chosen.get("fp16"),
+        "fp16": machine.mixed_precision == "fp16" and not chosen.get("bf16"),
+        "dataloader_pin_memory": machine.kind == "cuda",
+        "logging_nan_inf_filter": False,  # a NaN loss must be seen, not averaged away
+        "disable_tqdm": True,
+        "report_to": "none",
+    }
+    if not {"activation_checkpointing", "gradient_checkpointing"} & chosen.keys():  # TRL turns it on
+        ours[checkpointing_name()] = parameters >= CHECKPOINTING_FROM
+    return SFTConfig(**(ours | chosen))
+
+
+def checkpointing_name() -> str:
+    """What the installed transformers calls it: 5.23 gave it a new name, which wins over the old one."""
+    renamed = hasattr(SFTConfig, "activation_checkpointing")
+    return "activation_checkpointing" if renamed else "gradient_checkpointing"

@@ -1,7 +1,7 @@
 """Does every row teach what it should? A row that does not stops the run before the model is loaded."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -12,8 +12,7 @@ from finetune.config.schema import ControlTokens, Data
 from finetune.data.splits import Example, Splits
 from finetune.errors import UserError, raise_problems
 from finetune.model.shared_prefix_attention import common_prefix_length
-from finetune.training.chat_template import prompt_tokens
-from finetune.training.tokenize import IGNORE_INDEX, TokenizedRows, truncation_length
+from finetune.training.tokenize import IGNORE_INDEX, TokenizedRows, prompt_tokens, truncation_length
 
 
 class TokenizedExample(NamedTuple):
@@ -53,8 +52,8 @@ def template_notes(splits: Splits, rows: TokenizedRows, reader: RowReader) -> It
     example, tokens = splits.train[0], rows.whole["train"][0]["input_ids"]
     if not example.prompt:
         return
-    prompt_length = len(prompt_tokens(example.prompt, reader.tokenizer))
-    answer = str(reader.tokenizer.decode(tokens[prompt_length:], skip_special_tokens=True))
+    answer_tokens = tokens[len(prompt_tokens(example.prompt, reader.tokenizer)) :]
+    answer = str(reader.tokenizer.decode(answer_tokens, skip_special_tokens=True))
     before = answer.partition(example.completion.strip())[0]
     if before.strip() and before != answer:
         yield (
@@ -74,13 +73,9 @@ def require_template(tokenizer: PreTrainedTokenizerBase, splits: Splits, plain_p
 
 
 def guard_control_tokens(splits: Splits, tokenizer: PreTrainedTokenizerBase, policy: ControlTokens) -> Splits:
-    """The splits with the tokenizer's control tokens inside their texts refused, escaped or left, and counted.
-
-    Escaped, a token keeps its letters and gets a zero-width space behind the first, so that it is read as text.
-    Raises UserError where they are refused.
-    """
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    control = sorted(special | set(tokenizer.all_special_tokens), key=len, reverse=True)
+    """The splits with control tokens inside their texts escaped or left, and counted; a UserError refuses them."""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    control = sorted(added | set(tokenizer.all_special_tokens), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, control)))
     examples = (*splits.train, *splits.validation, *splits.test)
     affected = [(example, token) for example in examples if (token := _control_token(example, pattern))]
@@ -105,7 +100,7 @@ def _control_token(example: Example, pattern: re.Pattern[str]) -> str | None:
 
 
 def _escape(example: Example, pattern: re.Pattern[str]) -> Example:
-    def escape(text: str) -> str:
+    def escape(text: str) -> str:  # a zero-width space behind the first letter has a token read as text
         return pattern.sub(lambda match: f"{match.group()[0]}\u200b{match.group()[1:]}", text)
 
     prompt = [message | {"content": escape(message["content"])} for message in example.prompt]
@@ -117,7 +112,6 @@ def _without_loss(row: TokenizedExample, reader: RowReader) -> str | None:
 
 
 def _without_end(row: TokenizedExample, reader: RowReader) -> str | None:
-    """Behind the answer there is only whitespace after the end token, and the end token itself carries loss."""
     last = max((i for i, token in enumerate(row.tokens) if token in reader.ends), default=-1)
     if last < 0 or str(reader.tokenizer.decode(row.tokens[last + 1 :])).strip():
         return f"it ends with {reader.decode(row.tokens[-6:])}, no end token"
@@ -138,7 +132,6 @@ def _other_prompt(row: TokenizedExample, reader: RowReader) -> str | None:
 
 
 def _learns_prompt(row: TokenizedExample, reader: RowReader) -> str | None:
-    """With `completion_only_loss`, on by default, loss begins where the answer does."""
     if not row.example.prompt or reader.settings.completion_only_loss is False or reader.settings.assistant_only_loss:
         return None
     first = next(i for i, label in enumerate(row.labels) if label != IGNORE_INDEX)
@@ -146,51 +139,39 @@ def _learns_prompt(row: TokenizedExample, reader: RowReader) -> str | None:
     return None if first >= prompt_length else f"loss begins {prompt_length - first} tokens before the answer"
 
 
-class Fault(NamedTuple):
-    """What is wrong, what to do, and whether a row has it: a detail, or None."""
-
-    problem: str
-    remedy: str
-    detail: Callable[[TokenizedExample, RowReader], str | None]
-
-
 TEMPLATE = "Give a chat template that does with trainer.chat_template_path=FILE.jinja"
-# A row's first fault hides the later ones.
+# What is wrong, what to do, and what finds it in a row: a detail, or None. A row's first fault hides the later ones.
 FAULTS = (
-    Fault(
+    (
         "no token carries loss",
         "Leave out trainer.assistant_only_loss and trainer.completion_only_loss, or repair the chat template",
         _without_loss,
     ),
-    Fault(
+    (
         "the model would never learn to stop: the answer does not end with an end token that carries loss",
         f"{TEMPLATE}, or name the token that ends an answer in trainer.eos_token",
         _without_end,
     ),
-    Fault(
+    (
         "the prompt in training is not the prompt that generation reads",
         f"{TEMPLATE}: with add_generation_prompt it must yield the beginning of the whole conversation",
         _other_prompt,
     ),
-    Fault(
-        "the prompt carries loss", "Leave out trainer.completion_only_loss, or repair the chat template", _learns_prompt
-    ),
+    ("the prompt carries loss", "Leave out trainer.completion_only_loss, or repair the chat template", _learns_prompt),
 )
 
 
 def _faults(split: str, rows: list[TokenizedExample], reader: RowReader) -> Iterator[str]:
     unexplained = rows
-    for fault in FAULTS:
-        details = [(row, fault.detail(row, reader)) for row in unexplained]
+    for problem, remedy, find_fault in FAULTS:
+        details = [(row, find_fault(row, reader)) for row in unexplained]
         unexplained = [row for row, detail in details if detail is None]
-        count = len(details) - len(unexplained)
-        if count:
-            row, detail = next((row, detail) for row, detail in details if detail is not None)
-            yield f"{row.example.place}: {fault.problem} ({detail}); {_share(count, len(rows), split)}. {fault.remedy}."
+        if faulty := [(row.example.place, detail) for row, detail in details if detail is not None]:
+            place, detail = faulty[0]
+            yield f"{place}: {problem} ({detail}); {_share(len(faulty), len(rows), split)}. {remedy}."
 
 
 def _cut(split: str, rows: list[TokenizedExample], allowed: float, settings: SFTConfig) -> Iterator[str]:
-    """Answers that lose their end at `max_length`, where they are more than the share `allowed`."""
     limit = truncation_length(settings)
     if split == "test" or not limit:
         return

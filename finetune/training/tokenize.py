@@ -1,9 +1,11 @@
-"""What exactly are the tokens of each row, and which of them carry loss?
+"""What does the model read, with the same tokens of a prompt in training and in generation, and which carry loss?
 
-TRL's own preparation, called before the model is loaded: what is checked and shown is what is trained on.
+Rows are prepared by TRL itself, before a model is loaded: what is checked and shown is what is trained on.
 """
 
 import copy
+import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,27 +13,22 @@ from datasets import Dataset
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
-from trl.chat_template_utils import has_generation_markers
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
-from finetune.data.splits import Example, Splits
+from finetune.data.splits import Example, Message, Splits
 from finetune.errors import UserError
 from finetune.runs.result import SplitSize
-from finetune.training.chat_template import training_row, training_template
 
-# The label of a token that carries no loss.
-IGNORE_INDEX = -100
+IGNORE_INDEX = -100  # the label of a token that carries no loss
+SET_VARIABLES = re.compile(r"(\{%- set \w+ = \w+ \| default\(.*?\) %\})*")  # as `set_template_variables` writes them
 
 
 @dataclass(frozen=True)
 class TokenizedRows:
-    """The tokens of the splits `train`, `validation` and `test`, as columns `input_ids` and `labels`.
+    """The tokens of the splits `train`, `validation` and `test`, as columns `input_ids` and `labels`."""
 
-    whole: one row for each example, in their order, not cut. train and validation: the rows that the trainer reads,
-    cut at `max_length` or packed.
-    """
-
-    whole: dict[str, Dataset]
-    train: Dataset
+    whole: dict[str, Dataset]  # one row for each example, in their order, not cut
+    train: Dataset  # as the trainer reads it: cut at `max_length`, or packed
     validation: Dataset
     sizes: dict[str, SplitSize]
 
@@ -91,30 +88,24 @@ def tokenize_examples(
 
 def _name_refused(examples: list[Example], rows: list[dict[str, Any]], preparation: _Preparation) -> None:
     """Raise UserError for a row that the chat template, or TRL, refuses; it is searched for by halving."""
-    while True:
-        half = max(1, len(rows) // 2)
-        try:
-            preparation.run(Dataset.from_list(rows[:half]), False, "refused")
-        except (TemplateError, RuntimeError) as error:
-            if half == 1:
-                raise UserError(f"{examples[0].place}: {_refusal(error)}") from error
-            examples, rows = examples[:half], rows[:half]
-        else:
-            if half == len(rows):
-                return
-            examples, rows = examples[half:], rows[half:]
-
-
-def _refusal(error: Exception) -> str:
-    if isinstance(error, TemplateError):
-        return (
-            f"the chat template refuses this row: {error}. Change the row (and data.system), or give another template "
-            "with trainer.chat_template_path=FILE.jinja."
-        )
-    return (
-        "no token of this row carries loss (trainer.assistant_only_loss): the chat template marks no answer of the "
-        "assistant's with {% generation %}. Leave out trainer.assistant_only_loss, or repair the template."
-    )
+    half = max(1, len(rows) // 2)
+    try:
+        preparation.run(Dataset.from_list(rows[:half]), False, "refused")
+    except (TemplateError, RuntimeError) as error:
+        if half == 1:
+            refusal = (
+                "no token of this row carries loss (trainer.assistant_only_loss): the chat template marks no answer of "
+                "the assistant's with {% generation %}. Leave out trainer.assistant_only_loss, or repair the template."
+            )
+            if isinstance(error, TemplateError):
+                refusal = (
+                    f"the chat template refuses this row: {error}. Change the row (and data.system), or give another "
+                    "template with trainer.chat_template_path=FILE.jinja."
+                )
+            raise UserError(f"{examples[0].place}: {refusal}") from error
+        _name_refused(examples[:half], rows[:half], preparation)
+    if half < len(rows):
+        _name_refused(examples[half:], rows[half:], preparation)
 
 
 def _size(tokenized: Dataset, max_length: int | None) -> SplitSize:
@@ -133,8 +124,53 @@ def truncation_length(settings: SFTConfig) -> int | None:
 
 def rows_with_loss(tokenized: Dataset, max_length: int | None) -> list[int]:
     """The indices of the rows that have a loss token left when they are cut at `max_length`."""
-    return [
-        number
-        for number, labels in enumerate(tokenized["labels"])
-        if any(label != IGNORE_INDEX for label in labels[:max_length])
-    ]
+    labels = enumerate(tokenized["labels"])
+    return [number for number, row in labels if any(label != IGNORE_INDEX for label in row[:max_length])]
+
+
+def set_template_variables(tokenizer: PreTrainedTokenizerBase, values: dict[str, Any]) -> None:
+    """Give the chat template's variables these values for good; raises UserError for one that it does not read."""
+    for name, value in values.items():
+        template = str(tokenizer.chat_template or "")
+        if not re.search(rf"\b{name}\b", template):
+            raise UserError(
+                f"model.chat_template_kwargs.{name}={json.dumps(value)}: this model's chat template does not read "
+                f"{name}. Leave it out, or name a variable that the template reads."
+            )
+        default = json.dumps(value, ensure_ascii=False)
+        tokenizer.chat_template = f"{{%- set {name} = {name} | default({default}) %}}{template}"
+
+
+def training_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The other form of the chat template, which marks the assistant's words; raises ValueError if TRL knows none."""
+    template = str(tokenizer.chat_template)
+    values = SET_VARIABLES.match(template).group()  # type: ignore[union-attr]
+    plain = copy.copy(tokenizer)
+    plain.chat_template = template.removeprefix(values)  # TRL knows templates by their whole text
+    marked = get_training_chat_template(plain)
+    return marked and values + marked
+
+
+def training_row(example: Example, tokenizer: PreTrainedTokenizerBase, assistant_only: bool) -> dict[str, Any]:
+    """One row as TRL's SFTTrainer reads it: prompt and completion, a whole chat (`assistant_only`), or plain text."""
+    if not example.prompt:
+        return {"text": example.completion}
+    answer = [{"role": "assistant", "content": example.completion}]
+    if assistant_only:
+        return {"messages": [*example.prompt, *answer]}
+    if tokenizer.chat_template:
+        return {"prompt": example.prompt, "completion": answer}
+    return {"prompt": plain_prompt(example.prompt), "completion": example.completion}
+
+
+def prompt_tokens(prompt: list[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that the model is given before it answers."""
+    if tokenizer.chat_template:
+        rendered: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
+        return list(rendered["input_ids"])
+    return list(tokenizer(plain_prompt(prompt))["input_ids"])
+
+
+def plain_prompt(prompt: list[Message]) -> str:
+    """A prompt for a model without a chat template: the messages, one a line."""
+    return "".join(message["content"] + "\n" for message in prompt)

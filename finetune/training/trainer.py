@@ -1,8 +1,6 @@
 """How is it trained? By TRL's SFTTrainer with the library's own settings, on flat batches where these allow it."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,11 @@ from trl import SFTConfig, SFTTrainer
 from finetune.machine.process_memory import release_freed_memory
 from finetune.model.base import TrainedModel
 from finetune.model.shared_prefix_attention import shares_prefixes
-from finetune.training.flat_batch import Batch, SharedPrefixCollator, count_real_tokens, negative_log_likelihood
-from finetune.training.prepare import PreparedRun
-from finetune.training.sft_config import checkpointing_name
+from finetune.training.flat_batch import Batch, collate_shared_prefix, count_real_tokens, negative_log_likelihood
+from finetune.training.prepare import PreparedRun, checkpointing_name
 from finetune.training.tokenize import IGNORE_INDEX
 
-# Every so many steps, freed memory is given back; at each step, it would cost time to get it again.
-TIDY_STEPS = 8
+TIDY_STEPS = 8  # steps after which freed memory is given back; at each step, it would cost time to get it again
 
 
 class Trainer(SFTTrainer):
@@ -43,7 +39,7 @@ class Trainer(SFTTrainer):
             train_dataset=prepared.rows.train,
             eval_dataset=prepared.rows.validation,
             processing_class=prepared.tokenizer,
-            data_collator=SharedPrefixCollator() if self.flat else None,
+            data_collator=collate_shared_prefix if self.flat else None,
             callbacks=callbacks,
         )
         self.remove_callback(PrinterCallback)  # TrainingProgress shows the same on one line
@@ -94,12 +90,10 @@ class Trainer(SFTTrainer):
         super().log(logs | {"tokens": total[0], "loss_tokens": total[1]}, start_time)
 
 
-@contextmanager
-def mixed_precision(args: TrainingArguments) -> Iterator[None]:
-    """Products in the type of training, as Accelerate has them."""
+def mixed_precision(args: TrainingArguments) -> torch.autocast:
+    """Within the block, products in the type of training, as Accelerate has them."""
     dtype = torch.bfloat16 if args.bf16 else torch.float16
-    with torch.autocast(args.device.type, dtype, enabled=bool(args.bf16 or args.fp16)):
-        yield
+    return torch.autocast(args.device.type, dtype, enabled=bool(args.bf16 or args.fp16))
 
 
 def recompute_activations(trainer: Trainer) -> None:
@@ -115,18 +109,14 @@ def run_training(trainer: Trainer, checkpoint: Path | None) -> None:
     state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")) if checkpoint else None
     if state is None or state.global_step < state.max_steps:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    else:
-        _load_trained(trainer, str(checkpoint), state)  # `train` would take a step of the next epoch
+    else:  # `train` would take a step of the next epoch
+        trainer.state = state
+        trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
+        trainer._load_from_checkpoint(str(checkpoint))  # private: transformers, which loads only to train on
+        if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
+            trainer._load_best_model()  # private: transformers, as above
+        trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
     release_freed_memory()
-
-
-def _load_trained(trainer: Trainer, checkpoint: str, state: TrainerState) -> None:
-    trainer.state = state
-    trainer.callback_handler.on_train_begin(trainer.args, state, trainer.control)
-    trainer._load_from_checkpoint(checkpoint)  # private: transformers, which loads only to train on
-    if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
-        trainer._load_best_model()  # private: transformers, as above
-    trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
 
 
 def save_trained(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

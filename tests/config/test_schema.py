@@ -30,8 +30,7 @@ from finetune.planning.plan import make_plan, require_memory
 from finetune.planning.workload import plan_prompts
 from finetune.reporting.wandb import start_tracking
 from finetune.runs.folder import data_name, run_folder, run_labels
-from finetune.training.prepare import PreparedRun, prepare_run
-from finetune.training.sft_config import build_sft_config
+from finetune.training.prepare import PreparedRun, build_sft_config, prepare_run
 from finetune.training.tokenize import tokenize_splits
 
 TESTS = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from finetune.cli.compose import compose_config
 from finetune.machine.device import choose_device
 from finetune.model.adapter import add_adapter
 from finetune.model.base import base_key, load_base, model_provenance, weights_digest
-from finetune.training.flat_batch import SharedPrefixCollator, negative_log_likelihood
+from finetune.training.flat_batch import collate_shared_prefix, negative_log_likelihood
 
 ROWS = [{"input_ids": list(range(5, 25)), "labels": [-100] * 8 + list(range(13, 25))}] * 2
 
@@ -17,7 +17,7 @@ ROWS = [{"input_ids": list(range(5, 25)), "labels": [-100] * 8 + list(range(13, 
 def gradients(trained):
     trained.train()
     trained.zero_grad()
-    nll, count = negative_log_likelihood(trained, SharedPrefixCollator()(ROWS))
+    nll, count = negative_log_likelihood(trained, collate_shared_prefix(ROWS))
     (nll / count).backward()
     return {name: p.grad.clone() for name, p in trained.named_parameters() if p.grad is not None}
 

@@ -3,7 +3,7 @@ import torch
 from support import tiny_models
 
 from finetune.model.shared_prefix_attention import FAMILIES
-from finetune.training.flat_batch import SharedPrefixCollator, negative_log_likelihood
+from finetune.training.flat_batch import collate_shared_prefix, negative_log_likelihood
 
 PREFIX = [5, 6, 7, 8, 9, 10, 11, 12]
 ROWS = [
@@ -26,7 +26,7 @@ def padded_loss(model, rows):
 
 
 def flat_loss(model, rows):
-    nll, count = negative_log_likelihood(model, SharedPrefixCollator()(rows))
+    nll, count = negative_log_likelihood(model, collate_shared_prefix(rows))
     return nll / count
 
 
@@ -48,7 +48,7 @@ def test_a_flat_batch_has_the_loss_and_gradients_of_the_padded_one(family, rows)
 
 
 def test_a_flat_batch_holds_the_shared_prefix_once_and_no_padding():
-    flat = SharedPrefixCollator()(ROWS)
+    flat = collate_shared_prefix(ROWS)
     assert flat["prefix_length"] == len(PREFIX)
     assert flat["input_ids"].numel() == len(PREFIX) + sum(len(row["input_ids"]) - len(PREFIX) for row in ROWS)
     assert flat["real_tokens"] == sum(len(row["input_ids"]) for row in ROWS)
@@ -56,4 +56,4 @@ def test_a_flat_batch_holds_the_shared_prefix_once_and_no_padding():
 
 def test_the_prefix_ends_before_the_first_token_that_predicts_a_label():
     same = [{"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}] * 2
-    assert SharedPrefixCollator()(same)["prefix_length"] == 1
+    assert collate_shared_prefix(same)["prefix_length"] == 1

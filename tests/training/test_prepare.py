@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from finetune.machine.device import Device
-from finetune.training.sft_config import CHECKPOINTING_FROM, build_sft_config, checkpointing_name
+from finetune.training.prepare import CHECKPOINTING_FROM, build_sft_config, checkpointing_name
 
 CPU = Device("cpu", "a CPU", torch.float32, torch.float32, "", 1, True)
 
