@@ -153,3 +153,20 @@ def test_no_function_is_over_sixty_lines_and_no_file_over_four_hundred(path):
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 60, node.name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_tests_patch_nothing_of_ours(path):
+    tree = ast.parse(path.read_text())
+    ours = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("finetune", "hydra_plugins")
+        for alias in node.names
+    } | {"run"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+            ("monkeypatch.setattr", "patch.object", "patch")
+        ):
+            target = ast.unparse(node.args[0]).strip("'\"").split(".")[0]
+            assert target not in {*ours, "finetune", "hydra_plugins"}, f"line {node.lineno} replaces a part of {target}"

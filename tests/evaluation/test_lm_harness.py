@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import sys
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import run
 from finetune.cli.compose import compose_config
-from finetune.config import harness_tasks
 from finetune.config.harness_tasks import tasks_need_hub
 from finetune.config.schema import Eval
 from finetune.errors import UserError
@@ -144,7 +144,7 @@ def test_the_harness_leaves_trained_embeddings_in_their_place(tiny_model, tasks)
 
 
 def test_without_the_extra_the_command_to_install_it_is_told(monkeypatch, tiny_run):
-    monkeypatch.setattr(harness_tasks, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as if it were not installed
     with pytest.raises(UserError) as error:
         compose_config([*tiny_run, "eval.harness_tasks=[mmlu]"])
     assert str(error.value) == (
