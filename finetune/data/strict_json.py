@@ -1,7 +1,6 @@
 """What may JSON not hold, although parsers let it through?
 
-A key twice in one object, NaN and Infinity, half of a surrogate pair: each is read otherwise by another program, or
-cannot be written again.
+A key twice, NaN, Infinity, half a surrogate pair: other programs read them otherwise, or they cannot be written again.
 """
 
 import json
@@ -37,18 +36,15 @@ def parse_object(text: str) -> dict[str, Any]:
 
 
 def parse_lines(text: str) -> list[dict[str, Any]]:
-    """The objects of a text that holds one on every line; raises ValueError where a line is anything else, even empty.
+    """The objects of a text with one on every line; raises ValueError or RecursionError where one is anything else.
 
-    All lines are parsed in one call, as elements of an array with a marker between each two. The marker is a constant
-    that the text does not hold: as each stands between two whole elements, no line reaches into the next.
+    All are parsed in one call, as an array with a marker between each two. The marker is a constant that the text does
+    not hold: as each stands between two whole elements, no line reaches into the next.
     """
     lines = text.removesuffix("\n")
     if MARKER in lines:
         raise FaultError(f"found {MARKER}")
-    try:
-        parsed = MARKED.decode("[" + lines.replace("\n", f",{MARKER},") + "]")
-    except RecursionError as error:
-        raise FaultError("nested too deeply") from error
+    parsed = MARKED.decode("[" + lines.replace("\n", f",{MARKER},") + "]")
     objects, marks = parsed[::2], parsed[1::2]
     if marks != [MARK] * lines.count("\n") or set(map(type, objects)) != {dict}:
         raise FaultError("a line is no object")
@@ -59,23 +55,23 @@ def parse_lines(text: str) -> list[dict[str, Any]]:
 def split_array(text: str) -> Iterator[str]:
     """The elements of an array, as they are written; raises FaultError, with the line in front where there is one."""
     start = _skip_space(text, 0)
-    if text[start : start + 1] != "[":
+    if not text.startswith("[", start):
         value, end = _find_end(text, start)
-        if _skip_space(text, end) == len(text):
-            raise FaultError(f" found {describe_value(value)}, expected an array of objects: [{{...}}, {{...}}]")
-        raise _not_valid(text, _skip_space(text, end), "Extra data", " If it holds one object a line, name it .jsonl")
+        if (end := _skip_space(text, end)) != len(text):
+            raise _not_valid(text, end, "Extra data", ". If it holds one object a line, name it .jsonl")
+        raise FaultError(f" found {describe_value(value)}, expected an array of objects: [{{...}}, {{...}}]")
     position = _skip_space(text, start + 1)
-    more = text[position : position + 1] != "]"
+    more = not text.startswith("]", position)
     while more:
         _, end = _find_end(text, position)
         yield text[position:end]
         position = _skip_space(text, end)
-        more = text[position : position + 1] == ","
-        position = _skip_space(text, position + 1) if more else position
-    if text[position : position + 1] != "]":
+        if more := text.startswith(",", position):
+            position = _skip_space(text, position + 1)
+    if not text.startswith("]", position):
         raise _not_valid(text, position, "Expecting ',' or ']'")
-    if _skip_space(text, position + 1) != len(text):
-        raise _not_valid(text, _skip_space(text, position + 1), "Extra data")
+    if (end := _skip_space(text, position + 1)) != len(text):
+        raise _not_valid(text, end, "Extra data")
 
 
 def _find_end(text: str, start: int) -> tuple[Any, int]:
@@ -90,7 +86,7 @@ def _find_end(text: str, start: int) -> tuple[Any, int]:
 def _not_valid(text: str, position: int, reason: str, hint: str = "") -> FaultError:
     line = text.count("\n", 0, position) + 1
     column = position - text.rfind("\n", 0, position)
-    return FaultError(f"{line}: not valid JSON: {reason} at column {column}{hint and '.'}{hint}")
+    return FaultError(f"{line}: not valid JSON: {reason} at column {column}{hint}")
 
 
 def _skip_space(text: str, start: int) -> int:
@@ -101,18 +97,13 @@ def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) != len(pairs):  # parsers disagree about which value counts (RFC 8259, section 4)
         keys = [key for key, _ in pairs]
-        repeated = next(key for key in keys if keys.count(key) > 1)
-        quoted = describe_value(repeated).removeprefix("the text ")
+        quoted = describe_value(next(key for key in keys if keys.count(key) > 1)).removeprefix("the text ")
         raise FaultError(f"found the key {quoted} more than once in an object, expected it once")
     return unique
 
 
 def _refuse_constant(constant: str) -> NoReturn:
     raise FaultError(f"found {constant}, which is no number of JSON; expected a number or null")
-
-
-def _mark(constant: str) -> object:
-    return MARK if constant == MARKER else _refuse_constant(constant)
 
 
 def _refuse_surrogates(value: Any, text: str) -> None:
@@ -128,6 +119,8 @@ def _refuse_surrogates(value: Any, text: str) -> None:
 SPACE = re.compile(r"[ \t\r\n]*")
 STRICT = json.JSONDecoder(object_pairs_hook=_require_unique, parse_constant=_refuse_constant)
 MARKER, MARK = "-Infinity", object()  # as written, and as parsed
-MARKED = json.JSONDecoder(object_pairs_hook=_require_unique, parse_constant=_mark)
+MARKED = json.JSONDecoder(
+    object_pairs_hook=_require_unique, parse_constant=lambda text: MARK if text == MARKER else _refuse_constant(text)
+)
 # Finds where an element ends; its numbers, which may be longer than Python converts, are for STRICT to judge.
 LENIENT = json.JSONDecoder(parse_int=lambda digits: int(digits[:4000]))
