@@ -1,13 +1,13 @@
 """Does a row of one split stand in another: word for word, but for case and punctuation, or nearly?
 
-What is compared is what a row asks, without system messages, and what it asks together with its answer; of plain text,
-the text. Examples in few-shot prompts are training rows, so what holds for these holds for them.
+Compared is what a row asks, without system messages, and what it asks with its answer; of plain text, the text.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, combinations, pairwise
+from typing import NamedTuple
 from zlib import crc32
 
 from datasketch import MinHash, MinHashLSH
@@ -18,11 +18,8 @@ from finetune.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 EXAMPLES_SHOWN = 3
-# Near: the words and pairs of neighbouring words of two texts have at least this Jaccard similarity. Of ten words, two
-# may differ.
-NEAR = 0.5
-# The index estimates similarities, and some texts that are near look less so.
-ESTIMATED_NEAR = NEAR - 0.1
+NEAR = 0.5  # least Jaccard similarity of words and pairs of neighbouring words: of ten words, two may differ
+ESTIMATED_NEAR = NEAR - 0.1  # the index estimates similarities, and some texts that are near look less so
 PERMUTATIONS = 128
 LEAKS = ("prompt", "text", "group")  # what a test row may not have in common with a training row
 COMMON_SHARE = 0.5  # what more than this share of all texts hold says nothing about two of them
@@ -30,11 +27,8 @@ FEWEST_COMMON = 10  # texts
 KINDS = {"exact": "word for word", "normalised": "but for case, punctuation and whitespace", "near": "nearly"}
 
 
-@dataclass(frozen=True)
-class SharedRows:
-    """How many rows of the split `second` stand in `first`, compared `by` prompt or prompt and answer, and some of
-    them with their places in both.
-    """
+class SharedRows(NamedTuple):
+    """How many rows of the split `second` stand in `first`, compared `by` prompt or group, with the places of some."""
 
     kind: str
     by: str
@@ -47,11 +41,6 @@ class SharedRows:
         places = ", ".join(f"{theirs} (as {ours})" for ours, theirs in self.examples)
         return f"{self.rows:,} {self.second} rows stand in {self.first} {KINDS[self.kind]}, by {self.by}: {places}"
 
-    @property
-    def is_leak(self) -> bool:
-        """Whether test prompts are trained on."""
-        return self.kind != "near" and (self.first, self.second) == ("train", "test") and self.by in LEAKS
-
 
 def check_overlap(splits: Splits, policy: OverlapPolicy) -> Splits:
     """The splits with what they share; with `drop`, held-out prompts are taken out of train, and test's of validation.
@@ -61,7 +50,8 @@ def check_overlap(splits: Splits, policy: OverlapPolicy) -> Splits:
     if policy is OverlapPolicy.drop:
         splits = _drop_shared(splits)
     shared = list(_find_shared(splits))
-    leaks = [rows for rows in shared if rows.is_leak]
+    tested = [rows for rows in shared if (rows.first, rows.second) == ("train", "test")]
+    leaks = [rows for rows in tested if rows.by in LEAKS and rows.kind != "near"]
     if leaks and policy is OverlapPolicy.error:
         raise UserError(
             f"{leaks[0].examples[0][1]}: this test {leaks[0].by} is trained on: {'; '.join(map(str, leaks))}. "
@@ -81,11 +71,8 @@ def _drop_shared(splits: Splits) -> Splits:
     def without(examples: list[Example], held_out: list[Example]) -> list[Example]:
         prompts = {normalise_text(question_of(example)) for example in held_out}
         groups = {example.group for example in held_out} - {None}
-        return [
-            example
-            for example in examples
-            if normalise_text(question_of(example)) not in prompts and example.group not in groups
-        ]
+        others = (example for example in examples if example.group not in groups)
+        return [example for example in others if normalise_text(question_of(example)) not in prompts]
 
     validation = without(splits.validation, splits.test)
     train = without(splits.train, [*splits.test, *validation])
@@ -93,9 +80,8 @@ def _drop_shared(splits: Splits) -> Splits:
         name = "validation" if train else "train"
         raise UserError(f"data.overlap=drop leaves no {name} rows: every prompt is held out in another split.")
     dropped = len(splits.train) - len(train) + len(splits.validation) - len(validation)
-    counts = splits.counts | {"train": len(train), "validation": len(validation)}
-    counts |= {"overlapping": dropped} if dropped else {}
-    return replace(splits, train=train, validation=validation, counts=counts)
+    counts = {"train": len(train), "validation": len(validation)} | ({"overlapping": dropped} if dropped else {})
+    return replace(splits, train=train, validation=validation, counts=splits.counts | counts)
 
 
 def _find_shared(splits: Splits) -> Iterator[SharedRows]:
@@ -125,14 +111,13 @@ def _find_shared(splits: Splits) -> Iterator[SharedRows]:
             yield from describe("near", by, first, second, {j: i for j, i in near.items() if j not in equal})
 
 
-def _pair_equal(first: list[str] | list[str | None], second: list[str] | list[str | None]) -> dict[int, int]:
+def _pair_equal(first: Sequence[str | None], second: Sequence[str | None]) -> dict[int, int]:
     """For the index of each text of `second` that stands in `first`, that of the first such text."""
     indices = {text: i for i, text in reversed(list(enumerate(first)))}
     return {j: indices[text] for j, text in enumerate(second) if text is not None and text in indices}
 
 
-Hashed = list[tuple[frozenset[bytes], MinHash]]
-"""The shingles of each text with their MinHash."""
+Hashed = list[tuple[frozenset[bytes], MinHash]]  # the shingles of each text with their MinHash
 
 
 def _hash_texts(texts: dict[str, list[str]]) -> dict[str, Hashed]:

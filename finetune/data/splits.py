@@ -11,17 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 from finetune.config.schema import BadRows, Data, Source
-from finetune.data.columns import Column, check_group, check_row, find_columns, find_recipe
+from finetune.data.columns import check_group, check_row, find_columns, find_recipe
 from finetune.data.embedded import embedded_data, sha256_of_file
-from finetune.data.rows import Row, RowError, hub_place, read_hub_rows, read_rows, require_file
+from finetune.data.rows import Row, RowError, read_hub_rows, read_rows, require_file
 from finetune.errors import UserError
 
-Message = dict[str, str]
-"""{"role": "system" | "user" | "assistant", "content": text}"""
-
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 BAD_ROWS_SHOWN = 3
 
 
@@ -48,10 +45,8 @@ class Splits:
     test: list[Example]
     counts: dict[str, int]
     fingerprint: str
-    # What is wrong with the first of the bad rows, and where.
-    bad: list[str] = field(default_factory=list)
-    # What the splits have in common; see data/overlap.py.
-    shared: list[str] = field(default_factory=list)
+    bad: list[str] = field(default_factory=list)  # what is wrong with the first of the bad rows, and where
+    shared: list[str] = field(default_factory=list)  # what the splits have in common; see data/overlap.py
 
 
 def load_splits(data: Data) -> Splits:
@@ -59,22 +54,25 @@ def load_splits(data: Data) -> Splits:
 
     Raises UserError, with file and line, for rows or columns that are wrong, and for too few rows.
     """
-    counts: Counter[str] = Counter(rows=0, bad=0, repeated=0, cut=0)
-    recipe = find_recipe(data)
-    reader = _Reader(data, recipe, find_columns(data, recipe), counts)
+    reader = _Reader(data)
     test = reader.read(data.test) if data.test else []
     validation = reader.read(data.validation) if data.validation else []
     train = reader.read(None)
-    _require_rows(reader.bad, train=train)
+    reader.require_rows(train=train)
     rows_to_split = len(train)
     if not data.test:
         train, test = _hold_out(train, round(rows_to_split * data.test_fraction), "test", data.seed)
     if not data.validation:
         train, validation = _hold_out(train, round(rows_to_split * data.validation_fraction), "validation", data.seed)
-    _require_rows(reader.bad, train=train, validation=validation, test=test)
-    train = _cut(train, data.max_train_rows, data.seed, counts)
-    counts.update(train=len(train), validation=len(validation), test=len(test))
-    return Splits(train, validation, test, dict(counts), _fingerprint(train, validation, test), reader.bad)
+    reader.require_rows(train=train, validation=validation, test=test)
+    limit = data.max_train_rows
+    if limit is not None and len(train) > limit:  # by a hash: a smaller limit chooses among a larger one's
+        reader.counts["cut"] = len(train) - limit
+        by_hash = sorted(range(len(train)), key=lambda index: _sha256([data.seed, _content(train[index])]))
+        train = [train[index] for index in sorted(by_hash[:limit])]
+    counts = dict(reader.counts) | {"train": len(train), "validation": len(validation), "test": len(test)}
+    fingerprint = _sha256([[_content(example) for example in split] for split in (train, validation, test)])
+    return Splits(train, validation, test, counts, fingerprint, reader.bad)
 
 
 def data_digest(data: Data) -> str:
@@ -86,16 +84,15 @@ def data_digest(data: Data) -> str:
     return _sha256(checksums) if any(checksums) else ""
 
 
-@dataclass
 class _Reader:
     """What is known while the rows of a data set are read, whatever files they lie in."""
 
-    data: Data
-    recipe: ModuleType
-    columns: list[Column]
-    counts: Counter[str]
-    bad: list[str] = field(default_factory=list)
-    group_kind: type | None = None
+    def __init__(self, data: Data) -> None:
+        self.data, self.recipe = data, find_recipe(data)
+        self.columns = find_columns(data, self.recipe)
+        self.counts = Counter(rows=0, bad=0, repeated=0, cut=0)
+        self.bad: list[str] = []
+        self.group_kind: type | None = None
 
     def leave_out(self, message: str) -> None:
         """Count a row that is wrong and keep the first messages; raise where none, or no more, may be left out."""
@@ -104,13 +101,20 @@ class _Reader:
         self.counts.update(rows=1, bad=1)
         if len(self.bad) < BAD_ROWS_SHOWN:
             self.bad.append(message)
-        limit = self.data.max_bad_rows
-        if self.counts["bad"] > limit:
-            first = "".join(f"\n  {example}" for example in self.bad)
+        if self.counts["bad"] > self.data.max_bad_rows:
             raise UserError(
-                f"More rows are bad than data.max_bad_rows={limit} allows. Correct them, or raise the limit. "
-                f"The first:{first}"
+                f"More rows are bad than data.max_bad_rows={self.data.max_bad_rows} allows. Correct them, or raise the "
+                f"limit. The first:{self.list_bad()}"
             )
+
+    def list_bad(self) -> str:
+        return "".join(f"\n  {message}" for message in self.bad)
+
+    def require_rows(self, **splits: list[Example]) -> None:
+        for name, examples in splits.items():
+            if not examples:
+                reasons = f", or bad:{self.list_bad()}" if self.bad else "."
+                raise UserError(f"The {name} split has no rows left: all are repeated{reasons}")
 
     def read(self, held_out: str | None) -> list[Example]:
         """The examples of the training rows, or of the held-out file or split, without repeated ones."""
@@ -133,7 +137,7 @@ class _Reader:
         data, bad = self.data, self.leave_out
         if data.source is Source.hub:
             split = held_out or data.train_split
-            return hub_place(data.path, split), read_hub_rows(data.path, data.subset, data.revision, split, bad)
+            return f"{data.path}[{split}]", read_hub_rows(data.path, data.subset, data.revision, split, bad)
         if held_out or data.source is Source.local:
             name = held_out or data.path
             return name, read_rows(Path(name).expanduser(), name, bad)
@@ -157,16 +161,11 @@ class _Reader:
             value = check_group(row, data.group, self.group_kind)
             self.group_kind = type(value)
             group = json.dumps(value, ensure_ascii=False, default=str)
-        return Example(_with_system(prompt, data), completion, place, group)
-
-
-def _with_system(prompt: list[Message], data: Data) -> list[Message]:
-    """The prompt behind data.system, unless the row brings a system message of its own."""
-    if not data.system or (prompt and prompt[0]["role"] == "system"):
-        return prompt
-    if not prompt:
-        raise UserError(f"data.system is set, but the recipe {data.recipe} has no prompt: set data.system=''.")
-    return [{"role": "system", "content": data.system}, *prompt]
+        if data.system and not prompt:
+            raise UserError(f"data.system is set, but the recipe {data.recipe} has no prompt: set data.system=''.")
+        if data.system and prompt[0]["role"] != "system":
+            prompt = [{"role": "system", "content": data.system}, *prompt]
+        return Example(prompt, completion, place, group)
 
 
 def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tuple[list[Example], list[Example]]:
@@ -177,9 +176,8 @@ def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tup
     """
     groups = _groups(examples)
     sizes = Counter(groups)
-    share = max(1, share)
+    share, taken = max(1, share), 0
     chosen: set[str] = set()
-    taken = 0
     for group in sorted(sizes, key=lambda name: _sha256([seed, split, name])):
         if sizes[group] <= 2 * (share - taken):
             chosen.add(group)
@@ -193,13 +191,6 @@ def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tup
     grouped = list(zip(examples, groups, strict=True))
     kept = [example for example, group in grouped if group not in chosen]
     return kept, [example for example, group in grouped if group in chosen]
-
-
-def _require_rows(bad: list[str], **splits: list[Example]) -> None:
-    reasons = "".join([", or bad:", *(f"\n  {message}" for message in bad)] if bad else ".")
-    for name, examples in splits.items():
-        if not examples:
-            raise UserError(f"The {name} split has no rows left: all are repeated{reasons}")
 
 
 def normalise_text(text: str) -> str:
@@ -232,19 +223,6 @@ def _groups(examples: list[Example]) -> list[str]:
             sets.merge(prompt, group)
             names[sets[prompt]] = name  # that of the last group that joined, so that splits stay as they were
     return [names.get(sets[prompt], prompt[1]) for prompt in prompts]
-
-
-def _cut(train: list[Example], limit: int | None, seed: int, counts: Counter[str]) -> list[Example]:
-    """At most `limit` examples, chosen by a hash with the seed: a smaller limit chooses among a larger one's."""
-    if limit is None or len(train) <= limit:
-        return train
-    counts["cut"] = len(train) - limit
-    by_hash = sorted(range(len(train)), key=lambda index: _sha256([seed, _content(train[index])]))
-    return [train[index] for index in sorted(by_hash[:limit])]
-
-
-def _fingerprint(*splits: list[Example]) -> str:
-    return _sha256([[_content(example) for example in split] for split in splits])
 
 
 def _content(example: Example) -> str:
