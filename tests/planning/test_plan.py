@@ -47,6 +47,7 @@ def test_what_shows_forgetting_is_read_and_answered_before_and_after():
     assert seconds == pytest.approx(2 * (16 * 1.0 + 1.0))
 
 
+@pytest.mark.slow
 def test_a_run_that_will_not_fit_is_refused_unless_forced_or_known_to_fit(tiny_run):
     planned = planned_run(*tiny_run, "plan.memory_gib=0.01", "force=false")
     with pytest.raises(UserError, match=r"This run will not fit: it needs about .* force=true runs it all the same"):

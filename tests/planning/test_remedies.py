@@ -55,6 +55,7 @@ def test_a_run_that_will_not_fit_is_refused_and_the_first_remedy_makes_it_fit(lo
     assert (run_folder(planned.config) / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_smaller_batch_keeps_the_effective_one_and_leaves_the_run_as_it_was(long_prompts):
     planned = planned_run(*long_prompts, "trainer.activation_checkpointing=true")
     remedy = next(find_remedies(planned, need_of(planned, 0.98)))
@@ -62,6 +63,7 @@ def test_a_smaller_batch_keeps_the_effective_one_and_leaves_the_run_as_it_was(lo
     assert planned.prepared.settings.per_device_train_batch_size == 64
 
 
+@pytest.mark.slow
 def test_a_smaller_batch_of_answers_costs_nothing_but_time(tiny_run):
     small = ("trainer.per_device_train_batch_size=1", "trainer.per_device_eval_batch_size=1")
     planned = asking(planned_run(*tiny_run, *small, "eval.batch_size=40"), *[800] * 40)
@@ -73,6 +75,7 @@ def test_a_smaller_batch_of_answers_costs_nothing_but_time(tiny_run):
     assert first.cost == "nothing but time" and first.peak_bytes <= need.available
 
 
+@pytest.mark.slow
 def test_where_nothing_makes_a_run_fit_the_advice_says_so(tiny_run):
     planned = planned_run(*tiny_run)
     assert list(find_remedies(planned, need_of(planned, 0.01))) == []

@@ -51,6 +51,7 @@ def test_a_sweep_is_compared_before_its_first_trial_is_complete(tmp_path):
     assert "adapter.r=8" in (record.folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_page_of_a_search_shows_all_trials_and_draws_without_errors(searched, browser, tmp_path):
     confirm_best(searched)
     file = tmp_path / "page.html"
@@ -148,6 +149,7 @@ def test_wandb_shows_a_sweep_as_one_group_with_every_trials_own_settings_and_cur
     assert [one["label"] for one in plots["parallel"]["data"][0]["dimensions"]] == ["adapter.r", "field_f1"]
 
 
+@pytest.mark.slow
 def test_the_summary_of_a_sweep_that_goes_on_is_the_same_run_and_follows_the_users_group(
     searched, tmp_path, wandb_of_its_own
 ):
@@ -166,6 +168,7 @@ def test_the_summary_of_a_sweep_that_goes_on_is_the_same_run_and_follows_the_use
     assert ids == [("sweep-mine", "ours")] * 2
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_leaves_its_curve_and_is_no_crash_in_wandb(tiny_run, tmp_path, wandb_of_its_own):
     """The others of its search did better at the step at which it is first validated."""
     journal, space = str(tmp_path / "study.journal"), read_space({"adapter.r": "4,8"}, [], {})
