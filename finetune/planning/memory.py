@@ -1,4 +1,8 @@
-"""How much memory does each phase of a run need, and for what? Counted on a meta model, with what stays throughout."""
+"""How much memory does a run need at its peak, and for what?
+
+A run has phases: training steps, of which the longest batch counts, validation, and answers. The tensors that are alive
+in each are counted on a meta model (meta_model.py). What stays through all phases is added: weights and optimizer.
+"""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -16,14 +20,18 @@ from finetune.planning.workload import AnswerBatch, AnswerWorkload, PlannedRun, 
 from finetune.training.flat_batch import Batch
 from finetune.training.trainer import Trainer, mixed_precision, recompute_activations
 
-# On a CPU, both as benchmarks/plan_accuracy.py measures them:
-LIBRARY_BYTES = 470 * 2**20  # what libraries map and keep once a model computes
-HEAP_PER_BYTE = 1.4  # of what is alive in it
-# Bytes that an optimizer keeps for each trained value, by the beginning of its name; if none fits, AdamW's two float32.
-OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0, "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "lion": 4}
+# On a CPU: what libraries map and keep once a model computes, and what the heap holds for every byte that is alive in
+# it. Both are measured, see benchmarks/plan_accuracy.py.
+LIBRARY_BYTES = 470 * 2**20
+HEAP_PER_BYTE = 1.4
 FLOAT32_BYTES = 4
+# Bytes that an optimizer keeps for each trained value, by the beginning of its name; AdamW's two float32 if none fits.
+OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0, "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "lion": 4}
+ADAMW_BYTES = 2 * FLOAT32_BYTES
 # bitsandbytes: 4-bit values in a byte, values that share a constant, and constants that share one when quantised too.
-VALUES_PER_BYTE, ABSMAX_BLOCK, NESTED_BLOCK = 2, 64, 256
+VALUES_PER_BYTE = 2
+ABSMAX_BLOCK = 64
+NESTED_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -32,19 +40,24 @@ class MemoryNeed:
 
     phases: dict[str, Parts]
     available: int
-    held: int  # by the process before the model is loaded
-    answered_at_a_time: int  # prompts in the batch of answers that needs most
+    # Bytes that the process holds before the model is loaded.
+    held: int
+    # Prompts in the batch of answers that needs most.
+    answered_at_a_time: int
 
     @property
     def peak_phase(self) -> str:
+        """The phase that needs most."""
         return max(self.phases, key=self.bytes_of)
 
     @property
     def peak(self) -> int:
+        """Bytes of the phase that needs most."""
         return self.bytes_of(self.peak_phase)
 
     @property
     def fit(self) -> Fit:
+        """`fits`, `tight` or `will not fit`."""
         return assess_fit(self.peak, self.available)
 
     @property
@@ -54,11 +67,15 @@ class MemoryNeed:
         return answers.get("dequantisation", 0) > step["dequantisation"]
 
     def bytes_of(self, phase: str) -> int:
+        """Bytes of a phase."""
         return sum(self.phases[phase].values())
 
 
 def estimate_memory(run: PlannedRun, held: int | None = None) -> tuple[Trainer, Workload, MemoryNeed]:
-    """The trainer around a meta model, its work, and the memory it needs where the process holds `held` bytes."""
+    """The trainer of a run around a meta model, what it has to do, and the memory that it needs.
+
+    `held` are the bytes that the process holds already, by default what it does hold.
+    """
     release_freed_memory()
     held = held_memory_bytes(run.machine.allowance) if held is None else held
     trainer = Trainer(build_meta_model(run.prepared.meta_model, run.config, run.machine), run.prepared, [])
@@ -90,9 +107,8 @@ def _phases(config: Config, trainer: Trainer, workload: Workload, held: int) -> 
         phases["validation"] = phase(batch_bytes(trainer, workload.largest_validation, train=False))
     if not workload.answers:
         return phases, 0
-    new_tokens = workload.answers.new_tokens
-    batches = _largest_batches([workload.answers, *workload.few_shot], new_tokens)
-    needs = [(phase(answering_bytes(model, batch, new_tokens)), batch.rows) for batch in batches]
+    batches = _largest_batches([workload.answers, *workload.few_shot])
+    needs = [(phase(answering_bytes(model, batch, workload.answers.new_tokens)), batch.rows) for batch in batches]
     answers, rows = max(needs, key=lambda need: _total(need[0]))
     if on_cpu:
         answers["copies"] *= 2  # the base's, and what was trained while the base answers
@@ -103,11 +119,17 @@ def _phases(config: Config, trainer: Trainer, workload: Workload, held: int) -> 
     return phases | {"answers": answers}, rows
 
 
-def _largest_batches(answers: list[AnswerWorkload], new_tokens: int) -> set[AnswerBatch]:
+def _largest_batches(answers: list[AnswerWorkload]) -> set[AnswerBatch]:
     """The batch with the largest cache and, where that is another, the one with the most to read."""
+
+    def cached(batch: AnswerBatch) -> int:
+        return batch.rows * (batch.longest + answers[0].new_tokens)
+
+    def read(batch: AnswerBatch) -> tuple[int, int]:
+        return batch.rows * (batch.longest - batch.prefix), cached(batch)
+
     batches = [batch for workload in answers for batch in workload.batches]
-    by_cache = sorted(batches, key=lambda batch: batch.rows * (batch.longest + new_tokens), reverse=True)
-    return {by_cache[0], max(by_cache, key=lambda batch: batch.rows * (batch.longest - batch.prefix))}
+    return {max(batches, key=cached), max(batches, key=read)}
 
 
 def weight_bytes(tuned: TrainedModel, quantization: Quantization) -> Parts:
@@ -115,10 +137,14 @@ def weight_bytes(tuned: TrainedModel, quantization: Quantization) -> Parts:
     quantised = _quantised(tuned) if quantization.load_in_4bit or quantization.load_in_8bit else {}
     parts: Counter[str] = Counter(weights=0, adapter=0)
     for name, parameter in tuned.named_parameters():
-        part = "adapter" if any(trained in name for trained in TRAINED_PARTS) else "weights"
-        stored = part == "weights" and id(parameter) in quantised
-        parts[part] += _quantised_bytes(parameter, quantization) if stored else _bytes(parameter)
-    return {**parts, "dequantisation": max(map(_bytes, quantised.values()), default=0)}
+        if any(part in name for part in TRAINED_PARTS):
+            parts["adapter"] += _bytes(parameter)
+        elif id(parameter) in quantised:
+            parts["weights"] += _quantised_bytes(parameter, quantization)
+        else:
+            parts["weights"] += _bytes(parameter)
+    parts["dequantisation"] = max(map(_bytes, quantised.values()), default=0)
+    return dict(parts)
 
 
 def _quantised(tuned: TrainedModel) -> dict[int, torch.Tensor]:
@@ -134,12 +160,15 @@ def _quantised(tuned: TrainedModel) -> dict[int, torch.Tensor]:
 def trained_bytes(tuned: TrainedModel, optimizer: str) -> Parts:
     """Bytes of the gradients and of the optimizer's state."""
     trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
-    state = next((size for name, size in OPTIMIZER_BYTES.items() if optimizer.startswith(name)), 2 * FLOAT32_BYTES)
+    state = next((size for name, size in OPTIMIZER_BYTES.items() if optimizer.startswith(name)), ADAMW_BYTES)
     return {"gradients": sum(map(_bytes, trained)), "optimizer": sum(p.numel() for p in trained) * state}
 
 
 def batch_bytes(trainer: Trainer, batch: Batch, train: bool) -> Parts:
-    """The most that is alive at once, weights aside, in a training step or, without `train`, in validation."""
+    """The most that is alive at once in a training step or, without `train`, while the batch is scored.
+
+    That is activations, logits, and gradients as far as they exist.
+    """
 
     def compute() -> None:
         with torch.set_grad_enabled(train), mixed_precision(trainer.args):
@@ -156,12 +185,13 @@ def batch_bytes(trainer: Trainer, batch: Batch, train: bool) -> Parts:
 def answering_bytes(tuned: TrainedModel, batch: AnswerBatch, new_tokens: int) -> Parts:
     """The most that is alive at once while prompts are read, with room in the cache for whole answers."""
     prefix = max(batch.prefix, 1)
+    rest = batch.rows, max(batch.longest - prefix, 1)
 
-    @torch.no_grad()
     def read() -> None:
-        cache = prefix_cache(tuned, [0] * prefix, batch.rows, batch.longest + new_tokens)
-        ids = torch.zeros(batch.rows, max(batch.longest - prefix, 1), dtype=torch.long, device=tuned.device)
-        tuned(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.float()
+        with torch.no_grad():
+            cache = prefix_cache(tuned, [0] * prefix, batch.rows, batch.longest + new_tokens)
+            ids = torch.zeros(rest, dtype=torch.long, device=tuned.device)
+            tuned(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits.float()
 
     tuned.eval()
     return peak_tensor_bytes(tuned, read)

@@ -1,4 +1,8 @@
-"""What would be alive at once, were it computed? A model with shapes but no contents, and a count of its tensors."""
+"""What would be alive at once, were it computed? A model with shapes but no contents, and a count of its tensors.
+
+The model, adapter, trainer, loss and cache are those of a run, and every tensor is counted for as long as it lives.
+Nothing is computed, so an 8B model takes seconds, and no formula knows a model family.
+"""
 
 import copy
 from collections import Counter
@@ -19,7 +23,9 @@ from finetune.machine.libraries import set_for_a_moment
 from finetune.model.adapter import add_adapter
 from finetune.model.base import TrainedModel, attention_name
 
-Parts = dict[str, int]  # bytes by what they are for
+Parts = dict[str, int]
+"""Bytes by what they are for."""
+
 # A deeper model is measured at two depths, and each further layer is taken to add as much as those between. Where the
 # worst moment of the deeper one is another, two further depths are tried.
 Depths = tuple[tuple[int, int], ...]
@@ -77,8 +83,8 @@ def _at_depth(tuned: TrainedModel, stack: torch.nn.ModuleList, layers: int, call
 
 def _most_alive(tuned: TrainedModel, call: Callable[[], None]) -> Parts:
     ledger = _Ledger(tuned.config.get_text_config().vocab_size)
-    trained = (parameter for parameter in tuned.parameters() if parameter.requires_grad)
-    hooks = [parameter.register_post_accumulate_grad_hook(ledger.note_gradient) for parameter in trained]
+    trained = [parameter for parameter in tuned.parameters() if parameter.requires_grad]
+    hooks = [p.register_post_accumulate_grad_hook(lambda p: ledger.assign(p.grad, "gradients")) for p in trained]
     # TRL's loss in plain PyTorch, as a compiled kernel needs contents.
     plain_loss = set_for_a_moment(vars(chunked_logprob), "_TRITON_AVAILABLE", False)  # private: TRL, has no setting
     with ledger, plain_loss, torch.autograd.set_multithreading_enabled(False):
@@ -109,21 +115,30 @@ class _Ledger(TorchDispatchMode):
             args = (args[0], _without_masks(args[1]))
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, FakeTensor) and id(storage := tensor.untyped_storage()) not in self.held:
-                part = "logits" if tensor.dim() and tensor.shape[-1] == self.vocabulary else "activations"
-                self.held[id(storage)] = (part, storage.nbytes())
-                self.alive[part] += storage.nbytes()
-                finalize(storage, self._forget, id(storage))
-                if self.alive.total() > self.peak.total():
-                    self.peak = Counter(self.alive)
+            if isinstance(tensor, FakeTensor):
+                self._note(tensor)
         return result
 
-    def note_gradient(self, parameter: torch.Tensor) -> None:
-        if parameter.grad is not None and (key := id(parameter.grad.untyped_storage())) in self.held:
+    def assign(self, tensor: torch.Tensor | None, part: str) -> None:
+        """Count a tensor, from now on, as `part`."""
+        key = id(tensor.untyped_storage()) if tensor is not None else None
+        if key in self.held:
             before, size = self.held[key]
             self.alive[before] -= size
-            self.alive["gradients"] += size
-            self.held[key] = ("gradients", size)
+            self.alive[part] += size
+            self.held[key] = (part, size)
+
+    def _note(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = id(storage), storage.nbytes()
+        if key in self.held:
+            return
+        part = "logits" if tensor.dim() and tensor.shape[-1] == self.vocabulary else "activations"
+        self.held[key] = (part, size)
+        self.alive[part] += size
+        finalize(storage, self._forget, key)
+        if self.alive.total() > self.peak.total():
+            self.peak = Counter(self.alive)
 
     def _forget(self, key: int) -> None:
         part, size = self.held.pop(key)

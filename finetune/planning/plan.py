@@ -9,7 +9,7 @@ from finetune.evaluation.generate import ROUND
 from finetune.machine.allowance import GIB, Fit
 from finetune.planning.memory import MemoryNeed, estimate_memory
 from finetune.planning.remedies import Remedy, advise_remedies, find_remedies
-from finetune.planning.throughput import Throughput, measure_throughput
+from finetune.planning.throughput import Throughput, measure_throughput, throughput_from_rate
 from finetune.planning.workload import PlannedRun, Workload
 
 
@@ -20,7 +20,8 @@ class RunPlan:
     workload: Workload
     layout: str
     need: MemoryNeed
-    seconds: dict[str, float]  # by phase, under the names of result.json
+    # By phase, under the names of result.json.
+    seconds: dict[str, float]
     measured: str
     remedies: list[Remedy]
 
@@ -31,7 +32,11 @@ def make_plan(run: PlannedRun, prepare_seconds: float) -> RunPlan:
     trainer, workload, need = estimate_memory(run)
     prepare_seconds += time.perf_counter() - started  # the run does so too
     remedies = list(find_remedies(run, need)) if need.fit is Fit.will_not_fit else []
-    throughput, measured = measure_throughput(run, workload, need.dequantises)
+    if tflops := run.config.plan.tflops:
+        throughput = throughput_from_rate(run.prepared, workload, tflops * 1e12)
+        measured = f"{tflops:g} TFLOP/s, as stated"
+    else:
+        throughput, measured = measure_throughput(run, workload, need.dequantises)
     seconds = {"prepare": prepare_seconds, **estimate_seconds(workload, throughput)}
     return RunPlan(workload, trainer.layout, need, seconds, measured, remedies)
 
@@ -69,6 +74,9 @@ def estimate_seconds(workload: Workload, speed: Throughput) -> dict[str, float]:
 
 
 def decoding_seconds(lengths: list[int], step: float, row: float) -> float:
-    """Seconds to generate answers of such lengths, of which those that have ended leave every ROUND tokens."""
+    """Seconds to generate answers of so many tokens; those that have ended leave every ROUND tokens.
+
+    `step` and `row` are the seconds of a further token, for the step and for each answer in it.
+    """
     alive = [sum(length > token for length in lengths) for token in range(0, max(lengths, default=0), ROUND)]
     return sum(ROUND * (step + rows * row) for rows in alive)

@@ -14,10 +14,15 @@ from finetune.planning.memory import MemoryNeed, estimate_memory
 from finetune.planning.workload import PlannedRun, plan_prompts
 from finetune.training.prepare import build_sft_config, checkpointing_name, prepare_run
 
-Settings = dict[str, int | float | str]  # changed ones, by their names on the command line
-Change = tuple[list[Settings], str]  # one way to change a run, the mildest degree of it first, and what it costs
+Settings = dict[str, int | float | str]
+"""Changed settings by their names on the command line."""
+
+Change = tuple[list[Settings], str]
+"""One way to change a run, the mildest degree of it first, and what it costs."""
+
 SHORTEST_ROW = 32
-BATCH_SHARE = 0.9  # of the memory that is left for a batch: what a smaller one is made to need
+# Of the memory that is left for a batch, the share that a smaller one is made to need.
+BATCH_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -41,8 +46,9 @@ def find_remedies(run: PlannedRun, need: MemoryNeed) -> Iterator[Remedy]:
             yield remedy
         together |= options[-1]
         costs.append(cost)
-        several = together != free | options[-1]
-        if several and not alone and (remedy := _try(run, need.held, together, ", ".join(costs))):
+        if alone or together == free | options[-1]:
+            continue
+        if remedy := _try(run, need.held, together, ", ".join(costs)):
             yield remedy
             return
 
@@ -58,14 +64,20 @@ def advise_remedies(remedies: list[Remedy]) -> str:
 def _smaller_evaluation(run: PlannedRun, need: MemoryNeed) -> Settings:
     """Smaller batches for validation and answers where these do not fit: their results stay the same."""
     settings: Settings = {}
-    for phase, name, rows in (
-        ("validation", "trainer.per_device_eval_batch_size", run.prepared.settings.per_device_eval_batch_size),
-        ("answers", "eval.batch_size", need.answered_at_a_time),
-    ):
-        if phase in need.phases and (excess := need.bytes_of(phase) - need.available) > 0:
-            alive = sum(need.phases[phase].get(part, 0) for part in ("activations", "logits"))
-            settings[name] = max(1, int(rows * (BATCH_SHARE * (alive - excess) / alive)))
+    if (share := _share(need, "validation")) < 1:
+        rows = run.prepared.settings.per_device_eval_batch_size
+        settings["trainer.per_device_eval_batch_size"] = max(1, int(rows * share))
+    if (share := _share(need, "answers")) < 1:
+        settings["eval.batch_size"] = max(1, int(need.answered_at_a_time * share))
     return settings
+
+
+def _share(need: MemoryNeed, phase: str) -> float:
+    """By how much what is alive in a phase must shrink; at least 1 where it fits."""
+    if phase not in need.phases or need.bytes_of(phase) <= need.available:
+        return 1.0
+    alive = sum(need.phases[phase].get(part, 0) for part in ("activations", "logits"))
+    return max(0.0, BATCH_SHARE * (need.available - need.bytes_of(phase) + alive) / alive)
 
 
 def _changes(run: PlannedRun) -> Iterator[Change]:
@@ -75,15 +87,21 @@ def _changes(run: PlannedRun) -> Iterator[Change]:
         written = next((key for key in ("gradient_checkpointing", name) if key in config.trainer), name)
         yield [{f"trainer.{written}": True}], "about a third more time for training"
     batch, steps = settings.per_device_train_batch_size, settings.gradient_accumulation_steps
-    rows, accumulated = "trainer.per_device_train_batch_size", "trainer.gradient_accumulation_steps"
     if divisors := [2**i for i in range(1, batch.bit_length()) if batch % 2**i == 0]:
-        smaller: list[Settings] = [{rows: batch // divisor, accumulated: steps * divisor} for divisor in divisors]
+        smaller: list[Settings] = [
+            {
+                "trainer.per_device_train_batch_size": batch // divisor,
+                "trainer.gradient_accumulation_steps": steps * divisor,
+            }
+            for divisor in divisors
+        ]
         yield smaller, "some speed; the effective batch is the same"
     if config.adapter.enabled and not config.quantization.load_in_4bit:
         yield [{"quantization": "nf4"}], "a little accuracy of the base model"
     longest = max(map(len, run.prepared.rows.train["input_ids"]))
     if lengths := [longest // 2**i for i in range(1, longest.bit_length()) if longest // 2**i >= SHORTEST_ROW]:
-        yield [{"trainer.max_length": n, "data.max_cut_share": 1.0} for n in lengths], "what is cut off of long rows"
+        shorter: list[Settings] = [{"trainer.max_length": length, "data.max_cut_share": 1.0} for length in lengths]
+        yield shorter, "what is cut off of long rows"
 
 
 def _try(run: PlannedRun, held: int, settings: Settings, cost: str) -> Remedy | None:
@@ -101,7 +119,7 @@ def _try(run: PlannedRun, held: int, settings: Settings, cost: str) -> Remedy | 
 
 def _change(run: PlannedRun, settings: Settings) -> PlannedRun:
     """The run with other settings; where its rows change, with its prompts chosen anew."""
-    config = deepcopy(run.config)
+    config, before = deepcopy(run.config), run.prepared.settings
     for key, value in settings.items():
         section, _, name = key.partition(".")
         if key == "quantization":
@@ -110,11 +128,12 @@ def _change(run: PlannedRun, settings: Settings) -> PlannedRun:
             config.trainer[name] = value
         else:
             setattr(getattr(config, section), name, value)
-    folder = Path(str(run.prepared.settings.output_dir)).parent
+    folder = Path(str(before.output_dir)).parent
     if "trainer.max_length" in settings:
         prepared = prepare_run(config, load_splits(config.data), run.machine, folder)
         return plan_prompts(config, prepared, run.machine)
     parameters = run.prepared.meta_model.num_parameters()
-    sft_config = build_sft_config(config.trainer, run.machine, folder, config.seed, parameters)
-    prepared, prompts = replace(run.prepared, settings=sft_config), replace(run.prompts, decoding=config.eval)
-    return replace(run, config=config, prepared=prepared, prompts=prompts)
+    prepared = replace(
+        run.prepared, settings=build_sft_config(config.trainer, run.machine, folder, config.seed, parameters)
+    )
+    return replace(run, config=config, prepared=prepared, prompts=replace(run.prompts, decoding=config.eval))

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, replace
 from functools import partial
-from statistics import mean
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from finetune.config.schema import Source
 from finetune.evaluation.generate import dequantised, generate_batch
@@ -21,17 +21,26 @@ from finetune.planning.workload import PlannedRun, Workload
 from finetune.training.prepare import PreparedRun
 from finetune.training.trainer import Trainer, mixed_precision, recompute_activations
 
-PROBE_WEIGHTS, MOST_LAYERS = 60_000_000, 8  # of a probe: the layers that hold about so many weights, and no more
+# A probe has as many layers as hold about so many weights, and at most MOST_LAYERS.
+PROBE_WEIGHTS = 60_000_000
+MOST_LAYERS = 8
 # On a CPU, a model whose layer and embeddings hold more than this is timed by its matrix products alone.
 LARGEST_PROBE = 250_000_000
 PROBE_WEIGHT = 0.01
-REPEATS, ENOUGH_SECONDS = 3, 1.0  # calls that took so long are not repeated
-SHORT_ANSWER, MORE_TOKENS = 2, 12  # tokens to which answers are decoded, and so many more, whose time is measured
-MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrices whose product is timed
+REPEATS = 3
+ENOUGH_SECONDS = 1.0  # calls that took so long are not repeated
+# Answers are decoded to SHORT_ANSWER tokens and to so many more; the difference is what a token takes.
+SHORT_ANSWER = 2
+MORE_TOKENS = 12
+# Rows and columns of the matrices whose product is timed.
+MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
 MULTIPLY_ADD = 2  # floating-point operations
-TRAINING_PASSES = 2  # forward and backward; frozen weights need no gradients of their own
-BYTES_ON_DISK, DISK_BYTES_PER_SECOND = 2, 1e9  # of a weight
-DECODING_SHARE = 0.1  # of the speed of matrix products, which decoding is assumed to reach
+# Training passes through the model forward and backward, where frozen weights need no gradients of their own.
+TRAINING_PASSES = 2
+BYTES_ON_DISK = 2  # of a weight
+DISK_BYTES_PER_SECOND = 1e9
+# Share of the speed of matrix products that one answered token at a time reaches; an assumption, and stated as one.
+DECODING_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -42,23 +51,27 @@ class Throughput:
     train_position: float
     forward_position: float
     update: float
-    prefill: float = 0.0  # of the prompts of a batch
-    decode_step: float = 0.0  # of a further token for a batch: this, and `decode_row` for each row
+    # Reading the prompts of a batch, and each further token for it: a part for the step and a part for each row.
+    prefill: float = 0.0
+    decode_step: float = 0.0
     decode_row: float = 0.0
+    # The same of few-shot prompts.
     few_shot_prefill: float = 0.0
     few_shot_step: float = 0.0
     few_shot_row: float = 0.0
-    untuned: float = 1.0  # a step of the base model without the adapter, as a share of the tuned one's
+    # A step of the base model without the adapter, as a share of the tuned one's.
+    untuned: float = 1.0
 
 
 def measure_throughput(run: PlannedRun, workload: Workload, dequantises: bool) -> tuple[Throughput, str]:
-    """The throughput of this machine or of the stated rate, and in words how it was measured."""
-    meta_model, stated = run.prepared.meta_model, run.config.plan.tflops
+    """The throughput of this machine, and in words how it was measured.
+
+    `dequantises`: whether 4-bit weights are dequantised once for all answers.
+    """
+    meta_model = run.prepared.meta_model
     layers = meta_model.config.get_text_config().num_hidden_layers
     embeddings = _weights(meta_model.get_input_embeddings())
     layer = max(1, (meta_model.num_parameters() - embeddings) // layers)
-    if stated:
-        return throughput_from_rate(run.prepared, workload, stated * 1e12), f"{stated:g} TFLOP/s, as stated"
     if run.machine.kind == "cpu" and layer + embeddings > LARGEST_PROBE:
         rate = matmul_rate(run.machine)
         measured = f"this machine's matrix products: {rate / 1e12:.2f} TFLOP/s, measured"
@@ -106,15 +119,15 @@ def matmul_rate(machine: Device) -> float:
 
 def _measure_probe(run: PlannedRun, workload: Workload, layers: int, dequantises: bool) -> Throughput:
     """The throughput of the run's model, were it of so many layers."""
-    config = run.config
+    config, prepared = run.config, run.prepared
     with TemporaryDirectory() as folder:
-        _write_probe(run, layers, folder)
+        _write_probe(prepared.meta_model, run.machine, layers, Path(folder))
         probe = replace(config.model, source=Source.local, path=folder, revision=None)
         started = time.perf_counter()
         base = load_base(probe, config.quantization, run.machine)
         load = time.perf_counter() - started
     tuned = add_adapter(base, config.adapter, config.seed)
-    trainer = Trainer(tuned, run.prepared, [])
+    trainer = Trainer(tuned, prepared, [])
     recompute_activations(trainer)
     optimizer = trainer.create_optimizer()
     inputs = trainer._prepare_inputs(dict(workload.typical))  # private: transformers, moves a batch to the device
@@ -131,25 +144,29 @@ def _measure_probe(run: PlannedRun, workload: Workload, layers: int, dequantises
     tuned.eval()
     with torch.no_grad():
         forward_position = _mean_seconds(forward) / positions
+    throughput = Throughput(load, train_position, forward_position, update)
     with dequantised(tuned) if dequantises else nullcontext():
-        answers = _measure_answers(trainer, workload)
-    return Throughput(load, train_position, forward_position, update, *answers)
+        return _with_answers(throughput, trainer, workload)
 
 
-def _measure_answers(trainer: Trainer, workload: Workload) -> tuple[float, ...]:
-    """What a Throughput says of answers, from `prefill` on; nothing where none are asked for."""
+def _with_answers(throughput: Throughput, trainer: Trainer, workload: Workload) -> Throughput:
+    """The throughput with that of answers, as far as any are asked for."""
     if workload.answers is None:
-        return ()
+        return throughput
     prompts = workload.answers.first_batch
-    prefill, step, row = _measure_prompts(trainer, prompts)
+    prefill, step, row = _measure_answers(trainer, prompts)
     with as_base_model(trainer.model, {}):
         _, base_step = _measure_batch(trainer, prompts)
-    few_shot = _measure_prompts(trainer, workload.few_shot[0].first_batch) if workload.few_shot else (0.0, 0.0, 0.0)
     tuned_step = step + row * len(prompts)
-    return prefill, step, row, *few_shot, base_step / tuned_step if tuned_step else 1.0
+    untuned = base_step / tuned_step if tuned_step else 1.0
+    throughput = replace(throughput, prefill=prefill, decode_step=step, decode_row=row, untuned=untuned)
+    if not workload.few_shot:
+        return throughput
+    prefill, step, row = _measure_answers(trainer, workload.few_shot[0].first_batch)
+    return replace(throughput, few_shot_prefill=prefill, few_shot_step=step, few_shot_row=row)
 
 
-def _measure_prompts(trainer: Trainer, prompts: list[list[int]]) -> tuple[float, float, float]:
+def _measure_answers(trainer: Trainer, prompts: list[list[int]]) -> tuple[float, float, float]:
     """Seconds to read the prompts, and of each further token the part for the step and the part for each row."""
     fewer = prompts[: max(1, len(prompts) // 4)]
     (prefill, step), (_, smaller_step) = _measure_batch(trainer, prompts), _measure_batch(trainer, fewer)
@@ -170,18 +187,22 @@ def _measure_batch(trainer: Trainer, prompts: list[list[int]]) -> tuple[float, f
     return max(short - SHORT_ANSWER * step, 0.0), step
 
 
-def _write_probe(run: PlannedRun, layers: int, folder: str) -> None:
-    """Write a model like the run's but of so many layers, its weights all equal."""
-    config = copy.deepcopy(run.prepared.meta_model.config)
+def _write_probe(meta_model: PreTrainedModel, machine: Device, layers: int, folder: Path) -> None:
+    """Write a model like `meta_model` but of so many layers, its weights all equal."""
+    config = copy.deepcopy(meta_model.config)
     text = config.get_text_config()
     text.num_hidden_layers = layers
     if getattr(text, "layer_types", None):
         text.layer_types = text.layer_types[:layers]
     config.tie_word_embeddings = True
     with torch.device("meta"):
-        probe = AutoModelForCausalLM.from_config(config, dtype=run.machine.weight_dtype)
-    weights = {name: torch.full_like(p, PROBE_WEIGHT, device="cpu") for name, p in probe.named_parameters()}
-    probe.save_pretrained(folder, state_dict=weights)
+        probe = AutoModelForCausalLM.from_config(config, dtype=machine.weight_dtype)
+    probe.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in probe.parameters():
+            parameter.fill_(PROBE_WEIGHT)
+    probe.tie_weights()
+    probe.save_pretrained(folder)
 
 
 def _weights(layer: torch.nn.Module) -> int:
@@ -190,10 +211,12 @@ def _weights(layer: torch.nn.Module) -> int:
 
 def _mean_seconds(call: Callable[[], object]) -> float:
     """The mean of a few calls, after one that warms up."""
-    seconds: list[float] = []
-    while len(seconds) <= REPEATS and sum(seconds[1:]) < ENOUGH_SECONDS:
-        started = time.perf_counter()
+    call()
+    finish_queued_work()
+    started = time.perf_counter()
+    calls = 0
+    while calls < REPEATS and time.perf_counter() < started + ENOUGH_SECONDS:
         call()
         finish_queued_work()
-        seconds.append(time.perf_counter() - started)
-    return mean(seconds[1:])
+        calls += 1
+    return (time.perf_counter() - started) / calls

@@ -1,8 +1,9 @@
 """How much is there to do? Steps, tokens, validations and answers, as the trainer and the evaluation count them."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
 from transformers import TrainingArguments
 
@@ -16,7 +17,8 @@ from finetune.training.prepare import PreparedRun
 from finetune.training.tokenize import IGNORE_INDEX, prompt_tokens
 from finetune.training.trainer import Trainer
 
-MOST_BATCHES = 2000  # that are looked at; a longer run is taken to go on like them
+# Batches that are looked at; a longer run is taken to go on like them.
+MOST_BATCHES = 2000
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class PlannedRun:
     prepared: PreparedRun
     machine: Device
     prompts: Prompts
-    general: dict[str, Prompts]  # of what shows forgetting: passages and questions
+    # Of what shows forgetting: passages and questions.
+    general: dict[str, Prompts]
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,10 @@ class AnswerWorkload:
 
     prompts: list[list[int]]
     batches: list[AnswerBatch]
-    new_tokens: int  # that an answer may have
-    references: list[int]  # their lengths in tokens
+    # How long an answer may become.
+    new_tokens: int
+    # The lengths of the references, in tokens.
+    references: list[int]
 
     @property
     def first_batch(self) -> list[list[int]]:
@@ -64,39 +69,38 @@ class Workload:
     samples: int
     tokens: int
     token_positions: int
-    largest: list[Batch]  # the batches that need most memory
-    typical: Batch  # one of middling size
+    # The batches that need most memory, and one of middling size.
+    largest: list[Batch]
+    typical: Batch
     validations: int
     validation_positions: int
     largest_validation: Batch | None
-    answers: AnswerWorkload | None  # to zero-shot prompts
-    few_shot: list[AnswerWorkload]  # one for each sample
-    passages: int  # of what shows forgetting, in tokens
+    # What zero-shot prompts ask, and each sample of few-shot ones.
+    answers: AnswerWorkload | None
+    few_shot: list[AnswerWorkload]
+    # Of what shows forgetting: passages in tokens, and questions.
+    passages: int
     questions: int
 
 
 def plan_prompts(config: Config, prepared: PreparedRun, machine: Device) -> PlannedRun:
     """The run with the prompts that it will answer. Raises UserError for what is wrong with them."""
-    prompts = choose_prompts(config, prepared)
-    return PlannedRun(config, prepared, machine, prompts, choose_general_prompts(config, prepared))
+    prompts, general = choose_prompts(config, prepared), choose_general_prompts(config, prepared)
+    return PlannedRun(config, prepared, machine, prompts, general)
 
 
 def measure_workload(run: PlannedRun, trainer: Trainer) -> Workload:
     """What `trainer`, whose model needs no contents, will do, and what the prompts ask of it."""
-    args, general, loader = trainer.args, run.general, trainer.get_train_dataloader()
-    per_epoch = len(loader)
+    args, general = trainer.args, run.general
+    per_epoch = len(trainer.get_train_dataloader())
     updates = max(math.ceil(per_epoch / args.gradient_accumulation_steps), 1)
     steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * updates)
     whole_epochs, rest = divmod(steps, updates)
     batches = whole_epochs * per_epoch + min(rest * args.gradient_accumulation_steps, per_epoch)
-    seen: list[Batch] = []
-    for epoch in range(math.ceil(min(batches, MOST_BATCHES) / per_epoch)):
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch)
-        seen += islice(loader, min(batches, MOST_BATCHES) - len(seen))
+    seen = list(islice(_batches(trainer), min(batches, MOST_BATCHES)))
     scale = batches / len(seen)
     by_size = sorted(seen, key=_positions)
-    longest_loss = max(seen, key=lambda batch: int((batch["labels"] != IGNORE_INDEX).sum()))
+    longest_loss = max(seen, key=_loss_tokens)
     validation = list(trainer.get_eval_dataloader()) if args.eval_strategy != "no" else []
     answers = [measure_answers(run, trainer, draw) for draw in (run.prompts.zero_shot, *run.prompts.few_shot)]
     return Workload(
@@ -116,6 +120,15 @@ def measure_workload(run: PlannedRun, trainer: Trainer) -> Workload:
         passages=sum(map(len, general["passages"].zero_shot.tokenized["input_ids"])) if general else 0,
         questions=len(general["questions"].examples) if "questions" in general else 0,
     )
+
+
+def _batches(trainer: Trainer) -> Iterator[Batch]:
+    """The batches of training in their order, epoch after epoch."""
+    loader = trainer.get_train_dataloader()
+    for epoch in count():
+        if hasattr(loader, "set_epoch"):
+            loader.set_epoch(epoch)
+        yield from loader
 
 
 def _count_validations(args: TrainingArguments, steps: int, updates: int) -> int:
@@ -149,6 +162,13 @@ def _positions(batch: Batch) -> int:
 
 
 def _rows(batch: Batch) -> int:
-    if "position_ids" in batch and "row_tokens" not in batch:  # packed: each row begins at position 0
+    if "row_tokens" in batch:
+        return len(batch["row_tokens"])
+    if "position_ids" in batch:  # packed: each row begins at position 0
         return int((batch["position_ids"] == 0).sum())
-    return len(batch["row_tokens" if "row_tokens" in batch else "input_ids"])
+    return len(batch["input_ids"])
+
+
+def _loss_tokens(batch: Batch) -> int:
+    labels = batch["shift_labels"] if "shift_labels" in batch else batch["labels"]
+    return int((labels != IGNORE_INDEX).sum())
