@@ -120,7 +120,7 @@ def _browser(comparison: Comparison, name: str) -> str:
             "prompt": answered[0].question,
             "reference": answered[0].reference,
             "scores": [prompt_score(prediction, comparison.metric) for prediction in answered],
-            "answers": [prediction.arms["tuned"].first_answer[:ANSWER_LENGTH] for prediction in answered],
+            "answers": [prediction.arms["tuned"].text[:ANSWER_LENGTH] for prediction in answered],
             "spread": spreads.get(index, 0),
         }
         size += len(json.dumps(row))

@@ -69,7 +69,7 @@ def disagreements(runs: Sequence[list[Prediction]], metric: str) -> list[tuple[i
 def prompt_score(prediction: Prediction, metric: str) -> float:
     """The score of the tuned model's answer to one prompt; of macro F1, whether the label is right."""
     reply = prediction.arms["tuned"]
-    return accuracy(reply.first_answer, prediction.reference) if metric in CORPUS else reply.scores[metric]
+    return accuracy(reply.text, prediction.reference) if metric in CORPUS else reply.scores[metric]
 
 
 def prompt_scores(predictions: list[Prediction], metric: str) -> list[float]:

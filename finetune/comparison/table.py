@@ -90,5 +90,5 @@ def _answers(comparison: Comparison, index: int) -> RenderableType:
     texts = [("", ""), ("prompt", prompt.question), ("reference", prompt.reference)]
     for run in comparison.runs:
         row = run.predictions[index]
-        texts.append((f"{run.name} {prompt_score(row, comparison.metric):.2f}", row.arms["tuned"].first_answer))
+        texts.append((f"{run.name} {prompt_score(row, comparison.metric):.2f}", row.arms["tuned"].text))
     return to_grid(texts)

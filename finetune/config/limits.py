@@ -33,7 +33,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "at least 1": (
         lambda v: v >= 1,
         "data.max_train_rows adapter.r adapter.lora_alpha "
-        "eval.max_prompts eval.draws eval.harness_limit eval.batch_size eval.max_new_tokens "
+        "eval.max_prompts eval.harness_limit eval.batch_size eval.max_new_tokens "
         "sweep.repeat_best sweep.repeat_seeds "
         "trainer.per_device_train_batch_size trainer.per_device_eval_batch_size trainer.gradient_accumulation_steps",
     ),

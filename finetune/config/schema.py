@@ -169,8 +169,8 @@ class Eval:
     """How prompting the base model and tuning it are compared on held-out prompts."""
 
     max_prompts: int | None = 100  # at most this many held-out test prompts; None: all of them
-    shots: int = 3  # training rows shown as examples in a few-shot prompt; 0: the base model gets no such prompts
-    draws: int = 2  # how often such examples are drawn; each draw answers all prompts
+    # Training rows shown as examples in a few-shot prompt, others for each prompt; 0: there is no such arm.
+    shots: int = 3
     tuned_few_shot: bool = False  # let the tuned model answer the few-shot prompts, too
     retention: bool = True  # score general text and simple questions before and after: what does the model forget?
     # Tasks of EleutherAI's lm-evaluation-harness to score before and after: names, YAML files or folders of them.

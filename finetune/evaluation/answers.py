@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ INNER_RATIO = 4  # inner size / hidden size, where a configuration does not name
 class Arm:
     """One way of answering the held-out prompts."""
 
-    replies: list[list[Reply]]  # by prompt set and prompt
+    replies: list[Reply]  # by prompt
     seconds: float
     reused: bool  # every reply was computed by an earlier run
 
@@ -63,7 +62,7 @@ def answer_prompts(
                 show(name, arm)
         for name in (name for name in arms if name.startswith("tuned")):  # in one order in all processes
             started = time.perf_counter()
-            replies = [reply(name, prompt_set) for prompt_set in arms[name]]
+            replies = reply(name, arms[name])
             answered[name] = Arm(replies, time.perf_counter() - started, reused=False)
             show(name, answered[name])
     return {name: answered[name] for name in arms}
@@ -74,7 +73,7 @@ def _working_bytes(model: TrainedModel, prompts: Prompts) -> Iterator[int]:
     text = model.config.get_text_config()
     inner_size = getattr(text, "intermediate_size", INNER_RATIO * text.hidden_size)
     token_bytes = (INNER_VECTORS * inner_size + HIDDEN_VECTORS * text.hidden_size) * model.dtype.itemsize
-    for prompt_set in (prompt_set for prompt_sets in prompts.arms().values() for prompt_set in prompt_sets):
+    for prompt_set in prompts.arms().values():
         rows = prompt_set.tokenized["input_ids"][:]
         longest = max(map(len, rows))
         size = LOGIT_BYTES * longest * text.vocab_size if prompts.need_likelihoods else 0
@@ -94,23 +93,18 @@ def _base_arms(
     advance: Callable[[str, int], None],
 ) -> Iterator[tuple[str, Arm]]:
     """The base model's arms, each once it is complete; replies that another run is computing are waited for last."""
-    arms = {name: prompt_sets for name, prompt_sets in prompts.arms().items() if not name.startswith("tuned")}
-    parts: dict[str, dict[int, tuple[list[Reply], float, bool]]] = {name: {} for name in arms}
-    numbers = [(name, number) for name, prompt_sets in arms.items() for number in range(len(prompt_sets))]
-    for wait, (name, number) in product((False, True), numbers):
-        if number in parts[name]:
-            continue
-        started, prompt_set = time.perf_counter(), arms[name][number]
-        recalled = cache.recall(_request(tokenizer, prompts, prompt_set), partial(reply, name, prompt_set), wait)
-        if recalled is None:
-            continue
-        replies, reused = recalled
-        if reused:
-            advance(name, len(replies))
-        parts[name][number] = replies, 0.0 if reused else time.perf_counter() - started, reused
-        if len(parts[name]) == len(arms[name]):
-            sets, seconds, from_cache = zip(*(parts[name][i] for i in sorted(parts[name])), strict=True)
-            yield name, Arm(list(sets), sum(seconds), all(from_cache))
+    arms = {name: prompt_set for name, prompt_set in prompts.arms().items() if not name.startswith("tuned")}
+    for wait in (False, True):
+        for name, prompt_set in list(arms.items()):
+            started = time.perf_counter()
+            recalled = cache.recall(_request(tokenizer, prompts, prompt_set), partial(reply, name, prompt_set), wait)
+            if recalled is None:
+                continue
+            replies, reused = recalled
+            if reused:
+                advance(name, len(replies))
+            del arms[name]
+            yield name, Arm(replies, 0.0 if reused else time.perf_counter() - started, reused)
 
 
 def _request(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, prompt_set: PromptSet) -> dict[str, Any]:

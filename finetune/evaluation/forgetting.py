@@ -41,7 +41,7 @@ def choose_general_prompts(config: Config, prepared: PreparedRun) -> dict[str, P
 
     def general(examples: list[Example], metric: str) -> Prompts:
         tokenized = tokenize_examples(examples, prepared.tokenizer, prepared.settings, "general")
-        return Prompts(PromptSet(examples, tokenized, []), [], [metric], decoding, ANSWER_TOKENS, config.data.seed)
+        return Prompts(PromptSet(examples, tokenized, []), None, [metric], decoding, ANSWER_TOKENS, config.data.seed)
 
     prompts = {"passages": general(passages, "perplexity")}
     return prompts | ({"questions": general(questions, "contains")} if prepared.splits.train[0].prompt else {})

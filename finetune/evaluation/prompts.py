@@ -2,7 +2,6 @@
 
 import math
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from datasets import Dataset
@@ -20,19 +19,19 @@ ANSWER_ROOM = 1.25  # room for an answer, as a multiple of the longest training 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Held-out prompts, their tokens, and the demonstrations (training rows) that each of them begins with."""
+    """Held-out prompts, their tokens, and the demonstrations (training rows) that stand before each, if any do."""
 
     examples: list[Example]
     tokenized: Dataset
-    demonstrations: list[Example]
+    demonstrations: list[list[Example]]
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What the arms answer: each prompt as it is and, from one shot on, behind each sample of demonstrations."""
+    """What the arms answer: each prompt as it is and, from one shot on, behind demonstrations of its own."""
 
     zero_shot: PromptSet
-    few_shot: list[PromptSet]
+    few_shot: PromptSet | None
     metrics: list[str]
     decoding: Eval
     max_new_tokens: int
@@ -52,11 +51,11 @@ class Prompts:
     def need_likelihoods(self) -> bool:
         return "perplexity" in self.metrics
 
-    def arms(self) -> dict[str, list[PromptSet]]:
+    def arms(self) -> dict[str, PromptSet]:
         """What each arm answers; the names of the tuned model's arms begin with `tuned`."""
-        base = {"zero_shot": [self.zero_shot], "few_shot": self.few_shot} if self.split == "test" else {}
-        tuned = {"tuned": [self.zero_shot], "tuned_few_shot": self.few_shot if self.decoding.tuned_few_shot else []}
-        return {name: prompt_sets for name, prompt_sets in (base | tuned).items() if prompt_sets}
+        base = {"zero_shot": self.zero_shot, "few_shot": self.few_shot} if self.split == "test" else {}
+        tuned = {"tuned": self.zero_shot, "tuned_few_shot": self.few_shot if self.decoding.tuned_few_shot else None}
+        return {name: prompt_set for name, prompt_set in (base | tuned).items() if prompt_set}
 
 
 def choose_prompts(config: Config, prepared: PreparedRun) -> Prompts:
@@ -68,24 +67,35 @@ def choose_prompts(config: Config, prepared: PreparedRun) -> Prompts:
     zero_shot = PromptSet([examples[i] for i in numbers], rows.whole[split].select(numbers), [])
     metrics = list(config.data.metrics or find_recipe(config.data).METRICS)
     _require_scorable(metrics, zero_shot.examples)
-    few_shot = list(_sample_few_shot(config, prepared, zero_shot.examples)) if split == "test" else []
+    few_shot = _choose_few_shot(config, prepared, zero_shot.examples) if split == "test" else None
     max_new_tokens = config.eval.max_new_tokens or math.ceil(ANSWER_ROOM * rows.sizes["train"].longest_answer)
     prompts = Prompts(zero_shot, few_shot, metrics, config.eval, max_new_tokens, config.data.seed, split)
     _require_context(prompts, prepared)
     return prompts
 
 
-def _sample_few_shot(config: Config, prepared: PreparedRun, examples: list[Example]) -> Iterator[PromptSet]:
+def _choose_few_shot(config: Config, prepared: PreparedRun, examples: list[Example]) -> PromptSet | None:
     shots, train = config.eval.shots, prepared.splits.train
     if not shots or not examples[0].prompt:  # plain text is not answered, and so needs no demonstrations
-        return
+        return None
     if shots > len(train):
         raise UserError(f"eval.shots={shots}: there are only {len(train)} training rows to take examples from.")
-    for number in range(config.eval.draws):
-        sample = random.Random(f"{config.data.seed}, draw {number}").sample(train, shots)
-        prompted = [replace(example, prompt=_with_demonstrations(sample, example.prompt)) for example in examples]
-        tokenized = tokenize_examples(prompted, prepared.tokenizer, prepared.settings, "few-shot")
-        yield PromptSet(prompted, tokenized, sample)
+    return prompt_with(
+        examples, [draw_demonstrations(example, train, shots, config.data.seed) for example in examples], prepared
+    )
+
+
+def draw_demonstrations(example: Example, train: list[Example], shots: int, seed: int) -> list[Example]:
+    """So many training rows at random, others for each prompt; the same for a prompt whichever others there are."""
+    return random.Random(f"{seed}, {example.prompt}").sample(train, shots)
+
+
+def prompt_with(examples: list[Example], demonstrations: list[list[Example]], prepared: PreparedRun) -> PromptSet:
+    """The examples, each prompt behind its demonstrations."""
+    pairs = zip(examples, demonstrations, strict=True)
+    prompted = [replace(example, prompt=_with_demonstrations(shown, example.prompt)) for example, shown in pairs]
+    tokenized = tokenize_examples(prompted, prepared.tokenizer, prepared.settings, "few-shot")
+    return PromptSet(prompted, tokenized, demonstrations)
 
 
 def _with_demonstrations(demonstrations: list[Example], prompt: list[Message]) -> list[Message]:
@@ -115,10 +125,10 @@ def _require_scorable(metrics: list[str], examples: list[Example]) -> None:
 
 def _require_context(prompts: Prompts, prepared: PreparedRun) -> None:
     context = getattr(prepared.meta_model.config.get_text_config(), "max_position_embeddings", None)
-    for prompt_set in [prompts.zero_shot, *prompts.few_shot]:
+    for prompt_set in filter(None, (prompts.zero_shot, prompts.few_shot)):
         questions = [example.prompt for example in prompt_set.examples if example.prompt]
         longest = max((len(prompt_tokens(question, prepared.tokenizer)) for question in questions), default=0)
-        shots = len(prompt_set.demonstrations)
+        shots = prompts.decoding.shots if prompt_set is prompts.few_shot else 0
         if context and longest and longest + prompts.max_new_tokens > context:
             remedy = "Lower eval.shots (0: no few-shot arm)" if shots else "Lower eval.max_new_tokens"
             raise UserError(

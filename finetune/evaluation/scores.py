@@ -1,8 +1,10 @@
 """What do the answers score, by how much do the arms differ, and what is the verdict?"""
 
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
+from finetune.data.splits import Example
 from finetune.evaluation.answer_cache import Reply
 from finetune.evaluation.answers import Arm
 from finetune.evaluation.metrics import CORPUS, PER_PROMPT, perplexity, score_answers
@@ -40,7 +42,7 @@ def describe_evaluation(
         prompts=len(prompts.examples),
         metric=metric,
         max_new_tokens=prompts.max_new_tokens,
-        shots=[[example.place for example in sample.demonstrations] for sample in prompts.few_shot],
+        shots=prompts.decoding.shots if prompts.few_shot else 0,
         arms={name: _arm_result(arm, scores[name]) for name, arm in arms.items()},
         differences=differences,
         retention=forgetting,
@@ -50,62 +52,60 @@ def describe_evaluation(
 
 
 def _arm_result(arm: Arm, scores: dict[str, Interval]) -> ArmResult:
-    unfinished = sum(not reply.answer.finished for sample in arm.replies for reply in sample if reply.answer)
+    unfinished = sum(not reply.answer.finished for reply in arm.replies if reply.answer)
     return ArmResult(scores, unfinished, round(arm.seconds, 2), arm.reused)
 
 
 def list_predictions(prompts: Prompts, arms: dict[str, Arm]) -> list[Prediction]:
     """For each held-out prompt its reference and what each arm replied, with the scores."""
-    scored, predictions = {name: _ScoredArm(prompts, arm) for name, arm in arms.items()}, []
-    for number, example in enumerate(prompts.examples):
-        replies = {name: arm.prediction(number) for name, arm in scored.items()}
-        predictions.append(Prediction(example.place, example.prompt, example.completion, replies))
-    return predictions
+    sets = prompts.arms()
+    scored = {name: _ScoredArm(prompts, arm).predictions(sets[name].demonstrations) for name, arm in arms.items()}
+    return [
+        Prediction(
+            example.place, example.prompt, example.completion, {name: replies[i] for name, replies in scored.items()}
+        )
+        for i, example in enumerate(prompts.examples)
+    ]
 
 
 class _ScoredArm:
-    """An arm's replies and their scores, by few-shot sample and prompt."""
+    """An arm's replies and their scores, by prompt."""
 
     def __init__(self, prompts: Prompts, arm: Arm) -> None:
         self.prompts, self.arm = prompts, arm
         references = [example.completion for example in prompts.examples]
-        tokens = [reply.likelihood[1] for reply in arm.replies[0] if reply.likelihood]
+        tokens = [reply.likelihood[1] for reply in arm.replies if reply.likelihood]
         self.expected: dict[str, list[Any]] = dict.fromkeys(CORPUS, references) | {"perplexity": tokens}
-        self.answers = [[reply.answer.text if reply.answer else "" for reply in sample] for sample in arm.replies]
-        self.scores = [score_answers(prompts.metrics, sample, references) for sample in self.answers]
+        self.answers = [reply.answer.text if reply.answer else "" for reply in arm.replies]
+        self.scores = score_answers(prompts.metrics, self.answers, references)
 
     def interval(self, metric: str) -> Interval:
         if metric in PER_PROMPT:
-            return mean_interval(self._matrix(metric), self.prompts.seed)
-        return corpus_interval(metric, self._matrix(metric), self.expected[metric], self.prompts.seed)
+            return mean_interval(self._values(metric), self.prompts.seed)
+        return corpus_interval(metric, self._values(metric), self.expected[metric], self.prompts.seed)
 
     def minus(self, other: "_ScoredArm", metric: str) -> Difference:
-        matrices, seed = (self._matrix(metric), other._matrix(metric)), self.prompts.seed
+        pair, seed = (self._values(metric), other._values(metric)), self.prompts.seed
         if metric in PER_PROMPT:
-            return mean_difference(*matrices, seed)
-        return corpus_difference(metric, *matrices, self.expected[metric], seed)
+            return mean_difference(*pair, seed)
+        return corpus_difference(metric, *pair, self.expected[metric], seed)
 
-    def prediction(self, number: int) -> Answered:
-        pairs = zip(self.arm.replies, self.scores, strict=True)
-        samples = [_answered(replies[number], scores[number]) for replies, scores in pairs]
-        if len(samples) == 1:
-            return samples[0]
-        means = {metric: sum(one.scores[metric] for one in samples) / len(samples) for metric in samples[0].scores}
-        return Answered(means, draws=samples)
+    def predictions(self, demonstrations: list[list[Example]]) -> list[Answered]:
+        places = [[example.place for example in shown] for shown in demonstrations] or repeat(None)
+        return [*map(_answered, self.arm.replies, self.scores, places)]
 
-    def _matrix(self, metric: str) -> list[list[Any]]:
-        """What the metric is computed from, as prompts x samples: scores, answers, or log-likelihoods."""
-        samples: list[list[Any]] = self.answers
+    def _values(self, metric: str) -> list[Any]:
+        """What the metric is computed from, by prompt: scores, answers, or log-likelihoods."""
         if metric in PER_PROMPT:
-            samples = [[scores[metric] for scores in sample] for sample in self.scores]
-        elif metric == "perplexity":
-            samples = [[reply.likelihood and reply.likelihood[0] for reply in sample] for sample in self.arm.replies]
-        return list(map(list, zip(*samples, strict=True)))
+            return [scores[metric] for scores in self.scores]
+        if metric == "perplexity":
+            return [reply.likelihood and reply.likelihood[0] for reply in self.arm.replies]
+        return self.answers
 
 
-def _answered(reply: Reply, scores: dict[str, float]) -> Answered:
-    answer, likelihood = reply.answer, reply.likelihood
+def _answered(reply: Reply, scores: dict[str, float], demonstrations: list[str] | None) -> Answered:
+    answer, (nll, tokens) = reply.answer, reply.likelihood or (None, None)
     text, finished = (answer.text, answer.finished) if answer else (None, None)
-    if likelihood:
-        scores = scores | {"perplexity": perplexity(*likelihood)}
-    return Answered(scores, text, finished, *(likelihood or ()))
+    if reply.likelihood:
+        scores = scores | {"perplexity": perplexity(*reply.likelihood)}
+    return Answered(scores, text, finished, nll, tokens, demonstrations)

@@ -1,7 +1,8 @@
 """Is a difference real? Intervals and tests from the scores of answers (pure functions).
 
-Scores are one number for each prompt, or a matrix of prompts x draws, where several few-shot samples (draws) were
-answered. Intervals are BCa bootstrap intervals (Efron 1987) at 95 %, by SciPy.
+Every prompt has one score, and prompts are what is resampled: a few-shot prompt has examples of its own, so that their
+effect is part of its score. Intervals are BCa bootstrap intervals (Efron 1987) at 95 %, by SciPy, expanded for few
+prompts (Hesterberg 2015).
 """
 
 import warnings
@@ -22,35 +23,29 @@ Array = NDArray[Any]
 Estimate = tuple[float, float, float]  # the mean and the ends of its interval
 RESAMPLES = 9999
 CORPUS_RESAMPLES = 1999  # a corpus metric is computed anew for each; for BCa Efron advises 1,000 or more
-MAX_P = 0.05
+LEVEL, MAX_P = 0.95, 0.05
 BATCH = 2**20  # numbers held at once, so that memory does not grow with the number of prompts
 SAME = 1e-12  # scores that differ by less are equal but for rounding
 
 
 def mean_interval(scores: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Interval:
-    """The mean of scores between 0 and 1 and its interval, for new prompts and, from two draws on, new draws.
-
-    Prompts and draws are then resampled independently of each other (Owen 2007). Two or three draws show their spread
-    only roughly: docs/evaluation.md says how often the interval covers the truth.
-    """
-    return Interval(*_mean(_matrix(scores, float), 0, seed, resamples))
+    """The mean of scores between 0 and 1 and its interval, for new prompts with new examples."""
+    return Interval(*_mean(np.asarray(scores, float), 0, seed, resamples))
 
 
 def mean_difference(a: ArrayLike, b: ArrayLike, seed: int, resamples: int = RESAMPLES) -> Difference:
     """The mean of `a - b`, two arms' scores between 0 and 1 on the same prompts, with its interval and a test.
 
-    Scores that are 0 or 1 are tested by McNemar's exact test (1947), others by permuting the arms within prompts, on
-    each prompt's mean over draws. An arm of one draw is compared with every draw of the other; the interval, not p,
-    allows for other draws.
+    Scores that are 0 or 1 are tested by McNemar's exact test (1947), others by permuting the arms within prompts.
     """
     first, second = _paired(a, b, float)
     gains = first - second
     ends = _mean(gains, -1, seed, resamples)
-    if gains.shape[1] == 1 and np.isin([first, second], (0, 1)).all():
+    if np.isin([first, second], (0, 1)).all():
         better, worse = int((gains > 0).sum()), int((gains < 0).sum())
         p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
-        return Difference(*ends, p, "McNemar", *gains.shape)
-    return Difference(*ends, _permute(gains.mean(axis=1), np.mean, seed, resamples), "permutation", *gains.shape)
+        return Difference(*ends, p, "McNemar", len(gains))
+    return Difference(*ends, _permute(gains, np.mean, seed, resamples), "permutation", len(gains))
 
 
 def corpus_interval(
@@ -60,7 +55,8 @@ def corpus_interval(
 
     For perplexity, `given` and `references` are each reference's summed negative log-likelihood (nats) and its tokens.
     """
-    return Interval(*_corpus(metric, [_matrix(given, object)], np.asarray(references, object), seed, resamples))
+    arm = np.asarray(given, object)
+    return Interval(*_corpus(metric, [arm], np.asarray(references, object), seed, resamples))
 
 
 def corpus_difference(
@@ -71,50 +67,40 @@ def corpus_difference(
     expected = np.asarray(references, object)
 
     def flipped(signs: Array) -> float:
-        stays = signs[:, None] > 0
+        stays = signs > 0
         kept, swapped = np.where(stays, first, second), np.where(stays, second, first)
         return _value(metric, kept, expected) - _value(metric, swapped, expected)
 
     ends = _corpus(metric, [first, second], expected, seed, resamples)
-    return Difference(*ends, _permute(np.ones(len(expected)), flipped, seed, resamples), "permutation", *first.shape)
+    return Difference(*ends, _permute(np.ones(len(expected)), flipped, seed, resamples), "permutation", len(expected))
 
 
-def _matrix(scores: ArrayLike, kind: type) -> Array:
-    array: Array = np.asarray(scores, kind)
-    return array[:, None] if array.ndim == 1 else array
-
-
-def _paired(a: ArrayLike, b: ArrayLike, kind: type) -> tuple[Array, Array]:
-    """Both arms with the same number of draws; ValueError if they answered different numbers of prompts."""
-    first, second = _matrix(a, kind), _matrix(b, kind)
+def _paired(a: ArrayLike, b: ArrayLike, kind: Any) -> tuple[Array, Array]:
+    """Both arms as arrays; ValueError if they answered different numbers of prompts."""
+    first, second = np.asarray(a, kind), np.asarray(b, kind)
     if len(first) != len(second):  # numpy would repeat a single prompt
         raise ValueError(f"the arms answered {len(first)} and {len(second)} prompts")
-    first, second = np.broadcast_arrays(first, second)
     return first, second
 
 
 def _mean(scores: Array, lowest: int, seed: int, resamples: int) -> Estimate:
-    prompts, draws = map(np.arange, scores.shape)
     mean = float(scores.mean())
-    if len(prompts) == 1 or np.ptp(scores) < SAME:
-        return _of_equal(mean, [len(prompts)], lowest)
-    if len(draws) == 1:
-        return mean, *_bootstrap((scores[:, 0],), np.mean, seed, resamples)
-    return mean, *_bootstrap((prompts, draws), lambda i, j: scores[np.ix_(i, j)].mean(), seed, resamples)
+    if len(scores) == 1 or np.ptp(scores) < SAME:
+        return _of_equal(mean, [len(scores)], lowest)
+    return mean, *_bootstrap(scores, np.mean, seed, resamples)
 
 
 def _corpus(metric: str, arms: list[Array], references: Array, seed: int, resamples: int) -> Estimate:
     """Of the arm's value, or of the first arm's minus the second's."""
-    prompts, draws = map(np.arange, arms[0].shape)
+    prompts = np.arange(len(references))
 
-    def value(chosen: Array, drawn: Array = draws) -> float:
-        first, *second = (_value(metric, arm[np.ix_(chosen, drawn)], references[chosen]) for arm in arms)
+    def value(chosen: Array) -> float:
+        first, *second = (_value(metric, arm[chosen], references[chosen]) for arm in arms)
         return first - second[0] if second else first
 
     mean = value(prompts)
     if len(prompts) > 1:
-        data = (prompts, draws) if len(draws) > 1 else (prompts,)
-        low, high = _bootstrap(data, value, seed, resamples)
+        low, high = _bootstrap(prompts, value, seed, resamples)
         if low < high:
             return mean, low, high
     if metric == "perplexity":  # without bounds; of several prompts only those of one and the same model are all equal
@@ -133,23 +119,34 @@ def _of_equal(value: float, counts: Iterable[int], lowest: int) -> Estimate:
 
 
 def _value(metric: str, given: Array, references: Array) -> float:
-    """The metric's mean over the draws."""
     if metric == "perplexity":
-        return fmean(perplexity(sum(nlls), sum(references.tolist())) for nlls in given.T.tolist())
-    return fmean(CORPUS[metric](answers, references.tolist()) for answers in given.T.tolist())
+        return perplexity(given.sum(), references.sum())
+    return CORPUS[metric](given.tolist(), references.tolist())
 
 
-def _bootstrap(
-    data: tuple[Array, ...], statistic: Callable[..., Any], seed: int, resamples: int
-) -> tuple[float, float]:
-    options: dict[str, Any] = {"rng": np.random.default_rng(seed), "batch": max(1, BATCH // len(data[0]))}
+def _bootstrap(data: Array, statistic: Callable[..., Any], seed: int, resamples: int) -> tuple[float, float]:
+    options: dict[str, Any] = {
+        "confidence_level": expanded_level(len(data)),
+        "rng": np.random.default_rng(seed),
+        "batch": max(1, BATCH // len(data)),
+    }
     with warnings.catch_warnings(action="ignore"):  # of what is handled below
-        result = stats.bootstrap(data, statistic, method="BCa", n_resamples=resamples, **options)
+        result = stats.bootstrap((data,), statistic, method="BCa", n_resamples=resamples, **options)
         if isnan(result.confidence_interval.low):  # BCa needs resamples on both sides of the estimate
             options |= {"method": "percentile", "n_resamples": 0, "bootstrap_result": result}
-            result = stats.bootstrap(data, statistic, **options)
+            result = stats.bootstrap((data,), statistic, **options)
     low, high = map(float, result.confidence_interval)
     return low, high
+
+
+def expanded_level(n: int) -> float:
+    """The level at which a bootstrap interval of n values covers as often as one of 95 % is meant to.
+
+    A bootstrap takes the spread of n values for that of all, and is too narrow as a normal is against Student's t
+    (Hesterberg 2015, "What teachers should know about the bootstrap").
+    """
+    width = np.sqrt(n / (n - 1)) * stats.t.ppf((1 + LEVEL) / 2, n - 1)
+    return float(1 - 2 * stats.norm.cdf(-width))
 
 
 def _permute(values: Array, statistic: Callable[..., Any], seed: int, resamples: int) -> float:

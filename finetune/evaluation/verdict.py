@@ -17,13 +17,14 @@ def decide_verdict(
 ) -> Verdict:
     """Whether tuning beat the best way of prompting: `base` and `differences` (tuned minus base) by arm.
 
-    Tuning wins, or hurts, if the interval of the difference leaves 0 out and p is at most 0.05. Otherwise prompting is
-    enough if that interval leaves out every gain above `SMALLEST_GAIN`, or the base's own interval leaves no room for
-    one, unless the base's answers are known to be of no use (`USELESS`): then nothing works. Else nobody can tell.
+    Tuning wins, or hurts, if the interval of the difference leaves 0 out and p is at most 0.05; for "hurts" p is
+    corrected for the number of ways of prompting (Bonferroni). Otherwise prompting is enough if that interval leaves
+    out every gain above `SMALLEST_GAIN`, or the base's own interval leaves no room for one, unless the base's answers
+    are known to be of no use (`USELESS`): then nothing works. Else nobody can tell.
     """
     sign = 1 if HIGHER_IS_BETTER[metric] else -1
     # The best is chosen on the prompts it is judged on, so its score is a little flattered: a win is the more certain
-    # for it. A wrong "hurts" or "enough" needs an arm's interval to miss (2.5 %), so two arms at most double that.
+    # for it, and "hurts" is corrected.
     against = max(base, key=lambda arm: sign * base[arm].mean)
     rival, difference = base[against], differences[against]
     gain, (least, most) = sign * difference.mean, sorted((sign * difference.low, sign * difference.high))
@@ -37,7 +38,7 @@ def decide_verdict(
     if certain and least > 0:
         won = f"Tuning beats {arm} prompting by {gain:.2f} {SPELLED[metric]} {_range(least, most)} on {prompts}"
         return Verdict("tuning_wins", won, against)
-    if certain and most < 0:
+    if difference.p * len(base) <= MAX_P and most < 0:
         lost = f"{-gain:.2f} {SPELLED[metric]} {_range(-most, -least)} on {prompts}"
         return Verdict("tuning_hurts", f"Tuning hurts: tuned is worse than {arm} prompting by {lost}", against)
     if most > worthwhile and not no_room:
@@ -50,10 +51,8 @@ def decide_verdict(
 
 
 def _doubt(difference: Difference) -> str:
-    """Why nobody can tell, and how many prompts, and few-shot samples if there were several, might tell."""
+    """Why nobody can tell, and how many prompts might tell."""
     more = f"about {4 * difference.prompts:,} prompts"  # widths shrink with the square root of the number
-    if difference.draws > 1:
-        more += f" and {4 * difference.draws} draws of examples"
     if difference.high - difference.low == inf:
         return f"one has no interval; try {more}"
     if difference.low > 0 or difference.high < 0:

@@ -64,7 +64,7 @@ def estimate_seconds(workload: Workload, speed: Throughput) -> dict[str, float]:
         evaluation += decoding_seconds(longest, speed.decode_step, speed.decode_row) * speed.untuned
         evaluation += decoding_seconds(answers.references, speed.decode_step, speed.decode_row)
         evaluation += 2 * speed.prefill * len(answers.prompts) / len(answers.first_batch)
-    for few_shot in workload.few_shot:
+    if few_shot := workload.few_shot:
         decoding = decoding_seconds(few_shot.references, speed.few_shot_step, speed.few_shot_row)
         evaluation += decoding * speed.untuned
         evaluation += speed.few_shot_prefill * len(few_shot.prompts) / len(few_shot.first_batch)

@@ -105,7 +105,7 @@ def throughput_from_rate(prepared: PreparedRun, workload: Workload, rate: float)
         update=0.0,
         prefill=sum(map(len, answers.first_batch)) * forward if answers else 0.0,
         decode_row=forward / DECODING_SHARE,
-        few_shot_prefill=sum(map(len, few_shot[0].first_batch)) * forward if few_shot else 0.0,
+        few_shot_prefill=sum(map(len, few_shot.first_batch)) * forward if few_shot else 0.0,
         few_shot_row=forward / DECODING_SHARE,
     )
 
@@ -162,7 +162,7 @@ def _with_answers(throughput: Throughput, trainer: Trainer, workload: Workload) 
     throughput = replace(throughput, prefill=prefill, decode_step=step, decode_row=row, untuned=untuned)
     if not workload.few_shot:
         return throughput
-    prefill, step, row = _measure_answers(trainer, workload.few_shot[0].first_batch)
+    prefill, step, row = _measure_answers(trainer, workload.few_shot.first_batch)
     return replace(throughput, few_shot_prefill=prefill, few_shot_step=step, few_shot_row=row)
 
 

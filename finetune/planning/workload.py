@@ -75,9 +75,9 @@ class Workload:
     validations: int
     validation_positions: int
     largest_validation: Batch | None
-    # What zero-shot prompts ask, and each sample of few-shot ones.
+    # What zero-shot prompts ask, and few-shot ones.
     answers: AnswerWorkload | None
-    few_shot: list[AnswerWorkload]
+    few_shot: AnswerWorkload | None
     # Of what shows forgetting: passages in tokens, and questions.
     passages: int
     questions: int
@@ -102,7 +102,6 @@ def measure_workload(run: PlannedRun, trainer: Trainer) -> Workload:
     by_size = sorted(seen, key=_positions)
     longest_loss = max(seen, key=_loss_tokens)
     validation = list(trainer.get_eval_dataloader()) if args.eval_strategy != "no" else []
-    answers = [measure_answers(run, trainer, draw) for draw in (run.prompts.zero_shot, *run.prompts.few_shot)]
     return Workload(
         steps=steps,
         epochs=steps / updates,
@@ -115,8 +114,8 @@ def measure_workload(run: PlannedRun, trainer: Trainer) -> Workload:
         validations=_count_validations(args, steps, updates),
         validation_positions=sum(map(_positions, validation)),
         largest_validation=max(validation, key=_positions, default=None),
-        answers=answers[0],
-        few_shot=[few_shot for few_shot in answers[1:] if few_shot],
+        answers=measure_answers(run, trainer, run.prompts.zero_shot),
+        few_shot=measure_answers(run, trainer, few_shot) if (few_shot := run.prompts.few_shot) else None,
         passages=sum(map(len, general["passages"].zero_shot.tokenized["input_ids"])) if general else 0,
         questions=len(general["questions"].examples) if "questions" in general else 0,
     )
@@ -140,20 +139,20 @@ def _count_validations(args: TrainingArguments, steps: int, updates: int) -> int
     return steps // max(1, math.ceil(every * steps) if every < 1 else int(every))
 
 
-def measure_answers(run: PlannedRun, trainer: Trainer, draw: PromptSet) -> AnswerWorkload | None:
-    """What this process answers of the draw, in the batches of `generate_answers`; None where nothing is answered."""
+def measure_answers(run: PlannedRun, trainer: Trainer, prompt_set: PromptSet) -> AnswerWorkload | None:
+    """What this process answers of the set, in the batches of `generate_answers`; None where nothing is answered."""
     prompts, args = run.prompts, trainer.args
-    mine = range(args.process_index, len(draw.examples), args.world_size)
+    mine = range(args.process_index, len(prompt_set.examples), args.world_size)
     if not mine or all(name == "perplexity" for name in prompts.metrics):
         return None
-    tokens = sorted((prompt_tokens(draw.examples[i].prompt, run.prepared.tokenizer) for i in mine), key=len)
+    tokens = sorted((prompt_tokens(prompt_set.examples[i].prompt, run.prepared.tokenizer) for i in mine), key=len)
     new_tokens = prompts.max_new_tokens
     size = prompts.decoding.batch_size or largest_batch(trainer.model, len(tokens[-1]) + new_tokens)
     batches = [
         AnswerBatch(len(rows), len(rows[-1]), shared_prefix_length(trainer.model, rows, new_tokens))
         for rows in (tokens[start : start + size] for start in range(0, len(tokens), size))
     ]
-    references = [sum(label != IGNORE_INDEX for label in draw.tokenized[i]["labels"]) for i in mine]
+    references = [sum(label != IGNORE_INDEX for label in prompt_set.tokenized[i]["labels"]) for i in mine]
     return AnswerWorkload(tokens, batches, new_tokens, references)
 
 

@@ -68,7 +68,7 @@ class RunConsole:
     def show_arm(self, name: str, arm: "Arm") -> None:
         """How many answers an arm gave, and in what time or whence."""
         how = "as an earlier run of this base model answered" if arm.reused else f"answered in {arm.seconds:.0f} s"
-        self.print(f"  {name.replace('_', '-')}: {sum(map(len, arm.replies))} prompts {how}")
+        self.print(f"  {name.replace('_', '-')}: {len(arm.replies)} prompts {how}")
 
     def show_result(self, result: RunResult) -> None:
         """The verdict, the table of all arms, example answers, the run's cost, and what to do next."""
@@ -113,7 +113,7 @@ def show_complete_run(result: RunResult, folder: Path) -> None:
 
 def _example(prediction: Prediction, evaluation: EvaluationResult) -> RenderableType:
     texts = {"prompt": prediction.question, "reference": prediction.reference}
-    texts |= {format_arm(arm, evaluation): prediction.arms[arm].first_answer for arm in evaluation.arms}
+    texts |= {format_arm(arm, evaluation): prediction.arms[arm].text for arm in evaluation.arms}
     flat = {name: " ".join(text.split()) for name, text in texts.items()}
     short = {name: text if len(text) <= TEXT_LENGTH else f"{text[:TEXT_LENGTH]} ..." for name, text in flat.items()}
     return to_grid([*short.items(), ("", "")])

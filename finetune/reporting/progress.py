@@ -31,7 +31,7 @@ def progress_bar(console: RunConsole) -> Progress:
 
 def answer_counter(progress: Progress, prompts: Prompts, report: Report) -> Callable[[str, int], None]:
     """A function that counts answered prompts on a bar for each arm; `counter(arm, n)` adds n."""
-    totals = {arm: len(draws) * len(prompts.examples) for arm, draws in prompts.arms().items()}
+    totals = {arm: len(prompt_set.examples) for arm, prompt_set in prompts.arms().items()}
 
     def advance(arm: str, done: int) -> None:
         name = f"answering: {arm.replace('_', ' ')}"

@@ -99,8 +99,9 @@ def _examples(predictions: list[Prediction], evaluation: EvaluationResult, again
 def _example(prediction: Prediction, metric: str, evaluation: EvaluationResult) -> str:
     texts = [("prompt", prediction.question), ("reference", prediction.reference)]
     for arm, reply in prediction.arms.items():
-        answers = "\n\n".join(sample.answer or "" for sample in reply.samples)
-        texts.append((f"{format_arm(arm, evaluation)} {reply.scores[metric]:.2f}", answers))
+        texts.append((f"{format_arm(arm, evaluation)} {reply.scores[metric]:.2f}", reply.text))
+        if reply.demonstrations:
+            texts.append((f"{format_arm(arm, evaluation)} examples", ", ".join(reply.demonstrations)))
     return html.example(prediction.place, texts)
 
 

@@ -99,8 +99,7 @@ def harness_table(scores: dict[str, dict[str, HarnessScore]]) -> Table:
 
 def format_arm(arm: str, evaluation: EvaluationResult) -> str:
     """An arm as users call it: `3-shot` for `few_shot`."""
-    shots = len(evaluation.shots[0]) if evaluation.shots else 0
-    return arm.replace("few_shot", f"{shots}-shot").replace("zero_shot", "zero-shot").replace("_", " ")
+    return arm.replace("few_shot", f"{evaluation.shots}-shot").replace("zero_shot", "zero-shot").replace("_", " ")
 
 
 def format_interval(interval: Interval, sign: str = "") -> str:

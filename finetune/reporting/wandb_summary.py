@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from finetune.runs.predictions import Answered, Prediction
+from finetune.runs.predictions import Prediction
 from finetune.runs.result import Forgetting, Interval, RunResult
 
 
@@ -48,14 +48,8 @@ def prediction_table(predictions: list[Prediction]) -> tuple[list[str], list[lis
     for prediction in predictions:
         prompt = "\n\n".join(f"{message['role']}: {message['content']}" for message in prediction.prompt)
         row: dict[str, Any] = {"prompt": prompt, "reference": prediction.reference}
-        row |= {f"{arm}/answer": _answers(reply) for arm, reply in prediction.arms.items()}
+        row |= {f"{arm}/answer": reply.answer for arm, reply in prediction.arms.items()}
         for arm, reply in prediction.arms.items():
             row |= {f"{arm}/{metric}": score for metric, score in reply.scores.items()}
         rows.append(row)
     return list(rows[0]), [list(row.values()) for row in rows]
-
-
-def _answers(reply: Answered) -> str | None:
-    """The answer, or those to each few-shot sample; None where none was asked for."""
-    answers = [sample.answer for sample in reply.samples if sample.answer is not None]
-    return "\n---\n".join(answers) if answers else None

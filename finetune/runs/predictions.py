@@ -14,23 +14,19 @@ OWN = ("place", "prompt", "reference")  # the columns of a row that are no arms
 
 @dataclass(frozen=True)
 class Answered:
-    """What one arm replied to one prompt, with its scores; of several few-shot samples their mean, and each of them."""
+    """What one arm replied to one prompt, with its scores, and the places of the demonstrations before the prompt."""
 
     scores: dict[str, float]
     answer: str | None = None  # None where no answer was asked for
     finished: bool | None = None
     nll: float | None = None  # the reference's summed negative log-likelihood in nats, for perplexity
     tokens: int | None = None
-    draws: "list[Answered] | None" = None
+    demonstrations: list[str] | None = None
 
     @property
-    def samples(self) -> "list[Answered]":
-        """The reply to each few-shot sample; without samples, the one reply."""
-        return self.draws or [self]
-
-    @property
-    def first_answer(self) -> str:
-        return self.samples[0].answer or ""
+    def text(self) -> str:
+        """The answer, empty where none was asked for."""
+        return self.answer or ""
 
 
 @dataclass(frozen=True)
@@ -50,23 +46,16 @@ class Prediction:
 def write_predictions(file: Path, predictions: list[Prediction]) -> None:
     """Write one row for each prompt, the arms beside `place`, `prompt` and `reference`."""
     rows = map(asdict, predictions)
-    write_jsonl(file, [_without_none({name: row[name] for name in OWN} | row["arms"]) for row in rows])
+    write_jsonl(file, [{name: row[name] for name in OWN} | _without_none(row["arms"]) for row in rows])
 
 
 def read_predictions(file: Path) -> list[Prediction]:
     """The rows of a file that `write_predictions` wrote."""
     return [
-        Prediction(**{name: row.pop(name) for name in OWN}, arms={arm: _answered(reply) for arm, reply in row.items()})
+        Prediction(**{name: row.pop(name) for name in OWN}, arms={arm: Answered(**reply) for arm, reply in row.items()})
         for row in read_jsonl(file)
     ]
 
 
-def _without_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
-    return [_without_none(item) for item in value] if isinstance(value, list) else value
-
-
-def _answered(reply: dict[str, Any]) -> Answered:
-    samples = reply.pop("draws", None)
-    return Answered(**reply, draws=samples and [_answered(sample) for sample in samples])
+def _without_none(arms: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {arm: {key: item for key, item in reply.items() if item is not None} for arm, reply in arms.items()}

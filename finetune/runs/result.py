@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from finetune.errors import UserError
 
-FORMAT = 2  # raised when a field changes its name, type or meaning; a file of another format is refused
+FORMAT = 3  # raised when a field changes its name, type or meaning; a file of another format is refused
 RESULT = "result.json"
 SELECTION = "selection.json"  # what a trial of a search writes instead: its score on validation prompts
 # What null stands for in an interval, as JSON has neither infinity nor NaN.
@@ -35,7 +35,6 @@ class Difference(Interval):
     p: float
     test: Literal["McNemar", "permutation"]
     prompts: int
-    draws: int
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class EvaluationResult:
     prompts: int
     metric: str  # the headline metric, which decides the verdict
     max_new_tokens: int
-    shots: list[list[str]]  # the places of the demonstrations of each few-shot sample
+    shots: int  # demonstrations before each few-shot prompt; 0 where there is no such arm
     arms: dict[str, ArmResult]
     differences: dict[str, dict[str, Difference]]
     retention: Forgetting | None

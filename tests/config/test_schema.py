@@ -103,7 +103,6 @@ CHANGES = {
     "trainer": ("3e-5", []),
     "eval.max_prompts": ("3", []),
     "eval.shots": ("0", []),
-    "eval.draws": ("1", []),
     "eval.tuned_few_shot": ("true", []),
     "eval.retention": ("false", []),
     "eval.harness_tasks": ("[FOLDER/task.yaml]", []),

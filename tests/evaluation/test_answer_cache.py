@@ -82,20 +82,20 @@ def test_replies_to_other_references_are_not_reused_wherever_the_references_diff
         texts = [*(f"text number {number}" for number in range(9)), last]
         examples = [Example([], text, "") for text in texts]
         tokenized = tokenize_examples(examples, prepared.tokenizer, prepared.settings, "test")
-        prompts = Prompts(PromptSet(examples, tokenized, []), [], ["perplexity"], config.eval, 8, seed=0)
+        prompts = Prompts(PromptSet(examples, tokenized, []), None, ["perplexity"], config.eval, 8, seed=0)
         ignore = small_runs.ignore
         arms.append(answer_prompts(base, prepared.tokenizer, prompts, {}, ignore, ignore)["zero_shot"])
     assert [arm.reused for arm in arms] == [False, False]
-    [one], [other] = (arm.replies for arm in arms)
+    one, other = (arm.replies for arm in arms)
     assert one[:-1] == other[:-1] and one[-1] != other[-1]
 
 
 @pytest.mark.slow
-def test_another_few_shot_sample_is_computed_and_those_in_the_cache_are_not(tiny_run, answer_cache):
+def test_few_shot_prompts_with_other_examples_are_computed_and_those_in_the_cache_are_not(tiny_run, answer_cache):
     small_runs.answered(tiny_run)
     before = set(answer_cache.glob("*.json"))
-    assert len(before) == 3
-    arms = small_runs.answered([*tiny_run, "eval.draws=3"])
+    assert len(before) == 2
+    arms = small_runs.answered([*tiny_run, "eval.shots=2"])
     assert len(set(answer_cache.glob("*.json")) - before) == 1
     assert reused(arms) == {"zero_shot": True, "few_shot": False, "tuned": False}
 

@@ -6,31 +6,40 @@ from support import small_runs
 from finetune.errors import UserError
 
 
-def test_demonstrations_are_training_rows_and_the_same_for_every_prompt_of_a_sample(tiny_run):
-    prepared, prompts = small_runs.chosen([*tiny_run, "eval.shots=2", "eval.draws=3"])
-    assert len(prompts.few_shot) == 3
-    assert len({tuple(example.place for example in sample.demonstrations) for sample in prompts.few_shot}) == 3
-    for sample in prompts.few_shot:
-        assert all(example in prepared.splits.train for example in sample.demonstrations)
-        for prompted, plain in zip(sample.examples, prompts.examples, strict=True):
-            system, *turns, last = prompted.prompt
-            assert [system, last] == plain.prompt
-            assert [turn["content"] for turn in turns[1::2]] == [row.completion for row in sample.demonstrations]
-            assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+def test_every_prompt_has_training_rows_of_its_own_as_demonstrations(tiny_run):
+    prepared, prompts = small_runs.chosen([*tiny_run, "eval.shots=2"])
+    few_shot = prompts.few_shot
+    assert len({tuple(example.place for example in shown) for shown in few_shot.demonstrations}) == 4
+    for prompted, plain, shown in zip(few_shot.examples, prompts.examples, few_shot.demonstrations, strict=True):
+        assert all(example in prepared.splits.train for example in shown)
+        system, *turns, last = prompted.prompt
+        assert [system, last] == plain.prompt
+        assert [turn["content"] for turn in turns[1::2]] == [row.completion for row in shown]
+        assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2
+
+
+def test_the_demonstrations_of_a_prompt_do_not_depend_on_the_other_prompts(tiny_run):
+    def shown(overrides):
+        few_shot = small_runs.chosen([*tiny_run, *overrides])[1].few_shot
+        return dict(zip((example.place for example in few_shot.examples), few_shot.demonstrations, strict=True))
+
+    few, many = shown(["eval.max_prompts=4"]), shown(["eval.max_prompts=8"])
+    common = few.keys() & many.keys()
+    assert common and all(few[place] == many[place] for place in common)
 
 
 @pytest.mark.parametrize(
     ("overrides", "arms"),
     [
-        (["eval.shots=0"], {"zero_shot": 1, "tuned": 1}),
-        ([], {"zero_shot": 1, "few_shot": 2, "tuned": 1}),
-        (["eval.tuned_few_shot=true"], {"zero_shot": 1, "few_shot": 2, "tuned": 1, "tuned_few_shot": 2}),
-        (["sweep.on_validation=true"], {"tuned": 1}),
+        (["eval.shots=0"], ["zero_shot", "tuned"]),
+        ([], ["zero_shot", "few_shot", "tuned"]),
+        (["eval.tuned_few_shot=true"], ["zero_shot", "few_shot", "tuned", "tuned_few_shot"]),
+        (["sweep.on_validation=true"], ["tuned"]),
     ],
 )
-def test_the_settings_decide_which_arms_answer_how_many_prompt_sets(tiny_run, overrides, arms):
+def test_the_settings_decide_which_arms_answer(tiny_run, overrides, arms):
     prompts = small_runs.chosen([*tiny_run, *overrides])[1]
-    assert {name: len(prompt_sets) for name, prompt_sets in prompts.arms().items()} == arms
+    assert list(prompts.arms()) == arms
 
 
 def test_answers_may_be_a_quarter_longer_than_the_longest_training_answer(tiny_run):
@@ -44,7 +53,7 @@ def test_another_seed_trains_otherwise_on_the_same_splits_prompts_and_demonstrat
     first, second = (small_runs.chosen([*tiny_run, f"seed={seed}"]) for seed in (1, 2))
     assert first[0].splits == second[0].splits
     assert first[1].examples == second[1].examples
-    assert [s.demonstrations for s in first[1].few_shot] == [s.demonstrations for s in second[1].few_shot]
+    assert first[1].few_shot.demonstrations == second[1].few_shot.demonstrations
 
 
 @pytest.mark.parametrize(

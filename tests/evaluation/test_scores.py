@@ -5,6 +5,8 @@ import sacrebleu
 from scipy import stats
 from support import small_runs
 
+from finetune.evaluation.statistics import expanded_level
+
 # Independent of metrics.py.
 BY_HAND = {
     "exact_match": lambda answer, reference: float(answer.strip() == reference.strip()),
@@ -20,16 +22,14 @@ def test_scores_and_intervals_follow_from_the_predictions(tiny_run):
     arms, differences = result.evaluation.arms, result.evaluation.differences
     for arm in ("zero_shot", "few_shot", "tuned"):
         for name, score in BY_HAND.items():
-            scores = []
-            for row in rows:
-                by_sample = [score(sample.answer, row.reference) for sample in row.arms[arm].samples]
-                scores.append(sum(by_sample) / len(by_sample))
+            scores = [score(row.arms[arm].answer, row.reference) for row in rows]
             assert [row.arms[arm].scores[name] for row in rows] == pytest.approx(scores)
             assert arms[arm].scores[name].mean == pytest.approx(sum(scores) / len(scores))
     tuned = [row.arms["tuned"].scores["chrf"] for row in rows]
     gains = [row.arms["tuned"].scores["chrf"] - row.arms["zero_shot"].scores["chrf"] for row in rows]
     for values, interval in ((tuned, arms["tuned"].scores["chrf"]), (gains, differences["zero_shot"]["chrf"])):
-        ends = stats.bootstrap((values,), lambda x, axis: x.mean(axis=axis), method="BCa", rng=42, n_resamples=9999)
+        options = {"method": "BCa", "rng": 42, "n_resamples": 9999, "confidence_level": expanded_level(12)}
+        ends = stats.bootstrap((values,), lambda x, axis: x.mean(axis=axis), **options)
         assert [interval.low, interval.high] == pytest.approx(list(ends.confidence_interval))
 
 

@@ -1,4 +1,5 @@
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,9 +10,11 @@ from finetune.evaluation.statistics import (
     RESAMPLES,
     corpus_difference,
     corpus_interval,
+    expanded_level,
     mean_difference,
     mean_interval,
 )
+from finetune.evaluation.verdict import decide_verdict
 
 LABELS = ["yes", "no", "perhaps"]
 REPETITIONS = 1000
@@ -40,7 +43,9 @@ def labels(generator, n, correct):
 
 def bootstrap(data, statistic, n_resamples, **options):
     generator = np.random.default_rng(7)
-    found = stats.bootstrap(data, statistic, n_resamples=n_resamples, method="BCa", rng=generator, **options)
+    level = expanded_level(len(data[0]))
+    options |= {"n_resamples": n_resamples, "confidence_level": level, "method": "BCa", "rng": generator}
+    found = stats.bootstrap(data, statistic, **options)
     return pytest.approx(tuple(found.confidence_interval))
 
 
@@ -54,11 +59,15 @@ def test_an_interval_is_scipys():
     assert (apart.low, apart.high) == bootstrap((a, b), lambda x, y, axis: (x - y).mean(axis), RESAMPLES, paired=True)
 
 
+def test_the_level_of_a_bootstrap_of_few_is_expanded_as_students_t_is():
+    assert [round(expanded_level(n), 4) for n in (5, 40, 100, 100_000)] == [0.9981, 0.9595, 0.9539, 0.95]
+
+
 def test_scores_of_fractions_are_tested_by_scipys_permutation_of_the_arms():
     a, b = field_scores(np.random.default_rng(0), 12)
     expected = stats.permutation_test((a, b), lambda x, y: (x - y).mean(), permutation_type="samples").pvalue
     found = mean_difference(a, b, 7)
-    assert (found.test, found.prompts, found.draws) == ("permutation", 12, 1)
+    assert (found.test, found.prompts) == ("permutation", 12)
     assert found.p == pytest.approx(expected)  # all 4,096 permutations: no chance in either
 
 
@@ -80,29 +89,6 @@ def test_arms_of_different_prompts_have_no_difference():
         mean_difference([1], [0] * 20, 7)
 
 
-def test_draws_are_resampled_independently_of_prompts():
-    generator = np.random.default_rng(0)
-    draws = generator.random((40, 3)) * [0.5, 0.7, 0.9]
-    expected = bootstrap((range(40), range(3)), lambda i, j: draws[i][:, j].mean(), RESAMPLES, vectorized=False)
-    found = mean_interval(draws, 7)
-    assert (found.low, found.high) == expected
-    assert found.mean == pytest.approx(draws.mean())
-    once = mean_interval(draws.mean(axis=1), 7)
-    assert found.high - found.low > 1.3 * (once.high - once.low)  # there are other draws than these three
-
-
-def test_an_arm_of_one_draw_is_compared_with_every_draw_of_the_other():
-    tuned, *shots = np.random.default_rng(0).random((4, 30))
-    draws = np.stack(shots, axis=1)
-    found = mean_difference(tuned, draws, 7)
-    assert found == mean_difference(np.stack([tuned] * 3, axis=1), draws, 7)
-    assert found.mean == pytest.approx((tuned - draws.mean(axis=1)).mean())
-    assert (found.test, found.draws) == ("permutation", 3)
-    assert (
-        mean_difference(tuned > 0.5, draws > 0.5, 7).test == "permutation"
-    )  # a mean of three is neither right nor wrong
-
-
 @pytest.mark.parametrize(("n", "right", "low", "high"), [(20, 1, 0.8316, 1), (20, 0, 0, 0.1684), (1, 1, 0.025, 1)])
 def test_answers_that_are_all_right_or_all_wrong_have_the_exact_binomial_interval(n, right, low, high):
     found = mean_interval([right] * n, 7)
@@ -111,14 +97,9 @@ def test_answers_that_are_all_right_or_all_wrong_have_the_exact_binomial_interva
 
 
 def test_equal_scores_do_not_make_an_interval_of_no_width():
-    half, same, draws = (
-        mean_interval([0.5] * 20, 7),
-        mean_difference([0.3] * 20, [0.3] * 20, 7),
-        mean_interval(np.ones((20, 3)), 7),
-    )
+    half, same = mean_interval([0.5] * 20, 7), mean_difference([0.3] * 20, [0.3] * 20, 7)
     assert (half.low, half.mean, half.high) == pytest.approx((0.5 - 0.1684 / 2, 0.5, 0.5 + 0.1684 / 2), abs=1e-4)
     assert (same.low, same.mean, same.high, same.p) == pytest.approx((-0.1684, 0, 0.1684, 1), abs=1e-4)
-    assert draws == mean_interval([1] * 20, 7)
 
 
 def test_one_prompt_says_next_to_nothing():
@@ -159,16 +140,6 @@ def test_a_corpus_difference_is_of_the_same_resampled_prompts():
     assert same.low < 0 < same.high and same.p == 1
 
 
-def test_the_mean_of_a_corpus_metric_over_draws_is_that_of_each_draw():
-    generator = np.random.default_rng(0)
-    references, first = labels(generator, 40, correct=0.9)
-    second = np.where(generator.random(40) < 0.3, first, "yes")
-    found = corpus_interval("macro_f1", np.stack([first, second], axis=1), references, 7, resamples=299)
-    values = [macro_f1(draw, references) for draw in (first, second)]
-    assert found.mean == pytest.approx(sum(values) / 2)
-    assert found.low < min(values) + 0.05 and max(values) - 0.05 < found.high
-
-
 def test_right_answers_of_rare_labels_prove_less():
     rare, common = ["a"] * 38 + ["b"] * 2, ["a"] * 20 + ["b"] * 20
     widths = [1 - corpus_interval("macro_f1", texts, texts, 7, resamples=99).low for texts in (rare, common)]
@@ -188,16 +159,37 @@ def test_intervals_cover_the_truth_as_often_as_they_say(scores):
     assert np.all((covered / REPETITIONS >= 0.93) & (covered / REPETITIONS <= 0.97)), covered
 
 
+def scores_with_examples(generator, n, spread, zero_shot_loss):
+    """Scores between 0 and 1 of three arms; the tuned model is as good as few-shot prompts.
+
+    The examples of a few-shot prompt change its score by `spread` (a standard deviation).
+    """
+    ease = generator.beta(2, 3, n)
+    means = {"tuned": ease, "few_shot": ease + generator.normal(0, spread, n), "zero_shot": ease - zero_shot_loss}
+    return {arm: np.clip(mean + generator.normal(0, 0.18, n), 0, 1) for arm, mean in means.items()}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("draws", "spread"), [(3, 0.0), (3, 0.035), (2, 0.035)])
-def test_intervals_cover_the_truth_over_draws_that_differ_as_prompts_do(draws, spread):
-    generator = np.random.default_rng(3)
-    covered = 0
-    for seed in range(REPETITIONS):
-        effects = generator.normal(0, 0.35, (100, 1)) + generator.normal(0, spread, draws)
-        found = mean_interval(effects + generator.normal(0, 0.25, (100, draws)), seed, resamples=399)
-        covered += found.low <= 0 <= found.high
-    assert 0.91 <= covered / REPETITIONS <= 0.98, covered
+@pytest.mark.parametrize(
+    ("n", "spread", "zero_shot_loss"), [(40, 0.126, 0.0), (40, 0.028, 0.3), (100, 0.126, 0.3), (100, 0.028, 0.0)]
+)
+def test_with_examples_of_its_own_for_each_prompt_intervals_cover_and_verdicts_are_rarely_wrong(
+    n, spread, zero_shot_loss
+):
+    truth = scores_with_examples(np.random.default_rng(7), 2_000_000, spread, zero_shot_loss)
+    apart = truth["tuned"].mean() - truth["few_shot"].mean()
+    repetitions = 600
+    generator, covered, verdicts = np.random.default_rng(8), np.zeros(2), Counter()
+    for seed in range(repetitions):
+        arms = scores_with_examples(generator, n, spread, zero_shot_loss)
+        tuned = arms.pop("tuned")
+        base = {arm: mean_interval(scores, seed, resamples=599) for arm, scores in arms.items()}
+        gains = {arm: mean_difference(tuned, scores, seed, resamples=599) for arm, scores in arms.items()}
+        few_shot, gain = base["few_shot"], gains["few_shot"]
+        covered += few_shot.low <= truth["few_shot"].mean() <= few_shot.high, gain.low <= apart <= gain.high
+        verdicts[decide_verdict("field_f1", base, gains, shots=3).kind] += 1
+    assert np.all((covered / repetitions >= 0.93) & (covered / repetitions <= 0.97)), covered
+    assert max(verdicts["tuning_wins"], verdicts["tuning_hurts"]) < 0.03 * repetitions, verdicts
 
 
 @pytest.mark.slow

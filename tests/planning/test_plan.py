@@ -35,10 +35,10 @@ def test_the_base_answers_as_long_as_it_may_and_the_tuned_model_as_long_as_its_r
     assert seconds == pytest.approx(base + tuned + reading)
 
 
-def test_few_shot_samples_are_answered_by_the_base_alone():
+def test_few_shot_prompts_are_answered_by_the_base_alone():
     speed = replace(SPEED, few_shot_prefill=3.0, few_shot_step=0.5, few_shot_row=0.05, untuned=0.8)
-    seconds = estimate_seconds(workload(few_shot=[answers(20, 20, 32, [10] * 20)] * 3), speed)["evaluate"]
-    assert seconds == pytest.approx(3 * (16 * 1.5 * 0.8 + 3.0))
+    seconds = estimate_seconds(workload(few_shot=answers(20, 20, 32, [10] * 20)), speed)["evaluate"]
+    assert seconds == pytest.approx(16 * 1.5 * 0.8 + 3.0)
 
 
 def test_what_shows_forgetting_is_read_and_answered_before_and_after():

@@ -22,7 +22,7 @@ def test_each_layer_that_was_not_measured_takes_as_long_as_those_between():
 
 def test_a_rate_gives_the_time_of_the_matrix_products(tiny_run):
     prepared = planned_run(*tiny_run).prepared
-    work = workload(answers=answers(25, 10, 8, [5] * 25), few_shot=[answers(25, 5, 8, [5] * 25)])
+    work = workload(answers=answers(25, 10, 8, [5] * 25), few_shot=answers(25, 5, 8, [5] * 25))
     speed = throughput_from_rate(prepared, work, RATE)
     meta_model = prepared.meta_model
     assert speed.forward_position == pytest.approx(2 * meta_model.num_parameters() / RATE)  # the head is tied

@@ -16,7 +16,8 @@ def console(tmp_path):
 
 def test_answers_are_counted_by_arm(console):
     notes, bar = [], progress_bar(console)
-    prompts = SimpleNamespace(arms=lambda: {"zero_shot": [1], "few_shot": [1, 2]}, examples=[0] * 4)
+    sets = {name: SimpleNamespace(examples=[0] * count) for name, count in (("zero_shot", 4), ("few_shot", 8))}
+    prompts = SimpleNamespace(arms=lambda: sets)
     counter = answer_counter(bar, prompts, notes.append)
     counter("zero_shot", 4)
     counter("few_shot", 3)

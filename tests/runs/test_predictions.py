@@ -7,8 +7,8 @@ PROMPT = [{"role": "system", "content": "Answer."}, {"role": "user", "content": 
 
 
 def test_what_is_read_is_what_was_written(tmp_path):
-    samples = [Answered({"chrf": score}, text, True) for score, text in ((0.5, "a"), (1.0, "b"))]
-    arms = {"few_shot": Answered({"chrf": 0.75}, draws=samples), "tuned": Answered({"chrf": 0.0}, "", False, 2.5, 4)}
+    few_shot = Answered({"chrf": 0.75}, "a", True, demonstrations=["a:7", "a:9"])
+    arms = {"few_shot": few_shot, "tuned": Answered({"chrf": 0.0}, "", False, 2.5, 4)}
     predictions = [Prediction("a:1", PROMPT, "b", arms), Prediction("a:2", [], "text", {"tuned": Answered({})})]
     write_predictions(tmp_path / "predictions.jsonl", predictions)
     assert read_predictions(tmp_path / "predictions.jsonl") == predictions
@@ -24,10 +24,8 @@ def test_arms_stand_beside_the_prompt_without_what_was_not_asked_for(tmp_path):
     }  # fmt: skip
 
 
-def test_the_first_answer_is_that_to_the_first_sample():
-    first, second = Answered({}, "a"), Answered({}, "b")
-    assert Answered({}, draws=[first, second]).first_answer == first.first_answer == "a"
-    assert Answered({}).first_answer == ""
+def test_where_no_answer_was_asked_for_its_text_is_empty():
+    assert Answered({}, "a").text == "a" and Answered({}).text == ""
 
 
 def test_the_question_is_the_last_message():

@@ -27,7 +27,7 @@ def asking(run, *lengths):
     prompts = [[{"role": "user", "content": f"{i} {'word ' * length}"}] for i, length in enumerate(lengths)]
     examples = [Example(prompt, "answer", f"prompt {number}") for number, prompt in enumerate(prompts)]
     zero_shot = PromptSet(examples, [{"labels": [1]}] * len(examples), [])
-    return replace(run, prompts=replace(run.prompts, zero_shot=zero_shot, few_shot=[]))
+    return replace(run, prompts=replace(run.prompts, zero_shot=zero_shot, few_shot=None))
 
 
 def without_weights(folder, **shape):
@@ -47,6 +47,6 @@ def answers(prompts, batch_size, new_tokens, references):
 def workload(**changes):
     """Ten steps of a hundred token positions each, and nothing else but the changes."""
     nothing = {"validations": 0, "validation_positions": 0, "largest_validation": None, "largest": [], "typical": {}}
-    evaluation = {"answers": None, "few_shot": [], "passages": 0, "questions": 0}
+    evaluation = {"answers": None, "few_shot": None, "passages": 0, "questions": 0}
     training = {"steps": 10, "epochs": 1.0, "rows_per_step": 4, "samples": 40, "tokens": 900, "token_positions": 1000}
     return Workload(**(training | nothing | evaluation | changes))

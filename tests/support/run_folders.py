@@ -37,13 +37,13 @@ def made_prompts(config, count, metrics, system="Answer.", split="test"):
         )
         for i in range(count)
     ]
-    return Prompts(PromptSet(examples, None, []), [], list(metrics), config.eval, 16, config.data.seed, split)
+    return Prompts(PromptSet(examples, None, []), None, list(metrics), config.eval, 16, config.data.seed, split)
 
 
 def made_arm(texts, likelihoods=None):
     """An arm that answered with these texts."""
     answers = [Answer(text, len(text), True) for text in texts]
-    return Arm([[Reply(*pair) for pair in zip(answers, likelihoods or [None] * len(texts), strict=True)]], 1.0, False)
+    return Arm([Reply(*pair) for pair in zip(answers, likelihoods or [None] * len(texts), strict=True)], 1.0, False)
 
 
 def made_history():
