@@ -33,9 +33,9 @@ def test_weights_are_dequantised_once_where_there_is_room(tiny_run, quantization
     answer_prompts(base, prepared.tokenizer, prompts, {}, advance, small_runs.ignore, room)
     assert set(dequantised) == {len(weights) if has_room else 0}
     assert bool(sizes) == bool(weights) == (quantization == "nf4")
-    tokens = max(map(len, prompts.few_shot[0].tokenized["input_ids"])) + prompts.max_new_tokens
+    tokens = max(map(len, prompts.few_shot.tokenized["input_ids"])) + prompts.max_new_tokens
     cache = len(prompts.examples) * cache_bytes(base, tokens)
-    assert all(4 * sum(weights) + cache < size < 4 * sum(weights) + 3 * cache for size in sizes)
+    assert all(4 * sum(weights) + cache < size < 4 * sum(weights) + 6 * cache for size in sizes)
 
 
 def test_what_another_run_is_answering_is_left_to_it_and_read_from_the_cache_at_the_end(tiny_run, answer_cache):

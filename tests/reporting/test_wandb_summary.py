@@ -20,7 +20,7 @@ def result():
     scores = (
         Interval(20.0, 19.0, 21.0),
         Interval(30.0, 29.0, inf),
-        Difference(10.0, 9.0, 11.0, 0.01, "permutation", 9, 1),
+        Difference(10.0, 9.0, 11.0, 0.01, "permutation", 9),
     )
     forgetting = Forgetting(
         {"passages": ForgettingPart("perplexity", *scores, forgot=True, suspected=True)}, True, "It forgot"
