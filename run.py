@@ -143,13 +143,14 @@ def train_and_evaluate(
             if is_main:
                 trainer.save_trained(tuned, prepared.tokenizer, folder)
 
-        with clock.measure("evaluate"), progress.progress_bar(console) as bar:
+        in_one_precision = trainer.mixed_precision(prepared.settings)
+        with clock.measure("evaluate"), progress.progress_bar(console) as bar, in_one_precision:
             counter = progress.answer_counter(bar, chosen, report_progress)
             arms = answers.answer_prompts(tuned, prepared.tokenizer, chosen, originals, counter, console.show_arm)
             general_arms = forgetting.answer_general_prompts(tuned, prepared.tokenizer, general, originals)
 
         if is_main:
-            with clock.measure("evaluate"):
+            with clock.measure("evaluate"), in_one_precision:
                 harness = lm_harness.score_harness_tasks(tuned, prepared.tokenizer, tasks, originals, console.print)
             with clock.measure("judge"):
                 forgot = forgetting.describe_forgetting(general, general_arms)

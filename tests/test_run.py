@@ -351,6 +351,13 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tiny_run):
         in_this_process(*tiny_run, "adapter=full", "trainer.learning_rate=1e30", "trainer.logging_steps=1")
 
 
+def test_an_update_that_leaves_no_number_ends_the_run_each_time_it_is_started(tiny_run):
+    last = ["trainer.max_steps=1", "trainer.save_steps=1", "trainer.warmup_steps=0", "trainer.learning_rate=1e38"]
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match=r"are not finite at step 1: it diverged"):
+            in_this_process(*tiny_run, *last, "trainer.eval_strategy=no")
+
+
 @pytest.mark.slow
 def test_ctrl_c_ends_with_code_130_and_no_stack(tiny_run, tmp_path):
     process = subprocess.Popen(
@@ -380,6 +387,18 @@ def test_a_run_stopped_after_its_last_step_takes_no_further_one(tiny_run):
     assert again["training"]["tokens"] == result["training"]["tokens"]
     assert all(torch.equal(trained[name], tensor) for name, tensor in weights(folder).items())
     assert [row["tuned"] for row in same] == [row["tuned"] for row in predictions]
+
+
+@pytest.mark.slow
+def test_answers_after_a_crash_behind_the_last_step_are_those_of_a_run_without_one(tiny_run):
+    settings = [*tiny_run, "model.dtype=bfloat16", "data.metrics=[chrf,perplexity]", "trainer.learning_rate=1e-2"]
+    first, answered, folder = in_this_process(*settings)
+    (folder / "result.json").unlink()
+    second, again, _ = in_this_process(*settings)
+    assert second["training"]["resumed_from_step"] == 3
+    assert again == answered
+    assert second["evaluation"]["arms"]["zero_shot"]["reused"]
+    assert second["evaluation"]["precision"] == first["evaluation"]["precision"] == "bfloat16"
 
 
 @pytest.mark.slow

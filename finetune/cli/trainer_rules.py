@@ -160,6 +160,8 @@ def _check_best_checkpoint(trainer: dict[str, Any]) -> Iterator[str]:
             f"trainer.metric_for_best_model={metric}: validation measures the loss alone. "
             "Leave it out; answers are scored once, at the end."
         )
+    if trainer.get("greater_is_better"):
+        yield "trainer.greater_is_better=true: the best checkpoint has the least validation loss. Leave it out."
     if not trainer.get("load_best_model_at_end") or saved == "best":
         return
     eval_steps, save_steps = trainer.get("eval_steps"), trainer.get("save_steps", DEFAULT_SAVE_STEPS)

@@ -22,7 +22,9 @@ from finetune.model.base import TrainedModel, weights_digest
 from finetune.runs.files import write_text
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
-FORMAT = 1  # raised with each change to how answers are computed (generate.py, model/) that may round otherwise
+FORMAT = 2  # raised with each change to how answers are computed (generate.py, model/) that may round otherwise
+# What loading or training sets in a model's configuration, and answers do not depend on.
+SET_BY_TRAINING = ("_name_or_path", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache", "output_router_logits")
 BUSY = "another run is computing them"
 
 
@@ -32,6 +34,13 @@ class Reply:
 
     answer: Answer | None  # if a metric scores answers
     likelihood: tuple[float, int] | None  # for perplexity: summed negative log-likelihood in nats, number of tokens
+
+
+def answering_precision(model: TrainedModel) -> str:
+    """The floating-point type of matrix products, now."""
+    kind = model.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True)
@@ -48,12 +57,13 @@ class AnswerCache:
         on_gpu = base.device.type == "cuda"
         device = torch.cuda.get_device_name(base.device) if on_gpu else torch.backends.cpu.get_cpu_capability()
         attention = base.config._attn_implementation  # private: transformers, no public name
+        config = {name: value for name, value in base.config.to_dict().items() if name not in SET_BY_TRAINING}
         return cls(
             {
                 "format": FORMAT,
                 "weights": weights_digest(base),
-                "config": base.config.to_dict() | {"_name_or_path": "", "attention": attention},
-                "generation": base.generation_config.to_dict(),
+                "config": config | {"attention": attention},
+                "precision": answering_precision(base),
                 "device": device,
                 "versions": [version(name) for name in LIBRARIES],
             }

@@ -15,11 +15,12 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from finetune.evaluation import generate
-from finetune.evaluation.answer_cache import AnswerCache, Reply
+from finetune.evaluation.answer_cache import AnswerCache, Reply, answering_precision
 from finetune.evaluation.prompts import Prompts, PromptSet
 from finetune.machine.process_memory import fits_below_peak, release_freed_memory
 from finetune.model.adapter import Weights, as_base_model
 from finetune.model.base import TrainedModel
+from finetune.model.tokenizer import end_tokens
 from finetune.training.tokenize import IGNORE_INDEX, prompt_tokens
 
 LOGIT_BYTES = 2 * 4  # where references are scored: logits as the model gives them, and as numbers of four bytes
@@ -34,6 +35,7 @@ class Arm:
     replies: list[Reply]  # by prompt
     seconds: float
     reused: bool  # every reply was computed by an earlier run
+    precision: str  # of matrix products
 
 
 def answer_prompts(
@@ -57,13 +59,14 @@ def answer_prompts(
     room = size and has_room(size + max(_working_bytes(model, prompts)))  # no more than training has needed
     with generate.dequantised(model) if room else nullcontext():
         with as_base_model(model, originals):
-            for name, arm in _base_arms(AnswerCache.of(model), tokenizer, prompts, reply, advance):
+            for name, arm in _base_arms(model, tokenizer, prompts, reply, advance):
                 answered[name] = arm
                 show(name, arm)
         for name in (name for name in arms if name.startswith("tuned")):  # in one order in all processes
             started = time.perf_counter()
             replies = reply(name, arms[name])
-            answered[name] = Arm(replies, time.perf_counter() - started, reused=False)
+            seconds = time.perf_counter() - started
+            answered[name] = Arm(replies, seconds, reused=False, precision=answering_precision(model))
             show(name, answered[name])
     return {name: answered[name] for name in arms}
 
@@ -86,28 +89,33 @@ def _working_bytes(model: TrainedModel, prompts: Prompts) -> Iterator[int]:
 
 
 def _base_arms(
-    cache: AnswerCache,
+    model: TrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts,
     reply: Callable[[str, PromptSet], list[Reply]],
     advance: Callable[[str, int], None],
 ) -> Iterator[tuple[str, Arm]]:
     """The base model's arms, each once it is complete; replies that another run is computing are waited for last."""
+    cache = AnswerCache.of(model)
     arms = {name: prompt_set for name, prompt_set in prompts.arms().items() if not name.startswith("tuned")}
     for wait in (False, True):
         for name, prompt_set in list(arms.items()):
             started = time.perf_counter()
-            recalled = cache.recall(_request(tokenizer, prompts, prompt_set), partial(reply, name, prompt_set), wait)
+            request = _request(model, tokenizer, prompts, prompt_set)
+            recalled = cache.recall(request, partial(reply, name, prompt_set), wait)
             if recalled is None:
                 continue
             replies, reused = recalled
             if reused:
                 advance(name, len(replies))
             del arms[name]
-            yield name, Arm(replies, 0.0 if reused else time.perf_counter() - started, reused)
+            seconds = 0.0 if reused else time.perf_counter() - started
+            yield name, Arm(replies, seconds, reused, answering_precision(model))
 
 
-def _request(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, prompt_set: PromptSet) -> dict[str, Any]:
+def _request(
+    model: TrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Prompts, prompt_set: PromptSet
+) -> dict[str, Any]:
     """All that decides, besides the model, what is replied."""
     decoding = prompts.decoding
     return {
@@ -117,7 +125,7 @@ def _request(tokenizer: PreTrainedTokenizerBase, prompts: Prompts, prompt_set: P
         "decoding": [decoding.temperature, decoding.top_p, decoding.top_k, decoding.batch_size],
         "max_new_tokens": prompts.max_new_tokens,
         "seed": prompts.seed if decoding.temperature else None,
-        "ends": tokenizer.eos_token_id,
+        "ends": end_tokens(model, tokenizer),
         "processes": PartialState().num_processes,  # each answers a share in batches of its own
     }
 

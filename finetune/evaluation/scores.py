@@ -42,6 +42,7 @@ def describe_evaluation(
         prompts=len(prompts.examples),
         metric=metric,
         max_new_tokens=prompts.max_new_tokens,
+        precision=arms["tuned"].precision,
         shots=prompts.decoding.shots if prompts.few_shot else 0,
         arms={name: _arm_result(arm, scores[name]) for name, arm in arms.items()},
         differences=differences,

@@ -71,8 +71,8 @@ def choose_device(
         why = "set by quantization.bnb_4bit_compute_dtype"
     elif model.dtype is not Dtype.auto:
         compute, why = TORCH_DTYPES[model.dtype], "set by model.dtype"
-    weight = TORCH_DTYPES.get(model.dtype, compute if adapter.enabled else torch.float32)
-    if model.dtype is Dtype.auto and not adapter.enabled:
+    weight = TORCH_DTYPES.get(model.dtype, compute) if adapter.enabled else torch.float32
+    if not adapter.enabled:
         why += "; all weights are trained, so they are kept in float32"
     processes, is_main = state.num_processes, state.is_main_process
     return Device(kind, name, compute, weight, why, processes, is_main, spare_gpus, allowance)

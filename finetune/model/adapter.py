@@ -18,7 +18,10 @@ Weights = dict[str, torch.Tensor]  # on the CPU, by name
 
 
 def add_adapter(base: PreTrainedModel, adapter: Adapter, seed: int) -> TrainedModel:
-    """The base with a fresh adapter in float32, or itself; raises UserError for target modules that it lacks."""
+    """The base with a fresh adapter, or itself; raises UserError for target modules that it lacks.
+
+    Whatever is trained is in float32.
+    """
     if not adapter.enabled:
         return base
     settings = {name: value for name, value in asdict(adapter).items() if name != "enabled"}
@@ -32,7 +35,19 @@ def add_adapter(base: PreTrainedModel, adapter: Adapter, seed: int) -> TrainedMo
         raise UserError(f"{problem} Linear layers here: {linear}.") from error
     keep_gradients(model)
     keep_scales(model)
+    _hold_trained_in_float32(model)
     return model
+
+
+def trained_parameters(model: torch.nn.Module) -> Weights:
+    """What training changes, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _hold_trained_in_float32(model: torch.nn.Module) -> None:
+    """PEFT does so for LoRA's own weights; small updates of copied modules and biases are lost in 16 bits, too."""
+    for parameter in trained_parameters(model).values():
+        parameter.data = parameter.data.float()
 
 
 def keep_scales(model: torch.nn.Module) -> None:
@@ -51,8 +66,8 @@ def trained_base_weights(model: torch.nn.Module) -> Weights:
     """A copy of those weights of the base that training will change: biases (`adapter.bias`) or all of them."""
     return {
         name: parameter.detach().to("cpu", copy=True)
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and not any(part in name for part in TRAINED_PARTS)
+        for name, parameter in trained_parameters(model).items()
+        if not any(part in name for part in TRAINED_PARTS)
     }
 
 

@@ -145,7 +145,7 @@ def _measure_probe(run: PlannedRun, workload: Workload, layers: int, dequantises
     with torch.no_grad():
         forward_position = _mean_seconds(forward) / positions
     throughput = Throughput(load, train_position, forward_position, update)
-    with dequantised(tuned) if dequantises else nullcontext():
+    with dequantised(tuned) if dequantises else nullcontext(), mixed_precision(trainer.args):
         return _with_answers(throughput, trainer, workload)
 
 

@@ -101,7 +101,7 @@ def measure_workload(run: PlannedRun, trainer: Trainer) -> Workload:
     scale = batches / len(seen)
     by_size = sorted(seen, key=_positions)
     longest_loss = max(seen, key=_loss_tokens)
-    validation = list(trainer.get_eval_dataloader()) if args.eval_strategy != "no" else []
+    validation = list(trainer.validation_batches()) if args.eval_strategy != "no" else []
     return Workload(
         steps=steps,
         epochs=steps / updates,

@@ -14,9 +14,11 @@ from finetune.machine.process_memory import peak_memory_bytes
 from finetune.reporting.console import RunConsole
 from finetune.reporting.wandb import TrackedRun
 from finetune.runs.result import TrainingResult
+from finetune.training.trainer import diverged
 
 QUIET_SECONDS = 30.0  # where no bar can be drawn, a line tells the step after so long
 Report = Callable[[str], None]  # what is called with a note of how far the run is
+LOSSES = {"loss": "training loss", "eval_loss": "validation loss"}  # by the key in the log history
 TRAINING_CHARTS = ("loss", "grad_norm", "learning_rate", "epoch", "tokens_per_second", "train_seconds")
 CHARTS = {name: f"train/{name}" for name in TRAINING_CHARTS}  # by the key in the log history
 CHARTS |= {"eval_loss": "validation/loss", "tokens": "tokens", "loss_tokens": "loss_tokens"}
@@ -91,12 +93,12 @@ class TrainingProgress(TrainerCallback):
         entry["train_seconds"] = self.seconds
         entry["tokens_per_second"] = entry["tokens"] / max(self.seconds, 1e-9)
         self._remember(entry)
-        if not math.isfinite(entry.get("loss", 0.0)):
-            self.bar.stop()
-            raise FloatingPointError(
-                f"The training loss is {entry['loss']} at step {state.global_step}: it diverged. "
-                "Try a lower trainer.learning_rate or a longer trainer.warmup_steps."
-            )
+        # Under float16 the gradient's norm is infinite in a step that the scaler skips.
+        watched = LOSSES if args.fp16 else LOSSES | {"grad_norm": "gradient's norm"}
+        for key, name in watched.items():
+            if not math.isfinite(entry.get(key, 0.0)):
+                self.bar.stop()
+                raise FloatingPointError(diverged(f"The {name} is {entry[key]}", state.global_step))
         self.run.log({CHARTS[key]: value for key, value in entry.items() if key in CHARTS}, step=state.global_step)
         self.bar.update(self.task, note=self._note())
         due = not self.console.terminal.is_terminal and time.monotonic() > self.printed_at + QUIET_SECONDS
@@ -106,6 +108,8 @@ class TrainingProgress(TrainerCallback):
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.bar.stop()
+        if args.load_best_model_at_end and state.best_metric is not None:  # the model is that of another step
+            self.validation_loss = state.best_metric
         self.peak_memory_bytes = peak_memory_bytes()
 
     def result(self) -> TrainingResult:

@@ -95,6 +95,7 @@ class EvaluationResult:
     prompts: int
     metric: str  # the headline metric, which decides the verdict
     max_new_tokens: int
+    precision: str  # of the matrix products of all answers
     shots: int  # demonstrations before each few-shot prompt; 0 where there is no such arm
     arms: dict[str, ArmResult]
     differences: dict[str, dict[str, Difference]]

@@ -1,15 +1,18 @@
 """How is it trained? By TRL's SFTTrainer with the library's own settings, on flat batches where these allow it."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from finetune.machine.process_memory import release_freed_memory
+from finetune.model.adapter import trained_parameters
 from finetune.model.base import TrainedModel
 from finetune.model.shared_prefix_attention import shares_prefixes
 from finetune.training.flat_batch import Batch, collate_shared_prefix, count_real_tokens, negative_log_likelihood
@@ -24,6 +27,7 @@ class Trainer(SFTTrainer):
 
     model: TrainedModel
     processing_class: PreTrainedTokenizerBase
+    eval_dataset: Dataset
 
     def __init__(self, model: TrainedModel, prepared: PreparedRun, callbacks: list[TrainerCallback]) -> None:
         self.tokens: torch.Tensor | int = 0
@@ -32,7 +36,8 @@ class Trainer(SFTTrainer):
         args = copy.copy(prepared.settings)
         args.assistant_only_loss = False  # the rows carry their labels already
         args.dataset_kwargs = {"skip_prepare_dataset": True}  # and are prepared
-        trained_weights = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        precise = trained_parameters(model) if isinstance(model, PeftModel) else {}
+        trained_weights = {name: weight.detach().clone() for name, weight in precise.items()}
         super().__init__(
             model=model,
             args=args,
@@ -69,13 +74,30 @@ class Trainer(SFTTrainer):
         processes = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return nll * processes / num_items_in_batch
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Validate, and leave the random state as it was: a data loader draws from it, and dropout comes next."""
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """The plain negative log-likelihood of a token over all validation rows, however they are cut into batches."""
         release_freed_memory()
-        with torch.random.fork_rng(devices=[self.args.device] if self.args.device.type == "cuda" else []):
-            losses = super().evaluate(*args, **kwargs)
+        nll, count = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        self.model.eval()
+        with torch.no_grad(), mixed_precision(self.args):
+            for batch in self.validation_batches():
+                likelihood = negative_log_likelihood if self.flat else _likelihood_by_trl
+                batch_nll, batch_count = likelihood(self.model, batch)
+                nll, count = nll + batch_nll, count + batch_count
+        nll, count = self.accelerator.reduce(torch.stack([nll, count]), reduction="sum").tolist()
+        losses = {"eval_loss": nll / count}
         release_freed_memory()
+        self.log(losses)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, losses)
         return losses
+
+    def validation_batches(self) -> Iterator[Batch]:
+        """This process's share of the validation rows, none of them twice."""
+        rows, size = self.eval_dataset, self.args.per_device_eval_batch_size
+        mine = range(self.args.process_index, len(rows), self.args.world_size)
+        for start in range(0, len(mine), size):
+            batch = self.data_collator([rows[i] for i in mine[start : start + size]])
+            yield self._prepare_inputs(batch)  # private: transformers, moves a batch to the device
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:  # private: transformers, as below
         self.log({})  # a run that continues counts on from here
@@ -90,10 +112,18 @@ class Trainer(SFTTrainer):
         super().log(logs | {"tokens": total[0], "loss_tokens": total[1]}, start_time)
 
 
+def _likelihood_by_trl(model: TrainedModel, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `flat_batch.negative_log_likelihood`, of a batch that TRL lays out; no logits are kept."""
+    output = model(**inputs, fused_lm_head=True, use_cache=False)
+    return -output.log_probs.sum(), output.label_mask.sum()
+
+
 def mixed_precision(args: TrainingArguments) -> torch.autocast:
     """Within the block, products in the type of training, as Accelerate has them."""
     dtype = torch.bfloat16 if args.bf16 else torch.float16
-    return torch.autocast(args.device.type, dtype, enabled=bool(args.bf16 or args.fp16))
+    enabled = bool(args.bf16 or args.fp16)
+    # Weights change within the block, where base and tuned model answer in turn: no cast of one may be kept.
+    return torch.autocast(args.device.type, dtype, enabled, cache_enabled=False)
 
 
 def recompute_activations(trainer: Trainer) -> None:
@@ -116,7 +146,22 @@ def run_training(trainer: Trainer, checkpoint: Path | None) -> None:
         if trainer.args.load_best_model_at_end and state.best_model_checkpoint:
             trainer._load_best_model()  # private: transformers, as above
         trainer.callback_handler.on_train_end(trainer.args, state, trainer.control)
+    # Accelerate leaves its mixed precision in the model, where training took a step.
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     release_freed_memory()
+    _require_finite(trainer)
+
+
+def _require_finite(trainer: Trainer) -> None:
+    """Raise FloatingPointError where the last update, which no later loss shows, left NaN or infinity."""
+    for name, weight in trained_parameters(trainer.model).items():
+        if not torch.isfinite(weight).all():
+            raise FloatingPointError(diverged(f"The weights of {name} are not finite", trainer.state.global_step))
+
+
+def diverged(what: str, step: int) -> str:
+    """What a user is told of a run that cannot go on, and what may help."""
+    return f"{what} at step {step}: it diverged. Try a lower trainer.learning_rate or a longer trainer.warmup_steps."
 
 
 def save_trained(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

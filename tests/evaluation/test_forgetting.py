@@ -32,7 +32,7 @@ def arms(prompts, nll, right):
             )
             for number, example in enumerate(examples)
         ]
-        return Arm(replies, 1.0, False)
+        return Arm(replies, 1.0, False, "float32")
 
     return {"zero_shot": arm(nll[0], right[0]), "tuned": arm(nll[1], right[1])}
 

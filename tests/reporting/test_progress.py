@@ -29,15 +29,18 @@ def test_answers_are_counted_by_arm(console):
     ]
 
 
+ARGS = SimpleNamespace(fp16=False, load_best_model_at_end=False)
+
+
 def step(watch, state, **logged):
     """One step of training, after which `logged` is logged."""
     control = SimpleNamespace(should_log=False, should_save=False, should_evaluate=False)
     watch.on_step_begin()
     state.global_step += 1
-    watch.on_step_end(None, state, control)
+    watch.on_step_end(ARGS, state, control)
     entry = {"step": state.global_step, "epoch": 1.0, "tokens": 10, "loss_tokens": 5, **logged}
     state.log_history.append(entry)
-    watch.on_log(None, state, control)
+    watch.on_log(ARGS, state, control)
     return control
 
 
@@ -50,7 +53,7 @@ def test_a_run_counts_on_from_its_checkpoint_and_says_how_far_it_is(console):
     watch.on_train_begin(None, state, None)
     assert not step(watch, state, loss=1.5).should_log
     assert step(watch, state, eval_loss=1.25).should_log  # the last
-    watch.on_train_end(None, state, None)
+    watch.on_train_end(ARGS, state, None)
     result = watch.result()
     assert (result.steps, result.tokens, result.loss_tokens, result.resumed_from_step) == (5, 110, 55, 3)
     assert (result.train_loss, result.validation_loss) == (1.5, 1.25) and result.seconds >= 7.0
@@ -58,9 +61,22 @@ def test_a_run_counts_on_from_its_checkpoint_and_says_how_far_it_is(console):
     assert "step 5/5: loss 1.500 · validation loss 1.250" in (console.folder / "log.txt").read_text()
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_try(console):
+@pytest.mark.parametrize(
+    ("key", "name"), [("loss", "training loss"), ("eval_loss", "validation loss"), ("grad_norm", "gradient's norm")]
+)
+def test_a_number_that_is_not_finite_ends_the_run_with_what_to_try(console, key, name):
     watch = TrainingProgress(console, TrackedRun(), lambda note: None)
     state = SimpleNamespace(global_step=0, max_steps=5, log_history=[])
     watch.on_train_begin(None, state, None)
-    with pytest.raises(FloatingPointError, match=r"nan at step 1: it diverged. Try a lower trainer.learning_rate"):
-        step(watch, state, loss=float("nan"))
+    with pytest.raises(FloatingPointError, match=f"The {name} is nan at step 1: it diverged. Try a lower"):
+        step(watch, state, **{key: float("nan")})
+
+
+def test_the_validation_loss_of_a_run_is_that_of_the_checkpoint_that_is_kept(console):
+    watch = TrainingProgress(console, TrackedRun(), lambda note: None)
+    state = SimpleNamespace(global_step=0, max_steps=5, log_history=[], best_metric=1.25)
+    watch.on_train_begin(None, state, None)
+    for loss in (1.25, 1.75):
+        step(watch, state, loss=1.0, eval_loss=loss)
+    watch.on_train_end(SimpleNamespace(load_best_model_at_end=True), state, None)
+    assert watch.result().validation_loss == 1.25

@@ -62,3 +62,57 @@ def test_micro_batches_weigh_every_token_alike(tiny_run):
 @pytest.mark.parametrize("setting", ["trainer.neftune_noise_alpha=5", "trainer.pad_to_multiple_of=8"])
 def test_what_is_defined_on_padded_batches_runs_on_these(tiny_run, setting):
     assert not trainer(tiny_run, setting).flat
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [[], ["trainer.loss_type=dft"], ["trainer.label_smoothing_factor=0.1"], ["model.attn_implementation=eager"]],
+)
+def test_the_validation_loss_is_the_mean_over_all_tokens_however_they_are_batched_and_trained(tiny_run, settings):
+    losses = []
+    for size in (1, 3):
+        one = trainer(tiny_run, *settings, f"trainer.per_device_eval_batch_size={size}")
+        tiny_models.give_the_adapter_an_effect(one.model)
+        losses.append(one.evaluate()["eval_loss"])
+    nll, count = 0.0, 0
+    with torch.no_grad():
+        for row in one.eval_dataset:
+            labels = torch.tensor(row["labels"][1:])
+            logits = one.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+            nll += torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100).item()
+            count += int((labels != -100).sum())
+    assert losses == pytest.approx([nll / count] * 2, rel=1e-5)
+
+
+TRAINED = {
+    "copied modules": ["adapter.modules_to_save=[norm]"],
+    "biases": ["adapter.bias=all"],
+    "DoRA": ["adapter=dora"],
+    "all weights": ["adapter=full"],
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_whatever_is_trained_is_in_float32_and_takes_a_step_in_mixed_precision(tiny_run, kind, dtype):
+    one = trainer(tiny_run, *TRAINED[kind], f"model.dtype={dtype}", "trainer.fp16=false", "trainer.bf16=false")
+    trained = [parameter for parameter in one.model.parameters() if parameter.requires_grad]
+    assert trained and {parameter.dtype for parameter in trained} == {torch.float32}
+    optimizer, scaler = torch.optim.AdamW(trained, lr=1e-6), torch.amp.GradScaler("cpu", enabled=dtype == "float16")
+    before = [parameter.detach().clone() for parameter in trained]
+    inputs = one._prepare_inputs(one.data_collator([one.train_dataset[i] for i in range(2)]))
+    one.model.train()
+    with torch.autocast("cpu", getattr(torch, dtype)):
+        loss = one.compute_loss(one.model, inputs)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    changed = [not torch.equal(parameter, old) for parameter, old in zip(trained, before, strict=True)]
+    assert sum(changed) >= len(changed) / 2  # 16 bits would round so small an update away
+
+
+def test_training_holds_no_second_copy_of_all_weights(tiny_run):
+    one = trainer(tiny_run, "adapter=full")
+    addresses = {parameter.data_ptr() for parameter in one.model.parameters()}
+    again = type(one)(one.model, builds.prepared([*tiny_run, "adapter=full"]), [])
+    assert {parameter.data_ptr() for parameter in again.model.parameters()} == addresses
