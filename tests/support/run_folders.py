@@ -43,9 +43,8 @@ def made_prompts(config, count, metrics, system="Answer.", split="test"):
 def made_arm(texts, likelihoods=None):
     """An arm that answered with these texts."""
     answers = [Answer(text, len(text), True) for text in texts]
-    return Arm(
-        [Reply(*pair) for pair in zip(answers, likelihoods or [None] * len(texts), strict=True)], 1.0, False, "float32"
-    )
+    replies = [Reply(*pair) for pair in zip(answers, likelihoods or [None] * len(texts), strict=True)]
+    return Arm(replies, 1.0, False, "float32")
 
 
 def made_history():

@@ -66,7 +66,11 @@ def test_what_is_defined_on_padded_batches_runs_on_these(tiny_run, setting):
 
 @pytest.mark.parametrize(
     "settings",
-    [[], ["trainer.loss_type=dft"], ["trainer.label_smoothing_factor=0.1"], ["model.attn_implementation=eager"]],
+    [
+        [],
+        pytest.param(["trainer.loss_type=dft"], marks=pytest.mark.slow),
+        pytest.param(["model.attn_implementation=eager"], marks=pytest.mark.slow),
+    ],
 )
 def test_the_validation_loss_is_the_mean_over_all_tokens_however_they_are_batched_and_trained(tiny_run, settings):
     losses = []
@@ -92,8 +96,14 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize("kind", TRAINED)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("copied modules", "float16"),
+        *(pytest.param(kind, "bfloat16", marks=pytest.mark.slow) for kind in TRAINED),
+        *(pytest.param(kind, "float16", marks=pytest.mark.slow) for kind in TRAINED if kind != "copied modules"),
+    ],
+)
 def test_whatever_is_trained_is_in_float32_and_takes_a_step_in_mixed_precision(tiny_run, kind, dtype):
     one = trainer(tiny_run, *TRAINED[kind], f"model.dtype={dtype}", "trainer.fp16=false", "trainer.bf16=false")
     trained = [parameter for parameter in one.model.parameters() if parameter.requires_grad]
@@ -111,6 +121,7 @@ def test_whatever_is_trained_is_in_float32_and_takes_a_step_in_mixed_precision(t
     assert sum(changed) >= len(changed) / 2  # 16 bits would round so small an update away
 
 
+@pytest.mark.slow
 def test_training_holds_no_second_copy_of_all_weights(tiny_run):
     one = trainer(tiny_run, "adapter=full")
     addresses = {parameter.data_ptr() for parameter in one.model.parameters()}
