@@ -18,7 +18,10 @@ from finetune.runs.read import CompletedRun
 from finetune.sweeps.preload import NOTHING_LOADED, Loaded
 
 if TYPE_CHECKING:
+    from finetune.evaluation.answer_cache import AnswerCache
     from finetune.machine.device import Device
+    from finetune.model.adapter import Weights
+    from finetune.model.base import TrainedModel
     from finetune.planning.plan import RunPlan
 
 register_schema()
@@ -110,8 +113,7 @@ def train_and_evaluate(
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     folder, is_main = console.folder, device.is_main_process
     console.show_start(device, newest_checkpoint(folder))
-    from finetune.evaluation import answers, forgetting, lm_harness, prompts, scores
-    from finetune.model import adapter, base
+    from finetune.evaluation import answers, forgetting, lm_harness, prompts, scores, smoke_check
     from finetune.planning import plan, workload
     from finetune.reporting import progress, report, wandb
     from finetune.search.pruning import pruning_callbacks
@@ -127,30 +129,31 @@ def train_and_evaluate(
         plan.require_memory(workload.PlannedRun(config, prepared, device, chosen, general))
 
     with clock.measure("load"):
-        untrained = base.load_base(config.model, config.quantization, device, loaded.bases)
-        tuned = adapter.add_adapter(untrained, config.adapter, config.seed)
-        originals = adapter.trained_base_weights(tuned)
+        tuned, originals, base_answers = load_model(config, device, loaded)
 
     with (
         hold_run(config, folder, is_main),
         wandb.start_tracking(config.tracking, run_labels(config), folder, is_main, console.print) as tracker,
     ):
+        one_precision = trainer.mixed_precision(prepared.settings)  # of all answers
         watch = progress.TrainingProgress(console, tracker, report_progress)
         with clock.measure("train"), report.keep_history(folder, watch):
             training = trainer.Trainer(tuned, prepared, [watch, *pruning_callbacks(config.sweep, loaded.studies)])
             console.print(f"  attention: {training.layout}")
+            with one_precision:
+                smoke_check.require_usable_model(tuned, prepared.tokenizer, chosen.examples[0].prompt)
             trainer.run_training(training, newest_checkpoint(folder))
             if is_main:
                 trainer.save_trained(tuned, prepared.tokenizer, folder)
 
-        in_one_precision = trainer.mixed_precision(prepared.settings)
-        with clock.measure("evaluate"), progress.progress_bar(console) as bar, in_one_precision:
+        with clock.measure("evaluate"), one_precision, progress.progress_bar(console) as bar:
             counter = progress.answer_counter(bar, chosen, report_progress)
-            arms = answers.answer_prompts(tuned, prepared.tokenizer, chosen, originals, counter, console.show_arm)
-            general_arms = forgetting.answer_general_prompts(tuned, prepared.tokenizer, general, originals)
+            answering = tuned, prepared.tokenizer, originals, base_answers
+            arms = answers.answer_prompts(chosen, *answering, counter, console.show_arm)
+            general_arms = forgetting.answer_general_prompts(general, *answering)
 
         if is_main:
-            with clock.measure("evaluate"), in_one_precision:
+            with clock.measure("evaluate"), one_precision:
                 harness = lm_harness.score_harness_tasks(tuned, prepared.tokenizer, tasks, originals, console.print)
             with clock.measure("judge"):
                 forgot = forgetting.describe_forgetting(general, general_arms)
@@ -160,6 +163,18 @@ def train_and_evaluate(
             report.write_run_files(completed)
             tracker.finish(completed)
             console.show_result(result)
+
+
+def load_model(config: Config, device: "Device", loaded: Loaded) -> "tuple[TrainedModel, Weights, AnswerCache]":
+    """The base model with what is trained on it, what training will change of the base, and the base's known answers."""
+    from finetune.evaluation.answer_cache import AnswerCache
+    from finetune.model.adapter import add_adapter, trained_base_weights
+    from finetune.model.base import load_base
+
+    base = load_base(config.model, config.quantization, device, loaded.bases)
+    base_answers = AnswerCache.of(base)
+    tuned = add_adapter(base, config.adapter, config.seed)
+    return tuned, trained_base_weights(tuned), base_answers
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import run
 from finetune.cli.compose import compose_config
@@ -284,6 +284,26 @@ def test_a_run_of_another_template_or_other_weights_is_another_run(tiny_run, tin
     (model / "model.safetensors").write_bytes(weights)
     found += [run_folder(compose_config(asked))] * 2
     assert len(set(found)) == 3
+
+
+def test_weights_that_differ_in_one_tensor_are_another_run(tiny_run, tiny_model, tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    folders = [run_folder(compose_config([*tiny_run, f"model.path={model}"]))]
+    tensors = load_file(model / "model.safetensors")
+    for name in ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"):
+        tensors[name] += 0.5
+        save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+        folders.append(run_folder(compose_config([*tiny_run, f"model.path={model}"])))
+    assert len(set(folders)) == 3
+
+
+def test_another_number_of_processes_is_another_run(tiny_run, monkeypatch):
+    folders = {run_folder(compose_config(tiny_run))}
+    for processes in ("1", "2", "4"):
+        monkeypatch.setenv("WORLD_SIZE", processes)
+        folders.add(run_folder(compose_config(tiny_run)))
+    assert len(folders) == 3
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from finetune.errors import did_you_mean
 
 TRACKING = "numbers are sent by tracking=wandb, under tracking.project, tracking.group and name"
 PUBLISHING = "a run publishes nothing. Upload the folder adapter/ of a finished run yourself"
+SHARDED = "a model in shards can neither be saved nor answer here; several processes each hold all of it"
 TRACKING_FIELDS = ("project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id")
 HUB_FIELDS = ("hub_model_id", "hub_private_repo", "hub_strategy", "hub_always_push", "hub_revision")
 # Fields that the program sets itself or never reads.
@@ -32,6 +33,8 @@ REFUSED = {
     "local_rank": "the launcher sets it. Leave it out, and see accelerate launch",
     "save_only_model": "without the optimizer a stopped run could not go on as it was. Leave it out",
     "ignore_data_skip": "a stopped run would read other rows when it goes on. Leave it out",
+    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config"), f"{SHARDED}. Leave it out"),
+    "auto_find_batch_size": "it would change the batch size without a word. Leave it out: stage=plan says what fits",
     "pad_token": "it is deprecated in TRL, and the tokenizer's own is used. Leave it out",
     "shuffle_dataset": "every epoch is shuffled by seed. Leave it out",
     "use_liger_kernel": "it is deprecated in TRL, and the loss is fused already. Leave it out",
@@ -41,7 +44,7 @@ DEPRECATED = {
     "packing_strategy": ("bfd-requeue", "Write trainer.packing_strategy=bfd_split"),
     "loss_type": ("chunked_nll", "Write trainer.loss_type=nll, which is the same"),
 }
-FILES = {"chat_template_path": "a file with a Jinja chat template", "deepspeed": "a file of DeepSpeed's settings"}
+FILES = {"chat_template_path": "a file with a Jinja chat template"}
 # The defaults of TRL, on which rules depend.
 DEFAULT_BATCH_SIZE = 8
 DEFAULT_SAVE_STEPS = 500
@@ -76,7 +79,7 @@ def trainer_field_problem(name: str, value: Any) -> str | None:
     setting = f"trainer.{name}={'***' if name == 'hub_token' else spell(value)}"
     if field is None:
         return f"{setting}: {unknown_trainer_field(name)}"
-    if name in REFUSED and value is not None and value is not False:
+    if name in REFUSED and value not in (None, "") and value is not False:
         return f"{setting}: {REFUSED[name]}."
     if not field.accepts(value):
         is_no = value is False and "no" in field.choices

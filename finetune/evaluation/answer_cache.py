@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
+from transformers import PreTrainedModel
 
 from finetune.data.embedded import cache_folder
 from finetune.evaluation.generate import Answer
@@ -23,8 +24,6 @@ from finetune.runs.files import write_text
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 FORMAT = 2  # raised with each change to how answers are computed (generate.py, model/) that may round otherwise
-# What loading or training sets in a model's configuration, and answers do not depend on.
-SET_BY_TRAINING = ("_name_or_path", "pad_token_id", "bos_token_id", "eos_token_id", "use_cache", "output_router_logits")
 BUSY = "another run is computing them"
 
 
@@ -50,20 +49,18 @@ class AnswerCache:
     base: dict[str, Any]
 
     @classmethod
-    def of(cls, base: TrainedModel) -> "AnswerCache":
-        """The cache of a model as it is now: its weights, its configuration, where it computes, and the libraries."""
+    def of(cls, base: PreTrainedModel) -> "AnswerCache":
+        """The cache of a base model as it is loaded: its weights, configuration, where it computes, and libraries."""
         if not PartialState().is_main_process:  # which alone reads and writes files
             return cls({})
         on_gpu = base.device.type == "cuda"
         device = torch.cuda.get_device_name(base.device) if on_gpu else torch.backends.cpu.get_cpu_capability()
         attention = base.config._attn_implementation  # private: transformers, no public name
-        config = {name: value for name, value in base.config.to_dict().items() if name not in SET_BY_TRAINING}
         return cls(
             {
                 "format": FORMAT,
                 "weights": weights_digest(base),
-                "config": config | {"attention": attention},
-                "precision": answering_precision(base),
+                "config": base.config.to_dict() | {"_name_or_path": "", "attention": attention},
                 "device": device,
                 "versions": [version(name) for name in LIBRARIES],
             }

@@ -39,10 +39,11 @@ class Arm:
 
 
 def answer_prompts(
+    prompts: Prompts,
     model: TrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Prompts,
     originals: Weights,
+    cache: AnswerCache,
     advance: Callable[[str, int], None],
     show: Callable[[str, Arm], None],
     has_room: Callable[[int], bool] = fits_below_peak,
@@ -59,7 +60,7 @@ def answer_prompts(
     room = size and has_room(size + max(_working_bytes(model, prompts)))  # no more than training has needed
     with generate.dequantised(model) if room else nullcontext():
         with as_base_model(model, originals):
-            for name, arm in _base_arms(model, tokenizer, prompts, reply, advance):
+            for name, arm in _base_arms(model, tokenizer, prompts, cache, reply, advance):
                 answered[name] = arm
                 show(name, arm)
         for name in (name for name in arms if name.startswith("tuned")):  # in one order in all processes
@@ -92,11 +93,11 @@ def _base_arms(
     model: TrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts,
+    cache: AnswerCache,
     reply: Callable[[str, PromptSet], list[Reply]],
     advance: Callable[[str, int], None],
 ) -> Iterator[tuple[str, Arm]]:
     """The base model's arms, each once it is complete; replies that another run is computing are waited for last."""
-    cache = AnswerCache.of(model)
     arms = {name: prompt_set for name, prompt_set in prompts.arms().items() if not name.startswith("tuned")}
     for wait in (False, True):
         for name, prompt_set in list(arms.items()):
@@ -125,6 +126,7 @@ def _request(
         "decoding": [decoding.temperature, decoding.top_p, decoding.top_k, decoding.batch_size],
         "max_new_tokens": prompts.max_new_tokens,
         "seed": prompts.seed if decoding.temperature else None,
+        "precision": answering_precision(model),
         "ends": end_tokens(model, tokenizer),
         "processes": PartialState().num_processes,  # each answers a share in batches of its own
     }

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.config.schema import Config, Eval
 from finetune.data.splits import Example
+from finetune.evaluation.answer_cache import AnswerCache
 from finetune.evaluation.answers import Arm, answer_prompts
 from finetune.evaluation.prompts import Prompts, PromptSet
 from finetune.evaluation.scores import score_arms
@@ -48,11 +49,15 @@ def choose_general_prompts(config: Config, prepared: PreparedRun) -> dict[str, P
 
 
 def answer_general_prompts(
-    model: TrainedModel, tokenizer: PreTrainedTokenizerBase, general: dict[str, Prompts], originals: Weights
+    general: dict[str, Prompts],
+    model: TrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    originals: Weights,
+    cache: AnswerCache,
 ) -> dict[str, dict[str, Arm]]:
     """The replies of the base and the tuned model to the general prompts."""
     return {
-        name: answer_prompts(model, tokenizer, prompts, originals, lambda *_: None, lambda *_: None)
+        name: answer_prompts(prompts, model, tokenizer, originals, cache, lambda *_: None, lambda *_: None)
         for name, prompts in general.items()
     }
 

@@ -108,6 +108,10 @@ def generate_batch(
     # transformers lets a model's own settings, such as a penalty on repetition, fill what `config` leaves open.
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     defaults, base.generation_config = base.generation_config, GenerationConfig()
+    text = base.config.get_text_config()
+    router_logits = getattr(text, "output_router_logits", None)
+    if router_logits:  # on in the training of experts
+        text.output_router_logits = False
     answers: dict[int, list[int]] = {}
     try:
         while len(unfinished):
@@ -125,6 +129,8 @@ def generate_batch(
     finally:
         hook.remove()
         base.generation_config = defaults
+        if router_logits:
+            text.output_router_logits = router_logits
     return [_decode_answer(tokenizer, answers[i], config.eos_token_id) for i in range(len(prompts))]
 
 

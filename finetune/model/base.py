@@ -11,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
 
 from finetune.config.schema import AttentionKind, Model, Quantization, Source
-from finetune.data.embedded import embedded_model, embedded_provenance, sha256_of_file
+from finetune.data.embedded import embedded_model, embedded_provenance, sha256_of_weights
 from finetune.errors import UserError
 from finetune.machine.device import Device
 from finetune.model.shared_prefix_attention import ATTENTION
@@ -88,7 +88,7 @@ def model_provenance(model: Model, loaded: TrainedModel) -> dict[str, Any]:
         commit = getattr(loaded.config, "_commit_hash", None)  # private: transformers, no public name has the commit
         return source | {"revision": commit or model.revision}
     files = sorted(file for kind in ("*.safetensors", "*.bin") for file in Path(model_path(model)).glob(kind))
-    return source | {"files": {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of_file(f)} for f in files}}
+    return source | {"files": {f.name: {"bytes": f.stat().st_size, "sha256": sha256_of_weights(f)} for f in files}}
 
 
 def model_path(model: Model) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from filelock import FileLock, Timeout
 from finetune.config.harness_tasks import is_task_path, task_files
 from finetune.config.schema import Config, Source
 from finetune.config.settings import OUTSIDE_IDENTITY, OUTSIDE_TRAINER_IDENTITY, flatten_all, to_plain
-from finetune.data.embedded import sha256_of_file
+from finetune.data.embedded import sha256_of_weights
 from finetune.data.splits import data_digest
 from finetune.errors import UserError, without_secrets
 from finetune.runs.files import write_text
@@ -26,7 +27,6 @@ class BusyError(UserError):
 
 
 IDENTITY = "# identity: "  # the first line of a run's config.yaml, before its identity
-WHOLE_BYTES, PIECE_BYTES = 2**20, 2**16
 # Settings of the trainer that change neither its rows nor the memory it needs, and further ones that keep its rows.
 RATES = {
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay"),
@@ -53,12 +53,15 @@ def run_identity(config: Config) -> str:
     settings = {key: value for key, value in to_plain(config).items() if key not in OUTSIDE_IDENTITY}
     settings["trainer"] = _trainer_without(settings, OUTSIDE_TRAINER_IDENTITY)
     settings["digest"] = data_digest(config.data)
+    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # they multiply the rows of a step
+        settings["processes"] = processes
     files = sorted(Path(config.model.path).expanduser().glob("*")) if config.model.source is Source.local else []
     if template := config.trainer.get("chat_template_path"):
         files.append(Path(template))
     files += [file for task in config.eval.harness_tasks if is_task_path(task) for file in task_files(task)]
     if files:
-        settings["files"] = [_fingerprint(file) for file in files]
+        # The checks of the command line say which of them are no files.
+        settings["files"] = [sha256_of_weights(file) if file.is_file() else "" for file in files]
     return _hash(settings)[:8]
 
 
@@ -82,21 +85,6 @@ def _trainer_without(settings: dict[str, Any], names: Collection[str]) -> dict[s
 
 def _hash(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _fingerprint(file: Path) -> str:
-    """A hash of the file; of a large one, which are weights, of its size and of three pieces."""
-    if not file.is_file():  # the checks of the command line say so
-        return ""
-    size = file.stat().st_size
-    if size <= WHOLE_BYTES:
-        return sha256_of_file(file)
-    digest = hashlib.sha256(str(size).encode())
-    with file.open("rb") as opened:
-        for start in (0, size // 2, size - PIECE_BYTES):
-            opened.seek(start)
-            digest.update(opened.read(PIECE_BYTES))
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -172,7 +160,7 @@ def complete_result(config: Config, run: Path) -> RunResult | None:
             for key in sorted(before.keys() | now.keys())
             if before.get(key) != now.get(key) and key.partition(".")[0] not in OUTSIDE_IDENTITY
         ]
-        different = ", ".join(changes) or "the data files"
+        different = ", ".join(changes) or "the files of the data or the model, or the number of processes"
         raise UserError(f"name={config.name}: {run} holds another run; different: {different}. Choose another name.")
     result = read_result(run / (SELECTION if config.sweep.on_validation else RESULT))
     return result if isinstance(result, RunResult) else None

@@ -58,7 +58,7 @@ COMMAND_LINES = [
     ("trainer.learning_rate=inf", "trainer.learning_rate=inf: it must be above 0, and finite"),
     ("trainer.adam_beta1=5", "trainer.adam_beta1=5: it must be at least 0 and below 1"),
     ("trainer.dataloader_num_workers=-1", "trainer.dataloader_num_workers=-1: it must be at least 0"),
-    ("trainer.deepspeed=x.json", "trainer.deepspeed=x.json: there is no such file"),
+    ("trainer.deepspeed=x.json", "trainer.deepspeed=x.json: a model in shards can neither be saved nor answer here"),
     ("hydra.run.dir=foo", "a run has a folder of its own. Write output_dir=FOLDER"),
     ("trainer.learning_rate.x=1", "trainer.learning_rate has no parts"),
     ("adapter.r=4,8", "adapter.r=4,8: several values make a sweep. Add -m."),

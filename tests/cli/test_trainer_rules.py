@@ -41,6 +41,11 @@ RULES = [
     ({"bf16": True, "fp16": True}, "trainer.bf16=true and trainer.fp16=true: only one is possible"),
     ({"eval_steps": None}, "trainer.eval_strategy=steps: it needs an interval"),
     ({"metric_for_best_model": "foo"}, "trainer.metric_for_best_model=foo: validation measures the loss"),
+    ({"fsdp": "full_shard"}, "trainer.fsdp=full_shard: a model in shards can neither be saved nor answer here"),
+    (
+        {"auto_find_batch_size": True},
+        "trainer.auto_find_batch_size=true: it would change the batch size without a word",
+    ),
     ({"greater_is_better": True}, "trainer.greater_is_better=true: the best checkpoint has the least validation loss"),
     (
         {"save_strategy": "best", "eval_strategy": "no"},

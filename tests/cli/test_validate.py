@@ -6,6 +6,7 @@ import dataclasses
 import pytest
 from omegaconf import OmegaConf
 
+from finetune.cli.compose import compose_config
 from finetune.cli.validate import read_config, validate_config
 from finetune.config.schema import Config, Data, Eval, Model, Quantization, Source
 from finetune.errors import UserError
@@ -144,3 +145,10 @@ def test_a_setting_that_no_file_gives_is_told():
     config = OmegaConf.structured(Config(data=dataclasses.replace(EMBEDDED, recipe="???"), model=MODEL))
     with pytest.raises(UserError, match=r"data\.recipe is not set"):
         read_config(config)
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_a_launch_that_shards_the_model_is_refused(monkeypatch, name):
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(UserError, match=rf"accelerate launch set ACCELERATE_USE_{name}: a model in shards can neither"):
+        compose_config([])

@@ -18,6 +18,7 @@ from finetune.config.schema import Config, Quantization, Source
 from finetune.data.columns import find_recipe
 from finetune.data.splits import Example, Splits, load_splits
 from finetune.errors import UserError
+from finetune.evaluation.answer_cache import AnswerCache
 from finetune.evaluation.answers import answer_prompts
 from finetune.evaluation.forgetting import choose_general_prompts
 from finetune.evaluation.lm_harness import load_harness_tasks, score_harness_tasks
@@ -271,7 +272,7 @@ def generation(config, monkeypatch, tiny_model):
     rows = tokenize_splits(splits, tokenizer, settings)
     prepared = PreparedRun(splits, tokenizer, base, rows, notes=[], settings=settings)
     prompts = choose_prompts(config, prepared)
-    answer_prompts(base, tokenizer, prompts, {}, lambda *_: None, lambda *_: None)
+    answer_prompts(prompts, base, tokenizer, {}, AnswerCache.of(base), lambda *_: None, lambda *_: None)
     return calls, list(choose_general_prompts(config, prepared))
 
 

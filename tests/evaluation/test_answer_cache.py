@@ -84,7 +84,8 @@ def test_replies_to_other_references_are_not_reused_wherever_the_references_diff
         tokenized = tokenize_examples(examples, prepared.tokenizer, prepared.settings, "test")
         prompts = Prompts(PromptSet(examples, tokenized, []), None, ["perplexity"], config.eval, 8, seed=0)
         ignore = small_runs.ignore
-        arms.append(answer_prompts(base, prepared.tokenizer, prompts, {}, ignore, ignore)["zero_shot"])
+        cache = AnswerCache.of(base)
+        arms.append(answer_prompts(prompts, base, prepared.tokenizer, {}, cache, ignore, ignore)["zero_shot"])
     assert [arm.reused for arm in arms] == [False, False]
     one, other = (arm.replies for arm in arms)
     assert one[:-1] == other[:-1] and one[-1] != other[-1]

@@ -8,6 +8,7 @@ from bitsandbytes.nn import Linear4bit
 from filelock import FileLock
 from support import small_runs
 
+from finetune.evaluation.answer_cache import AnswerCache
 from finetune.evaluation.answers import answer_prompts
 from finetune.evaluation.generate import cache_bytes
 
@@ -30,7 +31,8 @@ def test_weights_are_dequantised_once_where_there_is_room(tiny_run, quantization
         sizes.append(size)
         return has_room
 
-    answer_prompts(base, prepared.tokenizer, prompts, {}, advance, small_runs.ignore, room)
+    cache = AnswerCache.of(base)
+    answer_prompts(prompts, base, prepared.tokenizer, {}, cache, advance, small_runs.ignore, room)
     assert set(dequantised) == {len(weights) if has_room else 0}
     assert bool(sizes) == bool(weights) == (quantization == "nf4")
     tokens = max(map(len, prompts.few_shot.tokenized["input_ids"])) + prompts.max_new_tokens

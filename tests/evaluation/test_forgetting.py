@@ -9,7 +9,7 @@ import yaml
 from support import builds
 
 from finetune.cli.compose import compose_config
-from finetune.evaluation.answer_cache import Reply
+from finetune.evaluation.answer_cache import AnswerCache, Reply
 from finetune.evaluation.answers import Arm
 from finetune.evaluation.forgetting import FILE, answer_general_prompts, choose_general_prompts, describe_forgetting
 from finetune.evaluation.generate import Answer
@@ -76,7 +76,8 @@ def test_the_perplexity_of_the_passages_is_transformers_own(tiny_run, tiny_model
     prepared = builds.prepared(tiny_run)
     prompts = asked(tiny_run)
     base = AutoModelForCausalLM.from_pretrained(tiny_model)
-    found = describe_forgetting(prompts, answer_general_prompts(base, prepared.tokenizer, prompts, {}))
+    arms = answer_general_prompts(prompts, base, prepared.tokenizer, {}, AnswerCache.of(base))
+    found = describe_forgetting(prompts, arms)
     losses, counts = [], []
     for example in prompts["passages"].examples:
         ids = prepared.tokenizer(example.completion + prepared.tokenizer.eos_token, return_tensors="pt")["input_ids"]

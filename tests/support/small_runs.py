@@ -2,6 +2,7 @@
 
 import run
 from finetune.cli.compose import compose_config
+from finetune.evaluation.answer_cache import AnswerCache
 from finetune.evaluation.answers import answer_prompts
 from finetune.evaluation.prompts import choose_prompts
 from finetune.machine.device import choose_device
@@ -41,4 +42,5 @@ def ignore(*_):
 def answered(overrides, advance=ignore, show=ignore, **options):
     """The arms of a run whose model is not trained, so that the base stands for the tuned model, too."""
     prepared, prompts = chosen(overrides)
-    return answer_prompts(base(overrides), prepared.tokenizer, prompts, {}, advance, show, **options)
+    model = base(overrides)
+    return answer_prompts(prompts, model, prepared.tokenizer, {}, AnswerCache.of(model), advance, show, **options)
