@@ -151,10 +151,9 @@ def train_and_evaluate(
             answering = tuned, prepared.tokenizer, originals, base_answers
             arms = answers.answer_prompts(chosen, *answering, counter, console.show_arm)
             general_arms = forgetting.answer_general_prompts(general, *answering)
+            harness = lm_harness.score_harness_tasks(tuned, prepared.tokenizer, tasks, originals, console.print)
 
         if is_main:
-            with clock.measure("evaluate"), one_precision:
-                harness = lm_harness.score_harness_tasks(tuned, prepared.tokenizer, tasks, originals, console.print)
             with clock.measure("judge"):
                 forgot = forgetting.describe_forgetting(general, general_arms)
                 evaluation = scores.describe_evaluation(chosen, arms, forgot, harness)
@@ -166,7 +165,7 @@ def train_and_evaluate(
 
 
 def load_model(config: Config, device: "Device", loaded: Loaded) -> "tuple[TrainedModel, Weights, AnswerCache]":
-    """The base model with what is trained on it, what training will change of the base, and the base's known answers."""
+    """The base with what is trained on it, those of its weights that training changes, and the base's known answers."""
     from finetune.evaluation.answer_cache import AnswerCache
     from finetune.model.adapter import add_adapter, trained_base_weights
     from finetune.model.base import load_base
