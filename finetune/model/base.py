@@ -8,13 +8,20 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, GenerationConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 
 from finetune.config.schema import AttentionKind, Model, Quantization, Source
 from finetune.data.embedded import embedded_model, embedded_provenance, sha256_of_weights
 from finetune.errors import UserError
 from finetune.machine.device import Device
-from finetune.model.shared_prefix_attention import ATTENTION
+from finetune.model.shared_prefix_attention import ATTENTION, FAMILIES
 
 TrainedModel = PreTrainedModel | PeftModel
 TRAINED_PARTS = ("lora_", "modules_to_save")  # in the names of trained parameters that the base does not have
@@ -31,9 +38,14 @@ def load_meta_model(model: Model) -> PreTrainedModel:
     return meta
 
 
-def attention_name(model: Model) -> str:
-    """The attention of a run: ours in place of PyTorch's, to which it leaves batches that are not flat."""
-    return ATTENTION if model.attn_implementation is AttentionKind.sdpa else model.attn_implementation.value
+def attention_name(model: Model, config: PretrainedConfig) -> str | None:
+    """The attention of a run: ours in place of `sdpa` for families that a test holds to it.
+
+    None for the others: transformers then takes its own `sdpa`, or `eager` for those that have no other.
+    """
+    if model.attn_implementation is not AttentionKind.sdpa:
+        return model.attn_implementation.value
+    return ATTENTION if config.get_text_config().model_type in FAMILIES else None
 
 
 def base_key(model: Model, quantization: Quantization, device: Device) -> str:
@@ -48,11 +60,13 @@ def load_base(
     if loaded and (loaded_for_all := loaded.get(base_key(model, quantization, device))):
         return loaded_for_all
     with explain_load_errors(model):
+        config = AutoConfig.from_pretrained(model_path(model), **hub_options(model))
         base: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             model_path(model),
+            config=config,
             dtype=device.weight_dtype,
             quantization_config=_bitsandbytes_config(quantization, device),
-            attn_implementation=attention_name(model),
+            attn_implementation=attention_name(model, config),
             device_map={"": torch.cuda.current_device()} if device.kind == "cuda" else None,
             **hub_options(model),
         )

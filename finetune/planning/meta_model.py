@@ -35,7 +35,8 @@ DEPTHS: Depths = ((2, 4), (6, 10), (12, 18))
 def build_meta_model(outline: PreTrainedModel, config: Config, machine: Device) -> TrainedModel:
     """The model that a run trains, base and adapter, of fake tensors: shapes, types and devices, but no contents."""
     base = copy.deepcopy(outline)
-    base.set_attn_implementation(attention_name(config.model))
+    if attention := attention_name(config.model, base.config):
+        base.set_attn_implementation(attention)
     base.to(machine.weight_dtype)  # type: ignore[arg-type]
     with torch.device("meta"):
         tuned = add_adapter(base, config.adapter, config.seed)

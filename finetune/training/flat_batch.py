@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from finetune.model.shared_prefix_attention import causal_mask, common_prefix_length
+from finetune.model.shared_prefix_attention import BatchMasks, common_prefix_length
 from finetune.training.tokenize import IGNORE_INDEX
 
 Batch = dict[str, Any]  # what a collator makes of rows: tensors by the names of the model's inputs, and counts
@@ -22,8 +22,9 @@ def collate_shared_prefix(examples: Sequence[Mapping[str, list[int]]]) -> Batch:
 
     Yields `input_ids`, `position_ids` and `shift_labels` (each 1 x tokens; the label is that of the *next* token),
     `row_tokens` (rows x longest remainder: where in the flat sequence a row's tokens lie, 0 for padding),
-    `flat_tokens` (the inverse: where in the flattened `row_tokens` a token of a remainder lies), `prefix_length`, a
-    causal `attention_mask` (see `causal_mask`), and `real_tokens`, the number of tokens that the rows had before.
+    `flat_tokens` (the inverse: where in the flattened `row_tokens` a token of a remainder lies), `prefix_length`, and
+    `real_tokens`, the number of tokens that the rows had before. The `attention_mask` of one element keeps transformers
+    from making one of all tokens by all tokens.
     """
     rows = [example["input_ids"] for example in examples]
     targets = [[*example["labels"][1:], IGNORE_INDEX] for example in examples]
@@ -41,7 +42,7 @@ def collate_shared_prefix(examples: Sequence[Mapping[str, list[int]]]) -> Batch:
         "position_ids": torch.tensor([positions]),
         "shift_labels": torch.tensor([labels]),
         "labels": torch.tensor([labels]),  # makes Trainer count them over the micro-batches and processes of a step
-        "attention_mask": causal_mask(prefix, max(rest)),
+        "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool),
         "row_tokens": row_tokens,
         "flat_tokens": inside.flatten().nonzero().flatten(),
         "prefix_length": prefix,
@@ -59,6 +60,7 @@ def count_real_tokens(inputs: Batch) -> torch.Tensor | int:
 def negative_log_likelihood(model: torch.nn.Module, inputs: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     """The summed negative log-likelihood (nats) of a flat batch's labels, and how many labels there are."""
     arguments = {name: value for name, value in inputs.items() if name not in ("labels", "shift_labels", "real_tokens")}
+    arguments["masks"] = BatchMasks()
     labels = inputs["shift_labels"][0]
     positions = (labels != IGNORE_INDEX).nonzero().flatten()
     count = torch.tensor(len(positions))

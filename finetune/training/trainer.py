@@ -182,5 +182,5 @@ def _layout(model: TrainedModel, args: SFTConfig) -> tuple[bool, str]:
     if not shares_prefixes(model.config):
         text = model.config.get_text_config()
         attention = text._attn_implementation  # private: transformers, no public name
-        return False, f"padded batches: {text.model_type} with {attention} has no flat form here"
+        return False, f"padded batches, {attention} of transformers: {text.model_type} with it has no flat form here"
     return True, "flat batches: no padding, and what all rows of a batch begin with is computed once"
