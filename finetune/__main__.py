@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 from finetune.errors import UserError
+from finetune.secrets import mask_output
 
 
 def run_command() -> None:
     """Run the command; the exit code is 0 for success and 2 for a user's mistake, printed as one paragraph."""
+    mask_output()
     arguments = build_parser().parse_args()
     try:
         arguments.call(arguments)

@@ -2,34 +2,16 @@
 
 import difflib
 import json
-import re
 from collections.abc import Collection, Iterable
-from typing import Any
+
+from finetune.secrets import without_secrets
 
 
 class UserError(Exception):
     """A mistake of the user's, printed as one paragraph without a stack; the program ends with exit code 2."""
 
 
-SECRET = re.compile(r"(^|[._])(token|(api|access)?key|passw(or)?d|passphrase|secret|credentials?)$", re.IGNORECASE)
-NO_SECRET = re.compile(r"(^|[._])(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.IGNORECASE)
 LONGEST_VALUE = 60  # characters of a value in a message
-
-
-def names_secret(key: str) -> bool:
-    """Whether the value of this key is one that no file, log or message may hold."""
-    return bool(SECRET.search(key) and not NO_SECRET.search(key))
-
-
-def without_secrets(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with `***` for every value whose key names a secret, such as `hub_token`."""
-    return {key: "***" if value and names_secret(str(key)) else _hide_inside(value) for key, value in config.items()}
-
-
-def _hide_inside(value: Any) -> Any:
-    if isinstance(value, dict):
-        return without_secrets(value)
-    return [_hide_inside(item) for item in value] if isinstance(value, list) else value
 
 
 def raise_problems(problems: list[str]) -> None:
@@ -63,7 +45,7 @@ def suggest_or_list(word: str, options: Collection[str]) -> str:
 
 def describe_value(value: object) -> str:
     """A value in words that a user knows, cut to a readable length: `the number 12`, `the text "abc"`."""
-    shown = json.dumps(value, ensure_ascii=False, default=str)
+    shown = json.dumps(without_secrets(value), ensure_ascii=False, default=str)
     shown = shown if len(shown) <= LONGEST_VALUE else shown[: LONGEST_VALUE - 3] + "..."
     shown = shown.encode(errors="backslashreplace").decode()  # half of a surrogate pair cannot be printed
     if value is None or isinstance(value, bool):

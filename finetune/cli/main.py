@@ -14,6 +14,7 @@ from rich.console import Console
 from yaml import YAMLError
 
 from finetune.cli.compose import Grid, compose_config, compose_grid, is_alone, is_our_launcher
+from finetune.cli.environment import note_variables_read, settings_of
 from finetune.cli.overrides import check_overrides
 from finetune.cli.validate import explain_error, read_config, validate_config
 from finetune.config.schema import Config, Stage
@@ -21,6 +22,7 @@ from finetune.config.spelling import spell_quoted
 from finetune.errors import UserError
 from finetune.runs.outcome import SUCCESSFUL, FailedTrialsError
 from finetune.runs.sweep_record import open_sweep_record, read_trials
+from finetune.secrets import mask_output
 from finetune.sweeps.other_launchers import announce_sweep, follow_sweep, refuse_limits, run_submitted_trial
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)
@@ -31,6 +33,8 @@ def start_program(main: Callable[[], None]) -> None:
 
     The exit code is 0 for success, 2 for a user's mistake, 1 for a failure, with its stack, and 130 for Ctrl-C.
     """
+    mask_output()
+    note_variables_read(settings_of(sys.argv[1:]))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda text: text not in ("-m", "--multirun"))  # may stand anywhere
     try:
@@ -88,6 +92,7 @@ def run_job(run: Callable[[Config], object], config: DictConfig) -> object:
 
     A trial of a sweep that another launcher than ours runs is recorded, and how it ended is returned.
     """
+    mask_output()  # once more: another launcher's process begins here
     try:
         settings = validate_config(read_config(config))
         hydra = HydraConfig.instance().cfg and HydraConfig.get()  # none in a program that has no command line

@@ -19,7 +19,8 @@ from finetune.cli.trainer_rules import RENAMED_FIELDS, trainer_field_problem, un
 from finetune.config.limits import limit_problem
 from finetune.config.schema import Config
 from finetune.config.sft_fields import WORDS, sft_fields
-from finetune.errors import did_you_mean, names_secret, nearest_option, raise_problems, suggest_and_list
+from finetune.errors import did_you_mean, nearest_option, raise_problems, suggest_and_list
+from finetune.secrets import names_secret
 
 CONF = Path(__file__).parents[2] / "conf"
 OPTIONAL = ("experiment", "sweep")  # groups of which no option need be chosen

@@ -5,17 +5,20 @@ import re
 from collections.abc import Iterator
 from operator import attrgetter
 from pathlib import Path
+from typing import Any, cast
 
 from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
+from finetune.cli.environment import note_variables_read
 from finetune.cli.overrides import suggest_setting
 from finetune.cli.trainer_rules import SHARDED, trainer_problems
 from finetune.config.harness_tasks import harness_task_problems
 from finetune.config.limits import LIMITS, limit_problem
 from finetune.config.schema import Adapter, BadRows, Config, Data, Model, Quantization, Source
+from finetune.config.settings import flatten_all
 from finetune.config.spelling import spell
 from finetune.data.columns import recipe_names
 from finetune.data.embedded import DATA, MODELS
@@ -32,6 +35,7 @@ def read_config(config: DictConfig) -> Config:
 
     Raises UserError for other settings that no file of the configuration gives, and for interpolations that fail.
     """
+    note_variables_read(flatten_all(cast(dict[str, Any], OmegaConf.to_container(config))))
     try:
         missing = OmegaConf.missing_keys(config)
         given = config.copy()

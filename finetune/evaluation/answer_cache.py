@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from finetune.data.embedded import cache_folder
 from finetune.evaluation.generate import Answer
 from finetune.model.base import TrainedModel, weights_digest
-from finetune.runs.files import write_text
+from finetune.runs.files import replace_file
+from finetune.secrets import without_secrets
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 FORMAT = 2  # raised with each change to how answers are computed (generate.py, model/) that may round otherwise
@@ -89,5 +90,6 @@ class AnswerCache:
             replies = compute()
             if PartialState().is_main_process:
                 rows = [[reply.answer and asdict(reply.answer), reply.likelihood] for reply in replies]
-                write_text(file, json.dumps(rows, ensure_ascii=False))
+                if without_secrets(rows) == rows:  # a secret is not kept, and what is kept must be what was answered
+                    replace_file(file, json.dumps(rows, ensure_ascii=False))
         return replies, False

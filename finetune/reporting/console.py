@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO, cast
 
 from rich.console import Console, RenderableType
 
@@ -10,6 +10,7 @@ from finetune.machine.allowance import GIB
 from finetune.reporting.tables import format_arm, format_interval, harness_table, score_table, to_grid, to_rich
 from finetune.runs.predictions import PREDICTIONS, Prediction, read_predictions
 from finetune.runs.result import EvaluationResult, RunResult, Verdict
+from finetune.secrets import MaskedStream
 
 if TYPE_CHECKING:
     from finetune.evaluation.answers import Arm
@@ -34,7 +35,7 @@ class RunConsole:
         if self.logs:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "log.txt").open("a", encoding="utf-8") as file:
-                log = Console(file=file, width=LOG_WIDTH, highlight=False, markup=False)
+                log = Console(file=cast(TextIO, MaskedStream(file)), width=LOG_WIDTH, highlight=False, markup=False)
                 log.print(what, style=style, soft_wrap=isinstance(what, str))
 
     def show_start(self, machine: "Device", checkpoint: Path | None) -> None:

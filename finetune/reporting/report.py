@@ -9,7 +9,6 @@ from pathlib import Path
 
 from finetune.config.schema import Config
 from finetune.config.settings import changed_settings, to_plain
-from finetune.errors import without_secrets
 from finetune.machine.process_memory import peak_memory_bytes
 from finetune.model.adapter import count_parameters
 from finetune.model.base import TrainedModel, model_provenance
@@ -20,6 +19,7 @@ from finetune.runs.folder import run_folder
 from finetune.runs.predictions import HISTORY
 from finetune.runs.read import CompletedRun, write_completed_run
 from finetune.runs.result import DataResult, EvaluationResult, ModelResult, RunResult
+from finetune.secrets import without_secrets
 from finetune.training.prepare import PreparedRun
 from finetune.training.row_preview import example_spans
 

@@ -16,12 +16,13 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from finetune.config.schema import Tracking, TrackingMode
-from finetune.errors import UserError, without_secrets
+from finetune.errors import UserError
 from finetune.machine.libraries import set_for_a_moment
 from finetune.reporting.wandb_summary import prediction_table, summarise_result
 from finetune.runs.folder import RunLabels
 from finetune.runs.outcome import SUCCESSFUL, RunState, state_after_error
 from finetune.runs.read import CompletedRun, run_folders
+from finetune.secrets import without_secrets
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -51,13 +52,14 @@ class TrackedRun:
         self._send(lambda run: run.log(values, step=step))
 
     def summarise(self, values: dict[str, Any]) -> None:
-        self._send(lambda run: run.summary.update(values))
+        self._send(lambda run: run.summary.update(without_secrets(values)))
 
     def table(self, key: str, columns: list[str], rows: list[list[Any]]) -> None:
         if self.wandb_run:
             from wandb import Table
 
-            self._send(lambda run: run.log({key: Table(columns=[*columns], data=rows, allow_mixed_types=True)}))
+            shown = Table(columns=[*columns], data=without_secrets(rows), allow_mixed_types=True)
+            self._send(lambda run: run.log({key: shown}))
 
     def plot(self, key: str, figure: "Figure") -> None:
         if self.wandb_run:
@@ -120,7 +122,7 @@ def start_tracking(
         "entity": tracking.entity,
         "group": tracking.group or labels.group,
         "job_type": labels.job_type,
-        "tags": list(dict.fromkeys([*tracking.tags, *labels.tags])),
+        "tags": list(dict.fromkeys(without_secrets([*tracking.tags, *labels.tags]))),
         "config": without_secrets(labels.config),
         "dir": folder,
     }

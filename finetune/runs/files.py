@@ -5,9 +5,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from finetune.secrets import without_secrets
+
 
 def write_text(file: Path, text: str) -> None:
-    """Write a whole file or nothing."""
+    """Write a whole file or nothing, and no secret."""
+    replace_file(file, without_secrets(text))
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Write a whole file or nothing, the text as it is."""
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
@@ -15,10 +22,11 @@ def write_text(file: Path, text: str) -> None:
 
 
 def write_json(file: Path, content: object) -> None:
-    """Write plain values or dataclasses as JSON; numbers that JSON does not have become null."""
-    from pydantic_core import to_json
+    """Write plain values or dataclasses as JSON, without secrets; numbers that JSON does not have become null."""
+    from pydantic_core import from_json, to_json
 
-    write_text(file, to_json(content, indent=2, inf_nan_mode="null").decode() + "\n")
+    plain = without_secrets(from_json(to_json(content, inf_nan_mode="null")))  # in its values: no key is changed
+    replace_file(file, to_json(plain, indent=2).decode() + "\n")
 
 
 def read_jsonl(file: Path) -> list[dict[str, Any]]:
@@ -28,5 +36,5 @@ def read_jsonl(file: Path) -> list[dict[str, Any]]:
 
 
 def write_jsonl(file: Path, rows: list[dict[str, Any]]) -> None:
-    """Write a whole .jsonl file or nothing."""
-    write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Write a whole .jsonl file or nothing, without secrets."""
+    replace_file(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in without_secrets(rows)))

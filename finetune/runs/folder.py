@@ -17,9 +17,10 @@ from finetune.config.schema import Config, Source
 from finetune.config.settings import OUTSIDE_IDENTITY, OUTSIDE_TRAINER_IDENTITY, flatten_all, to_plain
 from finetune.data.embedded import sha256_of_weights
 from finetune.data.splits import data_digest
-from finetune.errors import UserError, without_secrets
+from finetune.errors import UserError
 from finetune.runs.files import write_text
 from finetune.runs.result import RESULT, SELECTION, RunResult, read_result
+from finetune.secrets import without_secrets
 
 
 class BusyError(UserError):

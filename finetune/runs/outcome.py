@@ -10,10 +10,11 @@ from pathlib import Path
 
 from finetune.config.schema import Config
 from finetune.config.settings import to_plain
-from finetune.errors import UserError, without_secrets
+from finetune.errors import UserError
 from finetune.runs.files import write_json
 from finetune.runs.folder import BusyError, complete_result, hold_run
 from finetune.runs.result import RESULT, FailedResult, RunResult, read_result
+from finetune.secrets import without_secrets
 
 
 class RunState(Enum):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from finetune.runs.files import write_text
+from finetune.runs.files import replace_file
 from finetune.runs.outcome import UNENDED, Outcome, RunState
 from finetune.runs.result import RESULT, SELECTION
+from finetune.secrets import without_secrets
 
 # Numbers in a sweep's record from which on they are a search's repetitions over seeds, and its test of the winner.
 REPETITIONS, CONFIRMATION = 10_000, 20_000
@@ -64,18 +65,23 @@ class SweepRecord:
 
     def swept(self, number: int) -> str:
         """What sets a trial apart from the others."""
-        shared, own = {*self.command, *self.common}, self.trials[number].overrides
+        shared, own = without_secrets([*self.command, *self.common]), self.trials[number].overrides
         return " ".join(text for text in own if text not in shared and not text.startswith("sweep."))
 
     def write(self, *changed: TrialRecord) -> None:
-        """Write lines, in the place of those of the same numbers."""
+        """Write lines, in the place of those of the same numbers, without secrets."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        shown = [
+            replace(trial, overrides=without_secrets(trial.overrides), reason=without_secrets(trial.reason))
+            for trial in changed
+        ]
         with FileLock(self.folder / ".lock"):
-            self.trials = read_trials(self.file) | {trial.number: trial for trial in changed}
+            self.trials = read_trials(self.file) | {trial.number: trial for trial in shown}
             plain = [vars(trial) | {"state": trial.state.value} for _, trial in sorted(self.trials.items())]
             lines = [json.dumps(trial, ensure_ascii=False) for trial in plain]
-            head = json.dumps({"name": self.folder.name, "command": self.command}, ensure_ascii=False)[:-1]
-            write_text(self.file, f'{head}, "trials": [\n' + ",\n".join(lines) + "\n]}\n")
+            command = without_secrets(self.command)
+            head = json.dumps({"name": self.folder.name, "command": command}, ensure_ascii=False)[:-1]
+            replace_file(self.file, f'{head}, "trials": [\n' + ",\n".join(lines) + "\n]}\n")
 
 
 def read_trials(file: Path) -> dict[int, TrialRecord]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from finetune.errors import UserError, names_secret
+from finetune.errors import UserError
+from finetune.secrets import names_secret
 
 if TYPE_CHECKING:
     from optuna.storages import JournalStorage, RDBStorage

@@ -24,6 +24,7 @@ from finetune.config.schema import Config
 from finetune.machine.allowance import Allowance
 from finetune.runs.folder import run_folder
 from finetune.runs.outcome import RunState, run_to_outcome
+from finetune.secrets import mask_output
 from finetune.sweeps.fork_client import CostSurvey, DeviceShare, News, TrialJob
 from finetune.sweeps.preload import Loaded, import_libraries, load_shared
 
@@ -39,6 +40,7 @@ def serve_forks() -> None:
 
     The program's arguments are the socket's file descriptor and the path of run.py.
     """
+    mask_output()
     client, run = Connection(int(sys.argv[1])), runpy.run_path(sys.argv[2], run_name="run")["run"]
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU must not initialise CUDA
     devices, loaded = import_libraries(), Loaded()

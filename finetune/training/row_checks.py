@@ -12,6 +12,7 @@ from finetune.config.schema import ControlTokens, Data
 from finetune.data.splits import Example, Splits
 from finetune.errors import UserError, raise_problems
 from finetune.model.shared_prefix_attention import common_prefix_length
+from finetune.secrets import without_secrets
 from finetune.training.tokenize import IGNORE_INDEX, TokenizedRows, prompt_tokens, truncation_length
 
 
@@ -33,7 +34,7 @@ class RowReader:
 
     def decode(self, tokens: list[int]) -> str:
         """The tokens as text, special ones included, quoted and cut to a readable length."""
-        text = repr(str(self.tokenizer.decode(tokens)))
+        text = repr(without_secrets(str(self.tokenizer.decode(tokens))))
         return text if len(text) <= 80 else f"{text[:38]} ... {text[-38:]}"
 
 

@@ -11,6 +11,7 @@ from trl import SFTConfig
 from trl.data_utils import pack_dataset
 
 from finetune.runs.result import ExampleSpans
+from finetune.secrets import pieces_without_secrets
 from finetune.training.prepare import PreparedRun
 from finetune.training.tokenize import IGNORE_INDEX, TokenizedRows, rows_with_loss
 
@@ -67,7 +68,7 @@ def example_spans(prepared: PreparedRun) -> list[ExampleSpans]:
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
-    """Each token as text; a character that spans tokens stands with the last of them, and nothing is cleaned up."""
+    """Each token as text, without secrets; a character of several tokens stands with the last of them."""
     # A token is decoded behind those before it, as some tokenizers leave out the first one's space.
     pieces: list[str] = []
     before = start = 0
@@ -78,7 +79,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]
             continue
         pieces.append(text[len(prior) :])
         before, start = start, end
-    return pieces
+    return pieces_without_secrets(pieces)
 
 
 def padding_share(rows: TokenizedRows, settings: SFTConfig, samples: int = 200) -> float:

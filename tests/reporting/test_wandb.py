@@ -14,11 +14,12 @@ from support.run_folders import write_run
 from support.wandb_files import read, read_records, values
 
 from finetune.config.schema import Tracking, TrackingMode
-from finetune.errors import UserError, without_secrets
+from finetune.errors import UserError
 from finetune.reporting.wandb import Timeouts, is_reachable, run_id, start_tracking
 from finetune.runs.folder import RunLabels
 from finetune.runs.read import read_run
 from finetune.runs.result import SELECTION
+from finetune.secrets import without_secrets
 
 CONFIG = {"adapter": {"r": 16}, "trainer": {"hub_token": "hf_Secret", "learning_rate": 1e-4}}
 KEY = "0123456789" * 4
