@@ -23,8 +23,8 @@ HIDDEN = "***"
 SHORTEST = 6  # characters of a secret
 NOTED = "FINETUNE_SECRET_VARIABLES"  # holds the names of further variables; sub-processes inherit it
 NAMES = re.compile(
-    r"(^|[._-])(token|(api|access)?key(_id)?|pass|pwd|pat|secret(_key)?|credentials?)(_?\d+)?$"
-    r"|(passw(or)?d|passphrase|secret)(_?\d+)?$",
+    r"(^|[._-])(token|(api|access)?key(_id)?|pass|pat|secret(_key)?|credentials?)(_?\d+)?$"
+    r"|(passw(or)?d|passphrase|secret|[._-]pwd)(_?\d+)?$",
     re.IGNORECASE,
 )
 NO_SECRET = re.compile(r"(^|[._])(bos|eos|pad|unk|sep|cls|mask|image|audio|video)_token$", re.IGNORECASE)

@@ -20,6 +20,10 @@ def fail():
     raise ValueError("something broke")
 
 
+def tell_a_secret():
+    raise ValueError(f"the service refused {os.environ['MY_SERVICE_PASSWORD']}")
+
+
 def take_too_much_memory():
     import torch
 
@@ -33,6 +37,7 @@ ENDINGS = {
     5e-3: lambda: time.sleep(1000),
     6e-3: take_too_much_memory,
     7e-3: lambda: os._exit(0),
+    8e-3: tell_a_secret,
 }
 
 
