@@ -64,11 +64,14 @@ class Bias(Enum):
 
 
 class ControlTokens(Enum):
-    """What becomes of a model's control tokens, such as <|im_end|>, inside the texts of rows."""
+    """What becomes of a model's control tokens, such as <|im_end|>, and of control characters inside the texts of rows.
+
+    Control characters are those of Unicode's category Cc but tab, newline and carriage return.
+    """
 
     error = "error"
-    escape = "escape"  # they are read as text
-    allow = "allow"  # they are read as control tokens
+    escape = "escape"  # the tokens are read as text, and a space stands for each control character
+    allow = "allow"  # they are read as control tokens, and control characters are kept
 
 
 class OverlapPolicy(Enum):

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from finetune.config.schema import BadRows, Data, Source
+from finetune.config.schema import BadRows, ControlTokens, Data, Source
 from finetune.data.checksums import sha256_of_file
 from finetune.data.columns import check_group, check_row, find_columns, find_recipe
+from finetune.data.control_characters import CONTROL_CHARACTER, name_character, replace_control_characters
 from finetune.data.embedded import embedded_data
 from finetune.data.rows import Row, RowError, read_hub_rows, read_rows, require_file
 from finetune.errors import UserError
@@ -38,7 +39,7 @@ class Splits:
     """The examples of the three splits, what was counted on the way, and a checksum over all their contents.
 
     counts: rows (read), bad (left out: wrong, see data.bad_rows), repeated (left out: same prompt and completion as
-    another), cut (left out by data.max_train_rows), and train, validation, test.
+    another), cut (left out by data.max_train_rows), train, validation, test, and with control characters, if any.
     """
 
     train: list[Example]
@@ -154,6 +155,11 @@ class _Reader:
             group = recipe.group(mapped) if hasattr(recipe, "group") else None
         except ValueError as error:
             raise RowError(f"{error} (recipe {data.recipe}).") from error
+        if data.system and not prompt:
+            raise UserError(f"data.system is set, but the recipe {data.recipe} has no prompt: set data.system=''.")
+        if data.system and prompt[0]["role"] != "system":
+            prompt = [{"role": "system", "content": data.system}, *prompt]
+        prompt, completion = self.guard_control_characters(row, prompt, completion, place)
         if prompt and not any(message["content"].strip() for message in prompt if message["role"] != "system"):
             raise RowError(f"the prompt is empty, expected text to answer (recipe {data.recipe}).")
         if not completion.strip():
@@ -162,11 +168,32 @@ class _Reader:
             value = check_group(row, data.group, self.group_kind)
             self.group_kind = type(value)
             group = json.dumps(value, ensure_ascii=False, default=str)
-        if data.system and not prompt:
-            raise UserError(f"data.system is set, but the recipe {data.recipe} has no prompt: set data.system=''.")
-        if data.system and prompt[0]["role"] != "system":
-            prompt = [{"role": "system", "content": data.system}, *prompt]
         return Example(prompt, completion, place, group)
+
+    def guard_control_characters(
+        self, row: Row, prompt: list[Message], completion: str, place: str
+    ) -> tuple[list[Message], str]:
+        """The texts with control characters replaced or left, and the row counted; a UserError refuses them."""
+        parts = [
+            *((f"the {message['role']} message", message["content"]) for message in prompt),
+            ("the answer", completion),
+        ]
+        found = [(part, match[0]) for part, text in parts if (match := CONTROL_CHARACTER.search(text))]
+        if not found:
+            return prompt, completion
+        if self.data.control_tokens is ControlTokens.error:
+            part, character = found[0]
+            columns = [f'"{key}"' for key, text in row.items() if isinstance(text, str) and character in text]
+            raise UserError(
+                f"{place}: {next(iter(columns), part)} holds {name_character(character)}, a control character; "
+                "expected text. Take it out, or write data.control_tokens=escape to have a space in its place (allow: "
+                "to keep it)."
+            )
+        self.counts["with control characters"] += 1
+        if self.data.control_tokens is ControlTokens.allow:
+            return prompt, completion
+        escaped = [message | {"content": replace_control_characters(message["content"])} for message in prompt]
+        return escaped, replace_control_characters(completion)
 
 
 def _hold_out(examples: list[Example], share: int, split: str, seed: int) -> tuple[list[Example], list[Example]]:
