@@ -1,4 +1,4 @@
-"""Which texts may no file, no message and no page hold, and what stands in their place?
+"""Which texts may no file, no message and no page hold?
 
 Secret are the values of environment variables whose names say so, such as HF_TOKEN, and of those that the configuration
 reads by `${oc.env:NAME}`; the values of settings whose keys say so, such as hub_token; and the password in

@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus, setup_globals
 
 from finetune.config.schema import Config, Stage
+from finetune.runs.files import HYDRAS_RECORD, hide_secrets
 
 if TYPE_CHECKING:
     from finetune.planning.plan import RunPlan
@@ -43,6 +44,8 @@ class ProcessLauncher(BasicLauncher):
         from finetune.cli.compose import is_alone
 
         setup_globals()
+        assert self.config is not None
+        hide_secrets(Path(self.config.hydra.sweep.dir) / HYDRAS_RECORD)
         configs = [self.compose(list(overrides)) for overrides in job_overrides]
         if configs[0].stage is not Stage.train or not is_alone():
             returns: Sequence[JobReturn] = super().launch(job_overrides, initial_job_idx)

@@ -157,9 +157,9 @@ def _written(value):
 
 
 def folder_questions():
-    """Each folder of the package, and its leaf module, with the first line of its docstring."""
+    """Each folder of the package, and its leaf modules, with the first line of its docstring."""
     files = {path.parent.name: path for path in (ROOT / "finetune").glob("*/__init__.py")}
-    files["errors.py"] = ROOT / "finetune" / "errors.py"
+    files |= {name: ROOT / "finetune" / name for name in ("secrets.py", "errors.py")}
     docstrings = {name: ast.get_docstring(ast.parse(path.read_text())) or "" for name, path in files.items()}
     return {name: text.split("\n")[0] for name, text in docstrings.items()}
 

@@ -148,7 +148,12 @@ def what_is_left(tiny_model, tmp_path_factory):
     common = [
         *("model=local", f"model.path={tiny_model}", "model.dtype=float32", "quantization=none", "trainer=smoke"),
         *("data.max_train_rows=16", "eval.max_prompts=2", "eval.max_new_tokens=4", "eval.retention=false"),
-        *("force=true", f"output_dir={outputs}", "tracking.mode=offline", "tracking.tags=['${oc.env:GREETING}']"),
+        *(
+            "force=true",
+            f"output_dir={outputs}",
+            "tracking.mode=offline",
+            f"tracking.tags=['${{oc.env:GREETING}}',{SECRETS['HF_TOKEN']}]",
+        ),
         "data.system='Greet ${oc.env:GREETING} as ${oc.env:MY_SERVICE_PASSWORD}'",
     ]
     faulty = ROOT / "tests" / "support" / "faulty_run.py"

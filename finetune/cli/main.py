@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from hydra.core.hydra_config import HydraConfig
@@ -20,6 +21,7 @@ from finetune.cli.validate import explain_error, read_config, validate_config
 from finetune.config.schema import Config, Stage
 from finetune.config.spelling import spell_quoted
 from finetune.errors import UserError
+from finetune.runs.files import HYDRAS_RECORD, hide_secrets
 from finetune.runs.outcome import SUCCESSFUL, FailedTrialsError
 from finetune.runs.sweep_record import open_sweep_record, read_trials
 from finetune.secrets import mask_output
@@ -79,8 +81,11 @@ def _run_grid(grid: Grid, main: Callable[[], None]) -> None:
 
         announce_sweep(record, grid.overrides, grid.configs, hydra.runtime.choices["hydra/launcher"])
         sys.argv.append(f"sweep.name={spell_quoted(record.folder.name)}")
-        with follow_sweep(record, grid.configs):
-            main()
+        try:
+            with follow_sweep(record, grid.configs):
+                main()
+        finally:
+            hide_secrets(Path(hydra.sweep.dir) / HYDRAS_RECORD)
         report_best_of_grid(record.folder, compose_config, grid.configs[0].tracking)
     trials = read_trials(record.file)
     if any(trials[number].state not in SUCCESSFUL for number in range(len(grid.configs)) if number in trials):

@@ -7,6 +7,8 @@ from typing import Any
 
 from finetune.secrets import without_secrets
 
+HYDRAS_RECORD = "multirun.yaml"  # into which Hydra writes the settings of a grid, in the folder of all runs
+
 
 def write_text(file: Path, text: str) -> None:
     """Write a whole file or nothing, and no secret."""
@@ -19,6 +21,12 @@ def replace_file(file: Path, text: str) -> None:
     unfinished = file.with_name(f".{file.name}.{os.getpid()}")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(file)
+
+
+def hide_secrets(file: Path) -> None:
+    """Write a file that another program has made anew, without secrets, if it is there."""
+    if file.exists():
+        write_text(file, file.read_text(encoding="utf-8"))
 
 
 def write_json(file: Path, content: object) -> None:
