@@ -147,6 +147,14 @@ def test_the_parts_are_the_options_of_conf():
         assert not [option for option in options if f"`{option}`" not in rows[group]]
 
 
+def test_it_is_said_from_which_size_on_activations_are_recomputed():
+    [size] = re.findall(
+        r"^CHECKPOINTING_FROM = ([\d_]+)", (ROOT / "finetune/training/prepare.py").read_text(), re.MULTILINE
+    )
+    page = (ROOT / "docs" / "speed.md").read_text()
+    assert int(size) == 10**9 and "recomputed only for models of a billion parameters or more" in page
+
+
 def test_the_shown_program_is_python():
     [program] = [text for kind, text in BLOCKS if kind == "python"]
     compile(program, "docs/runs.md", "exec")
