@@ -7,7 +7,7 @@ from functools import cached_property
 from finetune.comparison.pairwise import compact_letters, compare_pairs, correct_holm, disagreements, setting_importance
 from finetune.config.settings import varying_settings
 from finetune.errors import UserError
-from finetune.evaluation.metrics import HIGHER_IS_BETTER, METRICS, PER_PROMPT
+from finetune.evaluation.metrics import HIGHER_IS_BETTER, MEANS, METRICS
 from finetune.evaluation.statistics import MAX_P
 from finetune.runs.read import CompletedRun
 from finetune.runs.result import Difference
@@ -78,7 +78,7 @@ def _compare(runs: list[CompletedRun], metric: str | None) -> Comparison:
     sign = -1 if HIGHER_IS_BETTER[metric] else 1
     runs = sorted(runs, key=lambda run: (sign * run.tuned(metric).mean, run.name))
     predictions, others = [run.predictions for run in runs], range(1, len(runs))
-    all_pairs = len(runs) <= (MOST_PAIRED if metric in PER_PROMPT else MOST_PAIRED_CORPUS)
+    all_pairs = len(runs) <= (MOST_PAIRED if metric in MEANS else MOST_PAIRED_CORPUS)
     differences = compare_pairs(predictions, metric, runs[0].result.config["data"]["seed"], only_best=not all_pairs)
     corrected = dict(zip(differences, correct_holm([pair.p for pair in differences.values()]), strict=True))
     if all_pairs:

@@ -6,7 +6,7 @@ from string import ascii_lowercase
 
 import numpy as np
 
-from finetune.evaluation.metrics import CORPUS, PER_PROMPT, accuracy
+from finetune.evaluation.metrics import MEANS, accuracy
 from finetune.evaluation.statistics import CORPUS_RESAMPLES, MAX_P, RESAMPLES, corpus_difference, mean_difference
 from finetune.runs.predictions import Prediction
 from finetune.runs.result import Difference
@@ -23,7 +23,7 @@ def compare_pairs(
     pairs = [pair for pair in combinations(range(len(runs)), 2) if pair[0] == 0 or not only_best]
     # The smallest p that n permutations can give is 2 / (n + 1); corrected for all pairs, it has to stay below 5 %.
     permutations = int(2 * 2 * len(pairs) / MAX_P)
-    if metric in PER_PROMPT:
+    if metric in MEANS:
         scores, count = [prompt_scores(run, metric) for run in runs], max(permutations, RESAMPLES)
         return {(i, j): mean_difference(scores[i], scores[j], seed, count) for i, j in pairs}
     replies, count = [[row.arms["tuned"] for row in run] for run in runs], max(permutations, CORPUS_RESAMPLES)
@@ -69,7 +69,7 @@ def disagreements(runs: Sequence[list[Prediction]], metric: str) -> list[tuple[i
 def prompt_score(prediction: Prediction, metric: str) -> float:
     """The score of the tuned model's answer to one prompt; of macro F1, whether the label is right."""
     reply = prediction.arms["tuned"]
-    return accuracy(reply.text, prediction.reference) if metric in CORPUS else reply.scores[metric]
+    return reply.scores[metric] if metric in reply.scores else accuracy(reply.text, prediction.reference)
 
 
 def prompt_scores(predictions: list[Prediction], metric: str) -> list[float]:

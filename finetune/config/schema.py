@@ -133,7 +133,8 @@ class Model:
     revision: str | None = None  # hub only: the commit, tag or branch
     dtype: Dtype = Dtype.auto  # of the weights that are not quantised
     attn_implementation: AttentionKind = AttentionKind.sdpa
-    plain_prompt: bool = False  # one message a line, for base models that have no chat template
+    # For base models that have no chat template: one message a line or, where texts hold lines, with more between them.
+    plain_prompt: bool = False
     # Values of the chat template's own variables, such as enable_thinking, in training and in generation.
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     trust_remote_code: bool = False  # runs Python code that comes with the model; only for a source that you trust
@@ -181,7 +182,7 @@ class Eval:
     harness_limit: int | None = None  # documents of each such task; None: all of them
     # Prompts answered at a time. None: 100, or fewer where their keys and values would take more than 4 GiB.
     batch_size: int | None = None
-    max_new_tokens: int | None = None  # longest answer; None: a quarter more than the longest training answer
+    max_new_tokens: int | None = None  # longest answer; None: a quarter, or 32, more than the longest training answer
     temperature: float = 0.0  # 0 is greedy decoding; above it, answers are sampled
     top_p: float = 1.0
     top_k: int = 0  # 0: no limit

@@ -21,7 +21,7 @@ from finetune.machine.process_memory import fits_below_peak, release_freed_memor
 from finetune.model.adapter import Weights, as_base_model
 from finetune.model.base import TrainedModel
 from finetune.model.tokenizer import end_tokens
-from finetune.training.tokenize import IGNORE_INDEX, prompt_tokens
+from finetune.training.tokenize import IGNORE_INDEX, prompt_tokens, turn_separator
 
 LOGIT_BYTES = 2 * 4  # where references are scored: logits as the model gives them, and as numbers of four bytes
 INNER_VECTORS, HIDDEN_VECTORS = 3, 4  # alive in a layer for each token, of the feed-forward network's and hidden size
@@ -126,6 +126,7 @@ def _request(
         "decoding": [decoding.temperature, decoding.top_p, decoding.top_k, decoding.batch_size],
         "max_new_tokens": prompts.max_new_tokens,
         "seed": prompts.seed if decoding.temperature else None,
+        "separator": turn_separator(tokenizer),
         "precision": answering_precision(model),
         "ends": end_tokens(model, tokenizer),
         "processes": PartialState().num_processes,  # each answers a share in batches of its own

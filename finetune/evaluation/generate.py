@@ -19,7 +19,7 @@ from finetune.data.splits import Message
 from finetune.model.base import TrainedModel
 from finetune.model.shared_prefix_attention import common_prefix_length, shares_prefixes
 from finetune.model.tokenizer import end_tokens
-from finetune.training.tokenize import prompt_tokens
+from finetune.training.tokenize import prompt_tokens, turn_separator
 
 ROUND = 16  # tokens after which answers that have ended leave their batch
 # Without eval.batch_size: prompts answered at a time, fewer where their keys and values would need more memory.
@@ -82,6 +82,7 @@ def _generation_config(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, 
         eos_token_id=end_tokens(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
+        stop_strings=[separator] if (separator := turn_separator(tokenizer)) else None,
     )
 
 
@@ -117,11 +118,17 @@ def generate_batch(
         while len(unfinished):
             config.max_new_tokens = min(round_tokens if cache else max_new_tokens, limit - tokens.shape[1])
             tokens = model.generate(  # type: ignore[operator]
-                input_ids=tokens, attention_mask=mask, past_key_values=cache, generation_config=config
+                input_ids=tokens,
+                attention_mask=mask,
+                past_key_values=cache,
+                generation_config=config,
+                tokenizer=tokenizer if config.stop_strings else None,
             )
             mask = functional.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1)
             new = tokens[:, longest:]
             ended = torch.isin(new, ends).any(dim=1) | (tokens.shape[1] == limit or cache is None)
+            for stop in config.stop_strings or ():
+                ended |= torch.tensor([stop in tokenizer.decode(row) for row in new], device=model.device)
             answers |= zip(unfinished[ended].tolist(), new[ended].tolist(), strict=True)
             tokens, mask, unfinished = tokens[~ended], mask[~ended], unfinished[~ended]
             if cache and len(unfinished):
@@ -131,7 +138,7 @@ def generate_batch(
         base.generation_config = defaults
         if router_logits:
             text.output_router_logits = router_logits
-    return [_decode_answer(tokenizer, answers[i], config.eos_token_id) for i in range(len(prompts))]
+    return [_decode_answer(tokenizer, answers[i], config) for i in range(len(prompts))]
 
 
 @contextmanager
@@ -223,7 +230,13 @@ class _PreallocatedLayer(DynamicLayer):
         self.buffers = ()
 
 
-def _decode_answer(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: list[int]) -> Answer:
+def _decode_answer(tokenizer: PreTrainedTokenizerBase, tokens: list[int], config: GenerationConfig) -> Answer:
+    """The answer up to an end token or, in a plain prompt, to where the next turn would begin."""
+    ends: Any = config.eos_token_id
     length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
-    text = str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
-    return Answer(text, length, finished=length < len(tokens))
+    text, finished = str(tokenizer.decode(tokens[:length], skip_special_tokens=True)), length < len(tokens)
+    for stop in config.stop_strings or ():
+        if stop in text:
+            cut = next(i for i in range(length + 1) if stop in tokenizer.decode(tokens[:i], skip_special_tokens=True))
+            text, finished, length = text.partition(stop)[0], True, cut
+    return Answer(text, length, finished)

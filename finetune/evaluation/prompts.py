@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from datasets import Dataset
@@ -10,11 +11,13 @@ from finetune.config.schema import Config, Eval
 from finetune.data.columns import find_recipe
 from finetune.data.splits import Example, Message
 from finetune.errors import UserError
-from finetune.evaluation.metrics import score_answers
+from finetune.evaluation.metrics import LENIENT, score_answers
 from finetune.training.prepare import PreparedRun
 from finetune.training.tokenize import prompt_tokens, tokenize_examples
 
-ANSWER_ROOM = 1.25  # room for an answer, as a multiple of the longest training answer
+# Room for an answer: a multiple of the longest training answer, and at least so many tokens more than that, as a model
+# that is not tuned says more than is asked for.
+ANSWER_ROOM, MORE_TOKENS = 1.25, 32
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,20 @@ def choose_prompts(config: Config, prepared: PreparedRun) -> Prompts:
     limit = min(config.eval.max_prompts or len(examples), len(examples))
     numbers = sorted(random.Random(config.data.seed).sample(range(len(examples)), limit))
     zero_shot = PromptSet([examples[i] for i in numbers], rows.whole[split].select(numbers), [])
-    metrics = list(config.data.metrics or find_recipe(config.data).METRICS)
+    metrics = with_lenient(config.data.metrics or find_recipe(config.data).METRICS)
     _require_scorable(metrics, zero_shot.examples)
     few_shot = _choose_few_shot(config, prepared, zero_shot.examples) if split == "test" else None
-    max_new_tokens = config.eval.max_new_tokens or math.ceil(ANSWER_ROOM * rows.sizes["train"].longest_answer)
+    longest = rows.sizes["train"].longest_answer
+    max_new_tokens = config.eval.max_new_tokens or max(math.ceil(ANSWER_ROOM * longest), longest + MORE_TOKENS)
     prompts = Prompts(zero_shot, few_shot, metrics, config.eval, max_new_tokens, config.data.seed, split)
     _require_context(prompts, prepared)
     return prompts
+
+
+def with_lenient(metrics: Iterable[str]) -> list[str]:
+    """The metrics, those that judge the form each followed by the one that does not."""
+    pairs = ((name, LENIENT.get(name)) for name in metrics)
+    return list(dict.fromkeys(name for pair in pairs for name in pair if name))
 
 
 def _choose_few_shot(config: Config, prepared: PreparedRun, examples: list[Example]) -> PromptSet | None:

@@ -1,5 +1,6 @@
 """What do the answers score, by how much do the arms differ, and what is the verdict?"""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import repeat
 from typing import Any
@@ -7,12 +8,12 @@ from typing import Any
 from finetune.data.splits import Example
 from finetune.evaluation.answer_cache import Reply
 from finetune.evaluation.answers import Arm
-from finetune.evaluation.metrics import CORPUS, PER_PROMPT, perplexity, score_answers
+from finetune.evaluation.metrics import CORPUS, LENIENT, MEANS, SPELLED, perplexity, score_answers
 from finetune.evaluation.prompts import Prompts
 from finetune.evaluation.statistics import corpus_difference, corpus_interval, mean_difference, mean_interval
-from finetune.evaluation.verdict import decide_verdict
+from finetune.evaluation.verdict import decide_verdict, name_arm
 from finetune.runs.predictions import Answered, Prediction
-from finetune.runs.result import ArmResult, Difference, EvaluationResult, Forgetting, HarnessScore, Interval
+from finetune.runs.result import ArmResult, Difference, EvaluationResult, Forgetting, HarnessScore, Interval, Verdict
 
 
 def score_arms(
@@ -35,8 +36,9 @@ def describe_evaluation(
     if base:
         gains = {name: differences[name][metric] for name in base}
         verdict = decide_verdict(metric, base, gains, prompts.decoding.shots)
-        forgot = [forgetting.sentence] if forgetting and forgetting.forgot else []
-        verdict = replace(verdict, sentence=f"{'. '.join([verdict.sentence, *forgot])}.")
+        notes = [*_form_note(prompts, scores, differences, verdict), *_cut_notes(prompts, arms, verdict)]
+        notes += [forgetting.sentence] if forgetting and forgetting.forgot else []
+        verdict = replace(verdict, sentence=f"{'. '.join([verdict.sentence, *notes])}.")
     return EvaluationResult(
         split=prompts.split,
         prompts=len(prompts.examples),
@@ -50,6 +52,33 @@ def describe_evaluation(
         verdict=verdict,
         harness=harness,
     )
+
+
+def _form_note(
+    prompts: Prompts,
+    scores: dict[str, dict[str, Interval]],
+    differences: dict[str, dict[str, Difference]],
+    verdict: Verdict,
+) -> Iterator[str]:
+    """Where one arm is better by the form of its answers alone: a sentence with the difference without it."""
+    lenient = LENIENT.get(prompts.metrics[0])
+    if lenient not in prompts.metrics or verdict.kind not in ("tuning_wins", "tuning_hurts"):
+        return
+    base = {verdict.against: scores[verdict.against][lenient]}
+    difference = differences[verdict.against][lenient]
+    if decide_verdict(lenient, base, {verdict.against: difference}).kind != verdict.kind:
+        interval = f"{difference.mean:z.2f} [{difference.low:z.2f}, {difference.high:z.2f}]"
+        yield f"The form alone decides: by {SPELLED[lenient]} the difference is {interval}"
+
+
+def _cut_notes(prompts: Prompts, arms: dict[str, Arm], verdict: Verdict) -> Iterator[str]:
+    """How many answers of the arms compared were cut off at the limit, where any were."""
+    for name in (verdict.against, "tuned"):
+        cut = sum(not reply.answer.finished for reply in arms[name].replies if reply.answer)
+        if cut:
+            arm = name_arm(name, prompts.decoding.shots)
+            count = f"{cut:,} of {len(prompts.examples):,} {arm} answers"
+            yield f"{count} were cut off at eval.max_new_tokens={prompts.max_new_tokens}"
 
 
 def _arm_result(arm: Arm, scores: dict[str, Interval]) -> ArmResult:
@@ -81,13 +110,13 @@ class _ScoredArm:
         self.scores = score_answers(prompts.metrics, self.answers, references)
 
     def interval(self, metric: str) -> Interval:
-        if metric in PER_PROMPT:
+        if metric in MEANS:
             return mean_interval(self._values(metric), self.prompts.seed)
         return corpus_interval(metric, self._values(metric), self.expected[metric], self.prompts.seed)
 
     def minus(self, other: "_ScoredArm", metric: str) -> Difference:
         pair, seed = (self._values(metric), other._values(metric)), self.prompts.seed
-        if metric in PER_PROMPT:
+        if metric in MEANS:
             return mean_difference(*pair, seed)
         return corpus_difference(metric, *pair, self.expected[metric], seed)
 
@@ -97,7 +126,7 @@ class _ScoredArm:
 
     def _values(self, metric: str) -> list[Any]:
         """What the metric is computed from, by prompt: scores, answers, or log-likelihoods."""
-        if metric in PER_PROMPT:
+        if metric in MEANS:
             return [scores[metric] for scores in self.scores]
         if metric == "perplexity":
             return [reply.likelihood and reply.likelihood[0] for reply in self.arm.replies]

@@ -105,7 +105,8 @@ def _corpus(metric: str, arms: list[Array], references: Array, seed: int, resamp
             return mean, low, high
     if metric == "perplexity":  # without bounds; of several prompts only those of one and the same model are all equal
         return (mean, mean, mean) if len(prompts) > 1 else (mean, -inf, inf)
-    return _of_equal(mean, Counter(references.tolist()).values(), lowest=1 - len(arms))
+    counts = Counter(references.tolist()).values() if metric == "macro_f1" else [len(references)]
+    return _of_equal(mean, counts, lowest=1 - len(arms))
 
 
 def _of_equal(value: float, counts: Iterable[int], lowest: int) -> Estimate:

@@ -32,7 +32,7 @@ def decide_verdict(
     no_room = sign > 0 and rival.low >= 1 - SMALLEST_GAIN
     # A BCa interval is too narrow where very few prompts differ (3 of 100, or 3 of 3); the exact tests know better.
     certain = difference.p <= MAX_P
-    arm = {"zero_shot": "zero-shot", "few_shot": f"{shots}-shot"}.get(against, against.replace("_", " "))
+    arm = name_arm(against, shots)
     prompts = f"{difference.prompts:,} prompt{'s' if difference.prompts != 1 else ''}"
     no_better = f"tuned is not better than {arm} (difference {_estimate(difference)})"
     if certain and least > 0:
@@ -48,6 +48,11 @@ def decide_verdict(
         return Verdict("nothing_works", useless, against)
     already = "" if most <= worthwhile else f", which already scores {_estimate(rival)}"
     return Verdict("prompting_is_enough", f"Prompting is enough: {no_better}{already}", against)
+
+
+def name_arm(arm: str, shots: int) -> str:
+    """An arm as users call it: `3-shot` for `few_shot`."""
+    return arm.replace("few_shot", f"{shots}-shot").replace("zero_shot", "zero-shot").replace("_", " ")
 
 
 def _doubt(difference: Difference) -> str:

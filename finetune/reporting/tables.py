@@ -8,6 +8,7 @@ from rich import table as rich_table
 from rich.text import Text
 
 from finetune.evaluation.metrics import HIGHER_IS_BETTER
+from finetune.evaluation.verdict import name_arm
 from finetune.reporting import html
 from finetune.runs.result import EvaluationResult, HarnessScore, Interval
 
@@ -99,7 +100,7 @@ def harness_table(scores: dict[str, dict[str, HarnessScore]]) -> Table:
 
 def format_arm(arm: str, evaluation: EvaluationResult) -> str:
     """An arm as users call it: `3-shot` for `few_shot`."""
-    return arm.replace("few_shot", f"{evaluation.shots}-shot").replace("zero_shot", "zero-shot").replace("_", " ")
+    return name_arm(arm, evaluation.shots)
 
 
 def format_interval(interval: Interval, sign: str = "") -> str:

@@ -17,7 +17,7 @@ from finetune.model.tokenizer import apply_tokenizer_settings, end_tokens, load_
 from finetune.runs.folder import rows_key
 from finetune.training.fit_checks import bias_notes, check_fit, check_machine
 from finetune.training.row_checks import RowReader, check_rows, guard_control_tokens, require_template, template_notes
-from finetune.training.tokenize import TokenizedRows, set_template_variables, tokenize_splits
+from finetune.training.tokenize import TokenizedRows, set_template_variables, set_turn_separator, tokenize_splits
 
 CHECKPOINTING_FROM = 1_000_000_000  # parameters from which activations are recomputed, unless the user says otherwise
 
@@ -59,6 +59,8 @@ def prepare_rows(config: Config, splits: Splits, machine: Device, folder: Path) 
     apply_tokenizer_settings(settings, tokenizer)
     set_template_variables(tokenizer, config.model.chat_template_kwargs)
     require_template(tokenizer, splits, config.model.plain_prompt)
+    if not tokenizer.chat_template:
+        set_turn_separator(tokenizer, splits)
     splits = guard_control_tokens(splits, tokenizer, config.data.control_tokens)
     rows = tokenize_splits(splits, tokenizer, settings)
     reader = RowReader(tokenizer, end_tokens(meta_model, tokenizer), settings)

@@ -20,6 +20,8 @@ from finetune.errors import UserError
 from finetune.runs.result import SplitSize
 
 IGNORE_INDEX = -100  # the label of a token that carries no loss
+# What may part the messages of a plain prompt, and under which name it is kept in the tokenizer's settings.
+SEPARATORS, SEPARATOR_KEY = ("\n", "\n\n", "\n###\n"), "turn_separator"
 SET_VARIABLES = re.compile(r"(\{%- set \w+ = \w+ \| default\(.*?\) %\})*")  # as `set_template_variables` writes them
 
 
@@ -160,7 +162,7 @@ def training_row(example: Example, tokenizer: PreTrainedTokenizerBase, assistant
         return {"messages": [*example.prompt, *answer]}
     if tokenizer.chat_template:
         return {"prompt": example.prompt, "completion": answer}
-    return {"prompt": plain_prompt(example.prompt), "completion": example.completion}
+    return {"prompt": plain_prompt(example.prompt, tokenizer), "completion": example.completion}
 
 
 def prompt_tokens(prompt: list[Message], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -168,9 +170,32 @@ def prompt_tokens(prompt: list[Message], tokenizer: PreTrainedTokenizerBase) -> 
     if tokenizer.chat_template:
         rendered: Any = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)
         return list(rendered["input_ids"])
-    return list(tokenizer(plain_prompt(prompt))["input_ids"])
+    return list(tokenizer(plain_prompt(prompt, tokenizer))["input_ids"])
 
 
-def plain_prompt(prompt: list[Message]) -> str:
-    """A prompt for a model without a chat template: the messages, one a line."""
-    return "".join(message["content"] + "\n" for message in prompt)
+def plain_prompt(prompt: list[Message], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A prompt for a model without a chat template: the messages, each with `turn_separator` behind it."""
+    return "".join(message["content"] + turn_separator(tokenizer) for message in prompt)
+
+
+def turn_separator(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What stands behind each message of a plain prompt, and so ends an answer; empty where there is a template."""
+    return "" if tokenizer.chat_template else str(tokenizer.init_kwargs.get(SEPARATOR_KEY, SEPARATORS[0]))
+
+
+def set_turn_separator(tokenizer: PreTrainedTokenizerBase, splits: Splits) -> None:
+    """Choose the first separator that no message of the rows holds; it is saved with the tokenizer.
+
+    Raises UserError where every separator is inside a message.
+    """
+    examples = [*splits.train, *splits.validation, *splits.test]
+    texts = {message["content"] for example in examples for message in example.prompt}
+    texts |= {example.completion for example in examples if example.prompt}
+    for separator in SEPARATORS:
+        if not any(separator in text for text in texts):
+            tokenizer.init_kwargs[SEPARATOR_KEY] = separator
+            return
+    raise UserError(
+        "model.plain_prompt=true: messages are parted by a line break, an empty line or a line ###, and rows of this "
+        "data hold all three. Give the model a chat template with trainer.chat_template_path=FILE.jinja."
+    )

@@ -3,7 +3,7 @@ import shutil
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
-from support import tiny_models
+from support import small_runs, tiny_models
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
@@ -108,3 +108,14 @@ def test_dequantised_weights_take_the_bytes_of_the_type_of_computation(tiny_mode
     layers = [module for module in trained.modules() if isinstance(module, Linear4bit)]
     assert dequantised_bytes(trained) == 4 * sum(layer.in_features * layer.out_features for layer in layers)
     assert dequantised_bytes(tiny_models.model("llama")) == 0
+
+
+@pytest.mark.slow
+def test_a_base_model_answers_a_plain_few_shot_prompt_with_one_line():
+    prepared, prompts = small_runs.chosen(["data=usaddress_zip", "model.plain_prompt=true", "eval.max_prompts=8"])
+    base = small_runs.base(["quantization=none"])
+    asked = [example.prompt for example in prompts.few_shot.examples]
+    answers = generate_answers(base, prepared.tokenizer, asked, prompts.decoding, prompts.max_new_tokens, 0, print)
+    assert all(answer.finished and "\n" not in answer.text for answer in answers)
+    right = [a.text == e.completion for a, e in zip(answers, prompts.few_shot.examples, strict=True)]
+    assert sum(right) >= 6

@@ -14,13 +14,16 @@ from finetune.evaluation.metrics import (
     accuracy,
     chrf,
     contains,
+    corpus_chrf,
     exact_match,
     field_f1,
+    field_f1_lenient,
     macro_f1,
     perplexity,
     rouge_l,
     score_answers,
     valid_json,
+    valid_json_lenient,
 )
 
 
@@ -167,3 +170,56 @@ def test_contains_looks_for_whole_words():
 def test_every_metric_has_a_name_for_sentences():
     assert set(SPELLED) == set(METRICS)
     assert not any("_" in name for name in SPELLED.values())
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "found"),
+    [
+        ("答案是北京。", "北京", 1),
+        ("正解は東京都です", "東京", 1),
+        ("คำตอบคือกรุงเทพ", "กรุงเทพ", 1),
+        ("정답은 서울입니다", "서울", 1),
+        ("the answer: 42円", "42", 1),
+        ("142", "42", 0),
+        ("category", "cat", 0),
+        ("答案是北京", "上海", 0),
+    ],
+)
+def test_contains_knows_scripts_without_spaces(answer, reference, found):
+    assert contains(answer, reference) == found
+
+
+def test_rouge_l_counts_characters_where_words_have_no_spaces():
+    assert rouge_l("北京是中国的首都", "中国的首都是北京") == pytest.approx(5 / 8)
+    assert rouge_l("the cat", "the dog") == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("score", [exact_match, accuracy, contains, rouge_l])
+def test_how_unicode_composes_a_character_does_not_matter(score):
+    assert score("Cafe\u0301", "Caf\u00e9") == score("Caf\u00e9", "Cafe\u0301") == 1
+
+
+def test_the_corpus_chrf_is_sacrebleus_and_not_the_mean_of_answers():
+    from sacrebleu import corpus_chrf as expected
+
+    answers, references = (
+        ["the cat sat", "no", "a long answer that is mostly right"],
+        ["the cat sat", "yes", "a long one"],
+    )
+    assert corpus_chrf(answers, references) == pytest.approx(expected(answers, [references]).score / 100)
+    assert corpus_chrf(answers, references) != pytest.approx(sum(map(chrf, answers, references)) / 3, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("answer", "lenient"),
+    [
+        ('```json\n{"a": 1}\n```', 1),
+        ('Here it is: {"a": 1}. Anything else?', 1),
+        ('{"a": 1}', 1),
+        ('{"a": 1} or {"a": 2}', 0),
+        ("no object {here}", 0),
+        ('{"a": 1, "a": 1}', 0),
+    ],
+)
+def test_the_lenient_scores_take_the_one_object_out_of_what_surrounds_it(answer, lenient):
+    assert valid_json_lenient(answer, "") == field_f1_lenient(answer, '{"a": 1}') == lenient

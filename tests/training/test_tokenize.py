@@ -9,8 +9,16 @@ from support import builds
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoTokenizer
 
+from finetune.data.splits import Example, Splits
 from finetune.errors import UserError
-from finetune.training.tokenize import IGNORE_INDEX, prompt_tokens, set_template_variables
+from finetune.training.tokenize import (
+    IGNORE_INDEX,
+    plain_prompt,
+    prompt_tokens,
+    set_template_variables,
+    set_turn_separator,
+    turn_separator,
+)
 
 THINKS = """{%- macro turn(role, text) %}{{- '<|im_start|>' + role + '\\n' + text + '<|im_end|>\\n' }}{%- endmacro %}
 {%- for m in messages %}
@@ -138,3 +146,23 @@ def test_sizes_count_what_the_labels_hold(tiny_run):
     labels = [label for row in rows.train["labels"] for label in row[1:]]
     assert rows.sizes["train"].loss_tokens == sum(label != IGNORE_INDEX for label in labels)
     assert rows.sizes["train"].tokens == sum(map(len, rows.train["input_ids"]))
+
+
+@pytest.mark.parametrize(
+    ("texts", "separator"), [(["a", "b"], "\n"), (["a\nb", "c"], "\n\n"), (["a\n\nb", "c"], "\n###\n")]
+)
+def test_messages_of_a_plain_prompt_are_parted_by_what_no_message_holds(tiny_model, texts, separator):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = None
+    rows = [Example([{"role": "user", "content": texts[0]}], texts[1], "a:1")]
+    set_turn_separator(tokenizer, Splits(rows, rows, rows, {}, ""))
+    assert turn_separator(tokenizer) == separator
+    assert plain_prompt(rows[0].prompt, tokenizer) == texts[0] + separator
+
+
+def test_rows_that_hold_every_separator_need_a_template(tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = None
+    rows = [Example([{"role": "user", "content": "a\n###\nb\n\nc"}], "d", "a:1")]
+    with pytest.raises(UserError, match="rows of this data hold all three"):
+        set_turn_separator(tokenizer, Splits(rows, rows, rows, {}, ""))
