@@ -10,6 +10,7 @@ from support.run_folders import made_arm
 
 from finetune.cli.compose import compose_config
 from finetune.data.splits import Example
+from finetune.evaluation.metrics import corpus_chrf
 from finetune.evaluation.prompts import Prompts, PromptSet
 from finetune.evaluation.scores import describe_evaluation
 from finetune.evaluation.statistics import expanded_level
@@ -36,14 +37,12 @@ def test_scores_and_intervals_follow_from_the_predictions(tiny_run):
         corpus = sacrebleu.corpus_chrf([row.arms[arm].answer for row in rows], [[row.reference for row in rows]])
         assert arms[arm].scores["chrf"].mean == pytest.approx(corpus.score / 100)
 
-    def corpus_chrf(chosen):
+    def value(chosen):
         taken = [rows[i] for i in chosen]
-        return (
-            sacrebleu.corpus_chrf([r.arms["tuned"].answer for r in taken], [[r.reference for r in taken]]).score / 100
-        )
+        return corpus_chrf([row.arms["tuned"].answer for row in taken], [row.reference for row in taken])
 
     options = {"method": "BCa", "rng": 42, "n_resamples": 1999, "confidence_level": expanded_level(12)}
-    ends = stats.bootstrap((range(12),), corpus_chrf, vectorized=False, **options)
+    ends = stats.bootstrap((range(12),), value, vectorized=False, **options)
     interval = arms["tuned"].scores["chrf"]
     assert [interval.low, interval.high] == pytest.approx(list(ends.confidence_interval))
     assert differences["zero_shot"]["chrf"].mean == pytest.approx(interval.mean - arms["zero_shot"].scores["chrf"].mean)
