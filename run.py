@@ -113,7 +113,7 @@ def train_and_evaluate(
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     folder, is_main = console.folder, device.is_main_process
     console.show_start(device, newest_checkpoint(folder))
-    from finetune.evaluation import answers, forgetting, lm_harness, prompts, scores, smoke_check
+    from finetune.evaluation import answers, best_prompt, forgetting, lm_harness, scores, smoke_check
     from finetune.planning import plan, workload
     from finetune.reporting import progress, report, wandb
     from finetune.search.pruning import pruning_callbacks
@@ -122,11 +122,10 @@ def train_and_evaluate(
     clock = report.PhaseTimer()
     with clock.measure("prepare"):
         prepared = prepare.prepare_run(config, splits, device, folder, loaded.rows)
-        chosen = prompts.choose_prompts(config, prepared)
-        general = forgetting.choose_general_prompts(config, prepared)
+        planned = workload.plan_prompts(config, prepared, device)
         tasks = lm_harness.load_harness_tasks(config.eval) if is_main else None
         console.show_data(prepared)
-        plan.require_memory(workload.PlannedRun(config, prepared, device, chosen, general))
+        plan.require_memory(planned)
 
     with clock.measure("load"):
         tuned, originals, base_answers = load_model(config, device, loaded)
@@ -141,21 +140,22 @@ def train_and_evaluate(
             training = trainer.Trainer(tuned, prepared, [watch, *pruning_callbacks(config.sweep, loaded.studies)])
             console.print(f"  attention: {training.layout}")
             with one_precision:
-                smoke_check.require_usable_model(tuned, prepared.tokenizer, chosen.examples[0].prompt)
+                smoke_check.require_usable_model(tuned, prepared.tokenizer, planned.prompts.examples[0].prompt)
             trainer.run_training(training, newest_checkpoint(folder))
             if is_main:
                 trainer.save_trained(tuned, prepared.tokenizer, folder)
 
         with clock.measure("evaluate"), one_precision, progress.progress_bar(console) as bar:
-            counter = progress.answer_counter(bar, chosen, report_progress)
             answering = tuned, prepared.tokenizer, originals, base_answers
+            chosen = best_prompt.choose_best_prompt(planned.search, planned.prompts, *answering, console.print)
+            counter = progress.answer_counter(bar, chosen, report_progress)
             arms = answers.answer_prompts(chosen, *answering, counter, console.show_arm)
-            general_arms = forgetting.answer_general_prompts(general, *answering)
+            general_arms = forgetting.answer_general_prompts(planned.general, *answering)
             harness = lm_harness.score_harness_tasks(tuned, prepared.tokenizer, tasks, originals, console.print)
 
         if is_main:
             with clock.measure("judge"):
-                forgot = forgetting.describe_forgetting(general, general_arms)
+                forgot = forgetting.describe_forgetting(planned.general, general_arms)
                 evaluation = scores.describe_evaluation(chosen, arms, forgot, harness)
             result = report.collect_result(config, compose_config([]), tuned, prepared, watch, evaluation, clock)
             completed = CompletedRun(folder, result, scores.list_predictions(chosen, arms), watch.history)

@@ -148,6 +148,8 @@ def _settings_without_effect(config: Config) -> Iterator[tuple[str, str]]:
         yield keys, "adapter=full trains all weights, with no adapter"
     if not config.eval.harness_tasks:
         yield "eval.harness_limit", "it is for eval.harness_tasks"
+    if not config.eval.best_prompt:
+        yield "data.system_candidates", "nothing tries them. Add eval=best_prompt"
     if config.eval.temperature == 0:
         reason = "eval.temperature=0 always takes the likeliest token. Add eval.temperature=1 to sample"
         yield "eval.top_p eval.top_k", reason

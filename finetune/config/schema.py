@@ -100,6 +100,7 @@ class Data:
     recipe: str = MISSING  # the file in data_recipes/ that turns a row into prompt and completion
     columns: dict[str, str] = field(default_factory=dict)  # the recipe's name -> the data set's, where they differ
     system: str = ""  # system prompt put before every prompt; empty: none
+    system_candidates: list[str] = field(default_factory=list)  # further system prompts that eval=best_prompt tries
     # Hub only: configuration name, revision (commit, tag or branch) and the split to train on.
     subset: str | None = None
     revision: str | None = None
@@ -175,6 +176,8 @@ class Eval:
     max_prompts: int | None = 100  # at most this many held-out test prompts; None: all of them
     # Training rows shown as examples in a few-shot prompt, others for each prompt; 0: there is no such arm.
     shots: int = 3
+    # Let the base model answer the best of several ways of prompting, too, chosen on validation prompts.
+    best_prompt: bool = False
     tuned_few_shot: bool = False  # let the tuned model answer the few-shot prompts, too
     retention: bool = True  # score general text and simple questions before and after: what does the model forget?
     # Tasks of EleutherAI's lm-evaluation-harness to score before and after: names, YAML files or folders of them.

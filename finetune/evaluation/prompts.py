@@ -12,6 +12,7 @@ from finetune.data.columns import find_recipe
 from finetune.data.splits import Example, Message
 from finetune.errors import UserError
 from finetune.evaluation.metrics import LENIENT, score_answers
+from finetune.runs.result import BestPrompt
 from finetune.training.prepare import PreparedRun
 from finetune.training.tokenize import prompt_tokens, tokenize_examples
 
@@ -28,6 +29,11 @@ class PromptSet:
     tokenized: Dataset
     demonstrations: list[list[Example]]
 
+    def select(self, numbers: range) -> "PromptSet":
+        """Those prompts alone."""
+        shown = [self.demonstrations[i] for i in numbers] if self.demonstrations else []
+        return PromptSet([self.examples[i] for i in numbers], self.tokenized.select(numbers), shown)
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -40,6 +46,9 @@ class Prompts:
     max_new_tokens: int
     seed: int
     split: str = "test"  # or validation, in a trial of a search, which only the tuned model answers
+    best_prompt: PromptSet | None = None
+    choice: BestPrompt | None = None  # how that was chosen
+    candidates: dict[str, PromptSet] | None = None  # what the base model alone answers, to choose one of them
 
     @property
     def examples(self) -> list[Example]:
@@ -56,9 +65,12 @@ class Prompts:
 
     def arms(self) -> dict[str, PromptSet]:
         """What each arm answers; the names of the tuned model's arms begin with `tuned`."""
-        base = {"zero_shot": self.zero_shot, "few_shot": self.few_shot} if self.split == "test" else {}
+        if self.candidates is not None:
+            return self.candidates
+        base = {"zero_shot": self.zero_shot, "few_shot": self.few_shot, "best_prompt": self.best_prompt}
         tuned = {"tuned": self.zero_shot, "tuned_few_shot": self.few_shot if self.decoding.tuned_few_shot else None}
-        return {name: prompt_set for name, prompt_set in (base | tuned).items() if prompt_set}
+        arms = base | tuned if self.split == "test" else tuned
+        return {name: prompt_set for name, prompt_set in arms.items() if prompt_set}
 
 
 def choose_prompts(config: Config, prepared: PreparedRun) -> Prompts:
@@ -69,7 +81,7 @@ def choose_prompts(config: Config, prepared: PreparedRun) -> Prompts:
     numbers = sorted(random.Random(config.data.seed).sample(range(len(examples)), limit))
     zero_shot = PromptSet([examples[i] for i in numbers], rows.whole[split].select(numbers), [])
     metrics = with_lenient(config.data.metrics or find_recipe(config.data).METRICS)
-    _require_scorable(metrics, zero_shot.examples)
+    require_scorable(metrics, zero_shot.examples)
     few_shot = _choose_few_shot(config, prepared, zero_shot.examples) if split == "test" else None
     longest = rows.sizes["train"].longest_answer
     max_new_tokens = config.eval.max_new_tokens or max(math.ceil(ANSWER_ROOM * longest), longest + MORE_TOKENS)
@@ -118,7 +130,7 @@ def _with_demonstrations(demonstrations: list[Example], prompt: list[Message]) -
     return [*system, *turns, *prompt[len(system) :]]
 
 
-def _require_scorable(metrics: list[str], examples: list[Example]) -> None:
+def require_scorable(metrics: list[str], examples: list[Example]) -> None:
     """Raise UserError, before anything is trained, for a metric that cannot score one of the references."""
     of_answers = [name for name in metrics if name != "perplexity"]
     for example in examples if of_answers else []:
@@ -134,10 +146,9 @@ def _require_scorable(metrics: list[str], examples: list[Example]) -> None:
 
 
 def _require_context(prompts: Prompts, prepared: PreparedRun) -> None:
-    context = getattr(prepared.meta_model.config.get_text_config(), "max_position_embeddings", None)
+    context = context_length(prepared)
     for prompt_set in filter(None, (prompts.zero_shot, prompts.few_shot)):
-        questions = [example.prompt for example in prompt_set.examples if example.prompt]
-        longest = max((len(prompt_tokens(question, prepared.tokenizer)) for question in questions), default=0)
+        longest = longest_prompt(prompt_set.examples, prepared)
         shots = prompts.decoding.shots if prompt_set is prompts.few_shot else 0
         if context and longest and longest + prompts.max_new_tokens > context:
             remedy = "Lower eval.shots (0: no few-shot arm)" if shots else "Lower eval.max_new_tokens"
@@ -146,3 +157,15 @@ def _require_context(prompts: Prompts, prepared: PreparedRun) -> None:
                 f"with answers of up to {prompts.max_new_tokens:,} it does not fit the model's context of "
                 f"{context:,}. {remedy}, or shorten the rows."
             )
+
+
+def longest_prompt(examples: list[Example], prepared: PreparedRun) -> int:
+    """The tokens of the longest prompt; 0 where there is none."""
+    questions = [example.prompt for example in examples if example.prompt]
+    return max((len(prompt_tokens(question, prepared.tokenizer)) for question in questions), default=0)
+
+
+def context_length(prepared: PreparedRun) -> int | None:
+    """The tokens that the model can read and write in all; None where nothing limits them."""
+    length: int | None = getattr(prepared.meta_model.config.get_text_config(), "max_position_embeddings", None)
+    return length

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import repeat
+from statistics import fmean
 from typing import Any
 
 from finetune.data.splits import Example
@@ -10,7 +11,13 @@ from finetune.evaluation.answer_cache import Reply
 from finetune.evaluation.answers import Arm
 from finetune.evaluation.metrics import CORPUS, LENIENT, MEANS, SPELLED, perplexity, score_answers
 from finetune.evaluation.prompts import Prompts
-from finetune.evaluation.statistics import corpus_difference, corpus_interval, mean_difference, mean_interval
+from finetune.evaluation.statistics import (
+    corpus_difference,
+    corpus_interval,
+    corpus_value,
+    mean_difference,
+    mean_interval,
+)
 from finetune.evaluation.verdict import decide_verdict, name_arm
 from finetune.runs.predictions import Answered, Prediction
 from finetune.runs.result import ArmResult, Difference, EvaluationResult, Forgetting, HarnessScore, Interval, Verdict
@@ -24,6 +31,11 @@ def score_arms(
     tuned, others = scored["tuned"], {name: arm for name, arm in scored.items() if name != "tuned"}
     scores = {name: {metric: arm.interval(metric) for metric in prompts.metrics} for name, arm in scored.items()}
     return scores, {name: {key: tuned.minus(arm, key) for key in prompts.metrics} for name, arm in others.items()}
+
+
+def headline_score(prompts: Prompts, replies: list[Reply]) -> float:
+    """The headline metric's value of the replies."""
+    return _ScoredArm(prompts, Arm(replies, 0.0, reused=False, precision="")).value(prompts.metrics[0])
 
 
 def describe_evaluation(
@@ -51,6 +63,7 @@ def describe_evaluation(
         retention=forgetting,
         verdict=verdict,
         harness=harness,
+        best_prompt=prompts.choice,
     )
 
 
@@ -108,6 +121,11 @@ class _ScoredArm:
         self.expected: dict[str, list[Any]] = dict.fromkeys(CORPUS, references) | {"perplexity": tokens}
         self.answers = [reply.answer.text if reply.answer else "" for reply in arm.replies]
         self.scores = score_answers(prompts.metrics, self.answers, references)
+
+    def value(self, metric: str) -> float:
+        if metric in MEANS:
+            return fmean(self._values(metric))
+        return corpus_value(metric, self._values(metric), self.expected[metric])
 
     def interval(self, metric: str) -> Interval:
         if metric in MEANS:

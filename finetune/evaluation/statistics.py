@@ -75,6 +75,11 @@ def corpus_difference(
     return Difference(*ends, _permute(np.ones(len(expected)), flipped, seed, resamples), "permutation", len(expected))
 
 
+def corpus_value(metric: str, given: ArrayLike, references: Sequence[Any]) -> float:
+    """A metric of the whole set; see `corpus_interval`."""
+    return _value(metric, np.asarray(given, object), np.asarray(references, object))
+
+
 def _paired(a: ArrayLike, b: ArrayLike, kind: Any) -> tuple[Array, Array]:
     """Both arms as arrays; ValueError if they answered different numbers of prompts."""
     first, second = np.asarray(a, kind), np.asarray(b, kind)

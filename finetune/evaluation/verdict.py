@@ -52,7 +52,12 @@ def decide_verdict(
 
 def name_arm(arm: str, shots: int) -> str:
     """An arm as users call it: `3-shot` for `few_shot`."""
-    return arm.replace("few_shot", f"{shots}-shot").replace("zero_shot", "zero-shot").replace("_", " ")
+    return (
+        arm.replace("few_shot", f"{shots}-shot")
+        .replace("zero_shot", "zero-shot")
+        .replace("best_prompt", "best-prompt")
+        .replace("_", " ")
+    )
 
 
 def _doubt(difference: Difference) -> str:

@@ -107,7 +107,7 @@ def _phases(config: Config, trainer: Trainer, workload: Workload, held: int) -> 
         phases["validation"] = phase(batch_bytes(trainer, workload.largest_validation, train=False))
     if not workload.answers:
         return phases, 0
-    batches = _largest_batches([*filter(None, (workload.answers, workload.few_shot))])
+    batches = _largest_batches([*filter(None, (workload.answers, workload.few_shot)), *workload.candidates])
     needs = [(phase(answering_bytes(model, batch, workload.answers.new_tokens)), batch.rows) for batch in batches]
     answers, rows = max(needs, key=lambda need: _total(need[0]))
     if on_cpu:

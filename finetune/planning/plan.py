@@ -68,9 +68,25 @@ def estimate_seconds(workload: Workload, speed: Throughput) -> dict[str, float]:
         decoding = decoding_seconds(few_shot.references, speed.few_shot_step, speed.few_shot_row)
         evaluation += decoding * speed.untuned
         evaluation += speed.few_shot_prefill * len(few_shot.prompts) / len(few_shot.first_batch)
+    evaluation += _seconds_of_candidates(workload, speed)
     general = decoding_seconds([ANSWER_TOKENS] * workload.questions, speed.decode_step, speed.decode_row)
     evaluation += 2 * (general + workload.passages * speed.forward_position)
     return {"load": speed.load, "train": training + validation, "evaluate": evaluation}
+
+
+def _seconds_of_candidates(workload: Workload, speed: Throughput) -> float:
+    """Seconds to choose the best prompt and answer with it: for each answer what one takes in the mean."""
+    if not workload.candidates or not workload.answers:
+        return 0.0
+    read = speed.prefill / sum(map(len, workload.answers.first_batch))
+    if few_shot := workload.few_shot:
+        read = speed.few_shot_prefill / sum(map(len, few_shot.first_batch))
+    step, row = (speed.few_shot_step, speed.few_shot_row) if few_shot else (speed.decode_step, speed.decode_row)
+    seconds = sum(
+        decoding_seconds(asked.references, step, row) * speed.untuned + read * sum(map(len, asked.prompts))
+        for asked in workload.candidates
+    )
+    return seconds * workload.candidate_answers / sum(len(asked.prompts) for asked in workload.candidates)
 
 
 def decoding_seconds(lengths: list[int], step: float, row: float) -> float:

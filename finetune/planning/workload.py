@@ -8,6 +8,7 @@ from itertools import count, islice
 from transformers import TrainingArguments
 
 from finetune.config.schema import Config
+from finetune.evaluation.best_prompt import PromptSearch, list_candidates
 from finetune.evaluation.forgetting import choose_general_prompts
 from finetune.evaluation.generate import largest_batch, shared_prefix_length
 from finetune.evaluation.prompts import Prompts, PromptSet, choose_prompts
@@ -31,6 +32,7 @@ class PlannedRun:
     prompts: Prompts
     # Of what shows forgetting: passages and questions.
     general: dict[str, Prompts]
+    search: PromptSearch | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,9 @@ class Workload:
     # What zero-shot prompts ask, and few-shot ones.
     answers: AnswerWorkload | None
     few_shot: AnswerWorkload | None
+    # Of each way of prompting that is tried what it would answer, and how many answers that takes of all.
+    candidates: list[AnswerWorkload]
+    candidate_answers: int
     # Of what shows forgetting: passages in tokens, and questions.
     passages: int
     questions: int
@@ -86,7 +91,7 @@ class Workload:
 def plan_prompts(config: Config, prepared: PreparedRun, machine: Device) -> PlannedRun:
     """The run with the prompts that it will answer. Raises UserError for what is wrong with them."""
     prompts, general = choose_prompts(config, prepared), choose_general_prompts(config, prepared)
-    return PlannedRun(config, prepared, machine, prompts, general)
+    return PlannedRun(config, prepared, machine, prompts, general, list_candidates(config, prepared, prompts))
 
 
 def measure_workload(run: PlannedRun, trainer: Trainer) -> Workload:
@@ -116,9 +121,17 @@ def measure_workload(run: PlannedRun, trainer: Trainer) -> Workload:
         largest_validation=max(validation, key=_positions, default=None),
         answers=measure_answers(run, trainer, run.prompts.zero_shot),
         few_shot=measure_answers(run, trainer, few_shot) if (few_shot := run.prompts.few_shot) else None,
+        candidates=list(_candidates(run, trainer)),
+        candidate_answers=run.search.answers + len(run.prompts.examples) if run.search else 0,
         passages=sum(map(len, general["passages"].zero_shot.tokenized["input_ids"])) if general else 0,
         questions=len(general["questions"].examples) if "questions" in general else 0,
     )
+
+
+def _candidates(run: PlannedRun, trainer: Trainer) -> Iterator[AnswerWorkload]:
+    for candidate in run.search.candidates.values() if run.search else ():
+        sets = (measure_answers(run, trainer, prompts) for prompts in (candidate.validation, candidate.test))
+        yield from filter(None, sets)
 
 
 def _batches(trainer: Trainer) -> Iterator[Batch]:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, TextIO, cast
 from rich.console import Console, RenderableType
 
 from finetune.machine.allowance import GIB
-from finetune.reporting.tables import format_arm, format_interval, harness_table, score_table, to_grid, to_rich
+from finetune.reporting.tables import (
+    describe_best_prompt,
+    format_arm,
+    format_interval,
+    harness_table,
+    score_table,
+    to_grid,
+    to_rich,
+)
 from finetune.runs.predictions import PREDICTIONS, Prediction, read_predictions
 from finetune.runs.result import EvaluationResult, RunResult, Verdict
 from finetune.secrets import MaskedStream
@@ -92,6 +100,8 @@ class RunConsole:
     def _show_scores(self, evaluation: EvaluationResult, verdict: Verdict) -> None:
         self.print(to_rich(score_table(evaluation, verdict.against).without("p", "test")))
         self.print(verdict.sentence, style="bold")
+        if evaluation.best_prompt:
+            self.print(describe_best_prompt(evaluation.best_prompt))
         if evaluation.retention and not evaluation.retention.forgot:
             self.print(f"{evaluation.retention.sentence}.")
         if evaluation.harness:

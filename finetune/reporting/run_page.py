@@ -7,11 +7,20 @@ from finetune.config.spelling import spell
 from finetune.evaluation.metrics import HIGHER_IS_BETTER
 from finetune.machine.allowance import GIB
 from finetune.reporting import figures, html
-from finetune.reporting.tables import Table, format_arm, format_interval, harness_table, score_table, to_html
+from finetune.reporting.tables import (
+    Table,
+    best_prompt_table,
+    describe_best_prompt,
+    format_arm,
+    format_interval,
+    harness_table,
+    score_table,
+    to_html,
+)
 from finetune.runs.files import write_text
 from finetune.runs.predictions import History, Prediction
 from finetune.runs.read import read_run
-from finetune.runs.result import DataResult, EvaluationResult, Forgetting, RunResult
+from finetune.runs.result import BestPrompt, DataResult, EvaluationResult, Forgetting, RunResult
 
 SHOWN = 25  # examples won, and examples lost
 STYLES = {"tuning_wins": "verdict", "tuning_hurts": "verdict bad", "nothing_works": "verdict bad"}
@@ -28,6 +37,7 @@ def write_run_page(folder: Path) -> None:
         result.name,
         html.paragraph(verdict.sentence, STYLES.get(verdict.kind, "verdict dim")),
         _scores(evaluation, verdict.against),
+        _best_prompt(evaluation.best_prompt) if evaluation.best_prompt else "",
         _forgetting(evaluation.retention) if evaluation.retention else "",
         to_html(harness_table(evaluation.harness)) + harness_note if evaluation.harness else "",
         _learning(run.history),
@@ -50,6 +60,12 @@ def _scores(evaluation: EvaluationResult, against: str) -> str:
         + html.figure(figures.score_intervals(evaluation.metric, headline))
         + html.paragraph(f"Answers cut off at {evaluation.max_new_tokens} tokens: {cut}.")
     )
+
+
+def _best_prompt(best: BestPrompt) -> str:
+    system = html.details("System prompt", html.text_list([best.system])) if best.system else ""
+    table = to_html(best_prompt_table(best)) if best.rounds else ""
+    return html.heading("The best prompt") + html.paragraph(describe_best_prompt(best)) + table + system
 
 
 def _forgetting(retention: Forgetting) -> str:

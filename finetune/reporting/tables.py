@@ -10,7 +10,7 @@ from rich.text import Text
 from finetune.evaluation.metrics import HIGHER_IS_BETTER
 from finetune.evaluation.verdict import name_arm
 from finetune.reporting import html
-from finetune.runs.result import EvaluationResult, HarnessScore, Interval
+from finetune.runs.result import BestPrompt, EvaluationResult, HarnessScore, Interval
 
 NAME_WIDTH = 40  # characters of a name beside its text
 
@@ -85,6 +85,25 @@ def score_table(evaluation: EvaluationResult, against: str) -> Table:
     header = ["metric", *names, f"tuned - {format_arm(against, evaluation)}", "p", "test"]
     title = f"{evaluation.prompts} held-out {evaluation.split} prompts"
     return Table(title, header, rows, bold_rows=[list(differences).index(evaluation.metric)])
+
+
+def best_prompt_table(best: BestPrompt) -> Table:
+    """The scores of the ways of prompting in each round of the choice on validation prompts; the chosen one is bold."""
+    names = sorted(best.rounds[0].scores, key=lambda name: -sum(name in each.scores for each in best.rounds))
+    rows = [
+        [name, *(f"{each.scores[name]:.3f}" if name in each.scores else "" for each in best.rounds)] for name in names
+    ]
+    header = ["prompting", *(f"{each.prompts:,} prompts" for each in best.rounds)]
+    return Table("Chosen on validation prompts", header, rows, bold_rows=[names.index(best.name)])
+
+
+def describe_best_prompt(best: BestPrompt) -> str:
+    """Which way of prompting is best, what it costs in tokens, and which ways were left out."""
+    chosen = f"Best prompt, chosen on validation prompts: {best.name}. A request has {best.prompt_tokens:,.0f} tokens"
+    left_out = (
+        f" Left out, as they do not fit the model's context: {'; '.join(best.left_out)}." if best.left_out else ""
+    )
+    return f"{chosen}, that of the tuned model {best.tuned_prompt_tokens:,.0f}.{left_out}"
 
 
 def harness_table(scores: dict[str, dict[str, HarnessScore]]) -> Table:

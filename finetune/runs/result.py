@@ -88,6 +88,27 @@ class HarnessScore:
 
 
 @dataclass(frozen=True)
+class PromptRound:
+    """The ways of prompting that were still compared, by name, with their scores on the first validation prompts."""
+
+    prompts: int
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class BestPrompt:
+    """Which way of prompting the base model is best on validation prompts, and what it costs."""
+
+    name: str
+    system: str  # the system prompt of the first prompt, empty where there is none
+    prompt_tokens: float  # of a test prompt, in the mean
+    tuned_prompt_tokens: float  # of what the tuned model is asked instead
+    validation_answers: int
+    rounds: list[PromptRound]
+    left_out: list[str]  # ways of prompting that do not fit the model's context
+
+
+@dataclass(frozen=True)
 class EvaluationResult:
     """What the arms scored on held-out prompts; `differences` are tuned minus the arm, by arm and metric."""
 
@@ -102,6 +123,7 @@ class EvaluationResult:
     retention: Forgetting | None
     verdict: Verdict | None  # None where the tuned model alone has answered
     harness: dict[str, dict[str, HarnessScore]] = field(default_factory=dict)  # by task and metric
+    best_prompt: BestPrompt | None = None  # with `eval.best_prompt`
 
     def tuned(self, metric: str | None = None) -> Interval:
         return self.arms["tuned"].scores[metric or self.metric]

@@ -20,6 +20,7 @@ from finetune.data.splits import Example, Splits, load_splits
 from finetune.errors import UserError
 from finetune.evaluation.answer_cache import AnswerCache
 from finetune.evaluation.answers import answer_prompts
+from finetune.evaluation.best_prompt import list_candidates
 from finetune.evaluation.forgetting import choose_general_prompts
 from finetune.evaluation.lm_harness import load_harness_tasks, score_harness_tasks
 from finetune.evaluation.prompts import choose_prompts
@@ -60,6 +61,7 @@ CHANGES = {
     "data.recipe": ("alpaca", LOCAL),
     "data.columns": ("{prompt:other}", LOCAL),
     "data.system": ("Be brief.", LOCAL),
+    "data.system_candidates": ("[Be brief.]", ["eval.best_prompt=true", *LOCAL]),
     "data.subset": ("main", HUB),
     "data.revision": ("v2", HUB),
     "data.train_split": ("all", HUB),
@@ -104,6 +106,7 @@ CHANGES = {
     "trainer": ("3e-5", []),
     "eval.max_prompts": ("3", []),
     "eval.shots": ("0", []),
+    "eval.best_prompt": ("true", LOCAL),
     "eval.tuned_few_shot": ("true", []),
     "eval.retention": ("false", []),
     "eval.harness_tasks": ("[FOLDER/task.yaml]", []),
@@ -155,8 +158,8 @@ def test_the_tests_of_sweeps_try_every_setting_of_theirs():
     assert not [name for name in settings() if name.startswith("sweep.") and name not in tested]
 
 
-# Their observer plans a run, several times where it does not fit.
-SLOW = {"force", "plan.memory_gib", "plan.tflops"}
+# Their observers plan a run, several times where it does not fit, or write prompts in many ways.
+SLOW = {"force", "plan.memory_gib", "plan.tflops", "data.system_candidates", "eval.best_prompt"}
 
 
 @pytest.mark.parametrize(
@@ -276,6 +279,14 @@ def generation(config, monkeypatch, tiny_model):
     return calls, list(choose_general_prompts(config, prepared))
 
 
+def ways_of_prompting(config, _, tiny_model):
+    config.model.source, config.model.path = Source.local, str(tiny_model)
+    machine = choose_device(config.model, config.quantization, config.adapter)
+    prepared = prepare_run(config, load_splits(config.data), machine, run_folder(config))
+    search = list_candidates(config, prepared, choose_prompts(config, prepared))
+    return search and list(search.candidates)
+
+
 def ask_harness(config, monkeypatch, tiny_model):
     calls = []
     monkeypatch.setattr("lm_eval.simple_evaluate", lambda lm, **given: calls.append(given) or {"results": {}})
@@ -322,6 +333,8 @@ OBSERVERS = {
     "model.plain_prompt": check_rows,
     "model.chat_template_kwargs": check_rows,
     "stage": staged,
+    "data.system_candidates": ways_of_prompting,
+    "eval.best_prompt": ways_of_prompting,
     "data": read_data,
     "model": load_model,
     "quantization": load_model,
