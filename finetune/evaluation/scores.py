@@ -18,9 +18,18 @@ from finetune.evaluation.statistics import (
     mean_difference,
     mean_interval,
 )
-from finetune.evaluation.verdict import decide_verdict, name_arm
+from finetune.evaluation.verdict import decide_verdict
 from finetune.runs.predictions import Answered, Prediction
-from finetune.runs.result import ArmResult, Difference, EvaluationResult, Forgetting, HarnessScore, Interval, Verdict
+from finetune.runs.result import (
+    ArmResult,
+    Difference,
+    EvaluationResult,
+    Forgetting,
+    HarnessScore,
+    Interval,
+    Verdict,
+    name_arm,
+)
 
 
 def score_arms(

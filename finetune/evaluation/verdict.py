@@ -5,7 +5,7 @@ from math import inf
 
 from finetune.evaluation.metrics import HIGHER_IS_BETTER, SPELLED
 from finetune.evaluation.statistics import MAX_P
-from finetune.runs.result import Difference, Interval, Verdict
+from finetune.runs.result import Difference, Interval, Verdict, name_arm
 
 # The smallest gain that is worth a tuned model's upkeep: of a score between 0 and 1, or of the base's perplexity.
 SMALLEST_GAIN = 0.05

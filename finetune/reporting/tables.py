@@ -8,7 +8,6 @@ from rich import table as rich_table
 from rich.text import Text
 
 from finetune.evaluation.metrics import HIGHER_IS_BETTER
-from finetune.evaluation.verdict import name_arm
 from finetune.reporting import html
 from finetune.runs.result import BestPrompt, EvaluationResult, HarnessScore, Interval
 

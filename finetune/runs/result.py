@@ -217,6 +217,11 @@ class FailedResult:
     format: int = FORMAT
 
 
+def name_arm(arm: str, shots: int) -> str:
+    """An arm as users call it: `3-shot` for `few_shot`."""
+    return arm.replace("few_shot", f"{shots}-shot").replace("zero_shot", "zero-shot").replace("_", " ")
+
+
 def read_result(file: Path) -> RunResult | FailedResult | None:
     """The result in a file, or None; raises UserError for one of another format, and for what is no result."""
     if not file.exists():
