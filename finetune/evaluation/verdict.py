@@ -50,16 +50,6 @@ def decide_verdict(
     return Verdict("prompting_is_enough", f"Prompting is enough: {no_better}{already}", against)
 
 
-def name_arm(arm: str, shots: int) -> str:
-    """An arm as users call it: `3-shot` for `few_shot`."""
-    return (
-        arm.replace("few_shot", f"{shots}-shot")
-        .replace("zero_shot", "zero-shot")
-        .replace("best_prompt", "best-prompt")
-        .replace("_", " ")
-    )
-
-
 def _doubt(difference: Difference) -> str:
     """Why nobody can tell, and how many prompts might tell."""
     more = f"about {4 * difference.prompts:,} prompts"  # widths shrink with the square root of the number

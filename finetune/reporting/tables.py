@@ -9,7 +9,7 @@ from rich.text import Text
 
 from finetune.evaluation.metrics import HIGHER_IS_BETTER
 from finetune.reporting import html
-from finetune.runs.result import BestPrompt, EvaluationResult, HarnessScore, Interval
+from finetune.runs.result import BestPrompt, EvaluationResult, HarnessScore, Interval, name_arm
 
 NAME_WIDTH = 40  # characters of a name beside its text
 

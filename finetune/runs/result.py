@@ -219,7 +219,12 @@ class FailedResult:
 
 def name_arm(arm: str, shots: int) -> str:
     """An arm as users call it: `3-shot` for `few_shot`."""
-    return arm.replace("few_shot", f"{shots}-shot").replace("zero_shot", "zero-shot").replace("_", " ")
+    return (
+        arm.replace("few_shot", f"{shots}-shot")
+        .replace("zero_shot", "zero-shot")
+        .replace("best_prompt", "best-prompt")
+        .replace("_", " ")
+    )
 
 
 def read_result(file: Path) -> RunResult | FailedResult | None:
