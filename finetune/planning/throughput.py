@@ -27,8 +27,9 @@ MOST_LAYERS = 8
 # On a CPU, a model whose layer and embeddings hold more than this is timed by its matrix products alone.
 LARGEST_PROBE = 250_000_000
 PROBE_WEIGHT = 0.01
-REPEATS = 3
-ENOUGH_SECONDS = 1.0  # calls that took so long are not repeated
+# A call is repeated so often at least, which warms up, and at most, and no further once it took so long in all.
+FEWEST_CALLS, MOST_CALLS, ENOUGH_SECONDS = 2, 4, 1.0
+BUSY = 2.0  # the same call took so many times as long: other programs compute, too
 # Answers are decoded to SHORT_ANSWER tokens and to so many more; the difference is what a token takes.
 SHORT_ANSWER = 2
 MORE_TOKENS = 12
@@ -63,6 +64,30 @@ class Throughput:
     untuned: float = 1.0
 
 
+class Stopwatch:
+    """Times calls by the fastest of a few, which other programs have slowed least, and knows how far they scattered."""
+
+    def __init__(self) -> None:
+        self.scatter = 1.0
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """The fastest of a few calls, the first of which warms up."""
+        taken: list[float] = []
+        while len(taken) < FEWEST_CALLS or (len(taken) < MOST_CALLS and sum(taken) < ENOUGH_SECONDS):
+            started = time.perf_counter()
+            call()
+            finish_queued_work()
+            taken.append(time.perf_counter() - started)
+        repeated = taken[1:]
+        self.scatter = max(self.scatter, max(repeated) / max(min(repeated), 1e-9))
+        return min(taken)
+
+    @property
+    def remark(self) -> str:
+        """What is to be known of a machine that was busy; empty where it was not."""
+        return f"; it was busy: the same took up to {self.scatter:.1f} times as long" if self.scatter > BUSY else ""
+
+
 def measure_throughput(run: PlannedRun, workload: Workload, dequantises: bool) -> tuple[Throughput, str]:
     """The throughput of this machine, and in words how it was measured.
 
@@ -77,11 +102,12 @@ def measure_throughput(run: PlannedRun, workload: Workload, dequantises: bool) -
         measured = f"this machine's matrix products: {rate / 1e12:.2f} TFLOP/s, measured"
         return throughput_from_rate(run.prepared, workload, rate), measured
     most = min(layers, MOST_LAYERS, max(2, PROBE_WEIGHTS // layer))
-    deep = _measure_probe(run, workload, most, dequantises)
+    watch = Stopwatch()
+    deep = _measure_probe(run, workload, most, dequantises, watch)
     if most == layers:
-        return deep, "a model of this shape with random weights, measured here"
-    shallow = _measure_probe(run, workload, 1, dequantises)
-    measured = f"{most} of {layers} layers with random weights, measured here"
+        return deep, f"a model of this shape with random weights, measured here{watch.remark}"
+    shallow = _measure_probe(run, workload, 1, dequantises, watch)
+    measured = f"{most} of {layers} layers with random weights, measured here{watch.remark}"
     return extrapolate_depth(shallow, deep, most, layers), measured
 
 
@@ -114,10 +140,10 @@ def matmul_rate(machine: Device) -> float:
     """Floating-point operations a second of a matrix product on this machine."""
     size = MATRIX_SIZE[machine.kind]
     matrix = torch.ones(size, size, dtype=machine.compute_dtype, device=machine.kind)
-    return MULTIPLY_ADD * size**3 / _mean_seconds(lambda: matrix @ matrix)
+    return MULTIPLY_ADD * size**3 / Stopwatch().seconds(lambda: matrix @ matrix)
 
 
-def _measure_probe(run: PlannedRun, workload: Workload, layers: int, dequantises: bool) -> Throughput:
+def _measure_probe(run: PlannedRun, workload: Workload, layers: int, dequantises: bool, watch: Stopwatch) -> Throughput:
     """The throughput of the run's model, were it of so many layers."""
     config, prepared = run.config, run.prepared
     with TemporaryDirectory() as folder:
@@ -138,51 +164,49 @@ def _measure_probe(run: PlannedRun, workload: Workload, layers: int, dequantises
             return trainer.compute_loss(tuned, dict(inputs))
 
     tuned.train()
-    train_position = _mean_seconds(lambda: forward().backward()) / positions
-    update = _mean_seconds(optimizer.step)
+    train_position = watch.seconds(lambda: forward().backward()) / positions
+    update = watch.seconds(optimizer.step)
     tuned.zero_grad(set_to_none=True)
     tuned.eval()
     with torch.no_grad():
-        forward_position = _mean_seconds(forward) / positions
+        forward_position = watch.seconds(forward) / positions
     throughput = Throughput(load, train_position, forward_position, update)
     with dequantised(tuned) if dequantises else nullcontext(), mixed_precision(trainer.args):
-        return _with_answers(throughput, trainer, workload)
+        return _with_answers(throughput, trainer, workload, watch)
 
 
-def _with_answers(throughput: Throughput, trainer: Trainer, workload: Workload) -> Throughput:
+def _with_answers(throughput: Throughput, trainer: Trainer, workload: Workload, watch: Stopwatch) -> Throughput:
     """The throughput with that of answers, as far as any are asked for."""
     if workload.answers is None:
         return throughput
     prompts = workload.answers.first_batch
-    prefill, step, row = _measure_answers(trainer, prompts)
+    prefill, token = _measure_batch(trainer, prompts, watch)
+    fewer = prompts[: max(1, len(prompts) // 4)]
+    _, token_of_fewer = _measure_batch(trainer, fewer, watch)
+    row = (token - token_of_fewer) / (len(prompts) - len(fewer)) if len(prompts) > len(fewer) else 0.0
+    row = min(max(row, 0.0), token / len(prompts))
     with as_base_model(trainer.model, {}):
-        _, base_step = _measure_batch(trainer, prompts)
-    tuned_step = step + row * len(prompts)
-    untuned = base_step / tuned_step if tuned_step else 1.0
-    throughput = replace(throughput, prefill=prefill, decode_step=step, decode_row=row, untuned=untuned)
+        _, base_token = _measure_batch(trainer, prompts, watch)
+    untuned = base_token / token if token else 1.0
+    decoding = {"prefill": prefill, "decode_step": token - row * len(prompts), "decode_row": row}
+    throughput = replace(throughput, **decoding, untuned=untuned)
     if not workload.few_shot:
         return throughput
-    prefill, step, row = _measure_answers(trainer, workload.few_shot.first_batch)
-    return replace(throughput, few_shot_prefill=prefill, few_shot_step=step, few_shot_row=row)
+    shown = workload.few_shot.first_batch
+    few_shot_prefill, few_shot_token = _measure_batch(trainer, shown, watch)
+    few_shot_row = min(row, few_shot_token / len(shown))  # longer prompts make a step longer, not a row dearer
+    step = few_shot_token - few_shot_row * len(shown)
+    return replace(throughput, few_shot_prefill=few_shot_prefill, few_shot_step=step, few_shot_row=few_shot_row)
 
 
-def _measure_answers(trainer: Trainer, prompts: list[list[int]]) -> tuple[float, float, float]:
-    """Seconds to read the prompts, and of each further token the part for the step and the part for each row."""
-    fewer = prompts[: max(1, len(prompts) // 4)]
-    (prefill, step), (_, smaller_step) = _measure_batch(trainer, prompts), _measure_batch(trainer, fewer)
-    row = (step - smaller_step) / (len(prompts) - len(fewer)) if len(prompts) > len(fewer) else 0.0
-    row = min(max(row, 0.0), step / len(prompts))
-    return prefill, step - row * len(prompts), row
-
-
-def _measure_batch(trainer: Trainer, prompts: list[list[int]]) -> tuple[float, float]:
+def _measure_batch(trainer: Trainer, prompts: list[list[int]], watch: Stopwatch) -> tuple[float, float]:
     """Seconds to read the prompts, and for each further token of all answers."""
     model, tokenizer = trainer.model, trainer.processing_class
     # All weights are equal, so that all logits are and the first token is taken: no answer ends.
     never = model.config.get_text_config().vocab_size - 1
     config = GenerationConfig(do_sample=False, eos_token_id=[never], pad_token_id=tokenizer.pad_token_id)
     answer = partial(generate_batch, model, tokenizer, prompts, config)
-    short, long = (_mean_seconds(partial(answer, tokens)) for tokens in (SHORT_ANSWER, SHORT_ANSWER + MORE_TOKENS))
+    short, long = (watch.seconds(partial(answer, tokens)) for tokens in (SHORT_ANSWER, SHORT_ANSWER + MORE_TOKENS))
     step = max(long - short, 0.0) / MORE_TOKENS
     return max(short - SHORT_ANSWER * step, 0.0), step
 
@@ -207,16 +231,3 @@ def _write_probe(meta_model: PreTrainedModel, machine: Device, layers: int, fold
 
 def _weights(layer: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in layer.parameters())
-
-
-def _mean_seconds(call: Callable[[], object]) -> float:
-    """The mean of a few calls, after one that warms up."""
-    call()
-    finish_queued_work()
-    started = time.perf_counter()
-    calls = 0
-    while calls < REPEATS and time.perf_counter() < started + ENOUGH_SECONDS:
-        call()
-        finish_queued_work()
-        calls += 1
-    return (time.perf_counter() - started) / calls

@@ -1,12 +1,13 @@
 """Seconds for each part of the work: of a stated rate, of a few layers, and as they are measured."""
 
+import time
 from dataclasses import replace
 
 import pytest
 from support.plans import answers, planned_run, workload
 
 from finetune.planning.plan import make_plan
-from finetune.planning.throughput import Throughput, extrapolate_depth, throughput_from_rate
+from finetune.planning.throughput import Stopwatch, Throughput, extrapolate_depth, throughput_from_rate
 
 RATE = 1e12
 
@@ -45,3 +46,10 @@ def test_the_throughput_is_measured_where_none_is_stated(tiny_run):
     assert plan.seconds.keys() == {"prepare", "load", "train", "evaluate"}
     assert all(seconds > 0 for seconds in plan.seconds.values())
     assert "measured" in plan.measured
+
+
+def test_a_call_is_as_long_as_its_fastest_repetition_and_a_busy_machine_is_remarked():
+    watch, pauses = Stopwatch(), iter([0.2, 0.02, 0.3, 0.02, 0.02])
+    assert watch.seconds(lambda: time.sleep(next(pauses))) < 0.2
+    assert watch.scatter > 2 and "it was busy: the same took up to" in watch.remark
+    assert Stopwatch().remark == ""
