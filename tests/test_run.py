@@ -326,14 +326,16 @@ def test_a_run_with_a_filled_cache_asks_nothing_of_the_network(program, tiny_run
 @pytest.mark.slow
 def test_two_processes_give_one_folder_and_one_result(program, tiny_run, tmp_path):
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    done = program(*tiny_run, launcher=[*launcher, "--num_machines", "1", "--main_process_port", "0"])
+    overrides = [*tiny_run, "eval=best_prompt"]
+    done = program(*overrides, launcher=[*launcher, "--num_machines", "1", "--main_process_port", "0"])
     assert done.returncode == 0, done.stderr
     [folder] = (tmp_path / "outputs").iterdir()
     result = json.loads((folder / "result.json").read_text())
     assert done.stdout.count("2 processes") == 1
     assert result["training"]["steps"] == 3
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == 4
-    alone, *_ = in_this_process(*tiny_run, "trainer.per_device_train_batch_size=8", "name=alone")
+    alone, *_ = in_this_process(*overrides, "trainer.per_device_train_batch_size=8", "name=alone")
+    assert result["evaluation"]["best_prompt"] == alone["evaluation"]["best_prompt"]
     # two processes with half of the batch each see the same tokens
     assert result["training"]["tokens"] == alone["training"]["tokens"]
     assert result["training"]["train_loss"] == pytest.approx(alone["training"]["train_loss"], rel=1e-4)

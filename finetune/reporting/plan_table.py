@@ -38,8 +38,8 @@ def show_plan(plan: RunPlan, console: RunConsole) -> None:
     if workload.answers:
         taken = f"is taken to use all {workload.answers.new_tokens} tokens of an answer"
         console.print(f"The base model, without examples, {taken}.", style="dim")
-    if count := workload.candidate_answers:
-        console.print(f"To find the best prompt and answer with it takes {count:,} answers.")
+    if workload.candidates:
+        console.print(f"To find the best prompt and answer with it takes {workload.candidate_answers:,} answers.")
     plain = {
         **{name: getattr(workload, name) for name in ("steps", "epochs", "rows_per_step", "samples", "tokens")},
         "memory": {"phases": need.phases, "peak_bytes": need.peak, "available_bytes": need.available},

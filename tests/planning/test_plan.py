@@ -41,6 +41,15 @@ def test_few_shot_prompts_are_answered_by_the_base_alone():
     assert seconds == pytest.approx(16 * 1.5 * 0.8 + 3.0)
 
 
+def test_each_answer_to_find_the_best_prompt_takes_what_one_takes_in_the_mean_of_the_candidates():
+    asked = answers(20, 20, 32, [10] * 20)
+    speed = replace(SPEED, few_shot_prefill=3.0, few_shot_step=0.5, few_shot_row=0.05, untuned=0.8)
+    plain = workload(answers=asked, few_shot=asked)
+    more = replace(plain, candidates=[asked, asked], candidate_answers=60)
+    seconds, longer = (estimate_seconds(each, speed)["evaluate"] for each in (plain, more))
+    assert longer - seconds == pytest.approx((16 * 1.5 * 0.8 + 3.0) * 60 / 20)
+
+
 def test_what_shows_forgetting_is_read_and_answered_before_and_after():
     speed = replace(SPEED, decode_step=0.5, decode_row=0.05)
     seconds = estimate_seconds(workload(passages=1000, questions=10), speed)["evaluate"]
