@@ -90,6 +90,16 @@ def test_the_verdict_is_against_the_best_way_of_prompting():
     )
 
 
+def test_the_best_prompt_is_a_way_of_prompting_like_the_others():
+    better, none = (
+        Difference(mean, mean - 0.04, mean + 0.04, p, "permutation", 100) for mean, p in ((0.3, 0.001), (0, 1))
+    )
+    base = {"few_shot": Interval(0.4, 0.3, 0.5), "best_prompt": Interval(0.7, 0.6, 0.8)}
+    found = decide_verdict("field_f1", base, {"few_shot": better, "best_prompt": none}, shots=3)
+    assert (found.kind, found.against) == ("prompting_is_enough", "best_prompt")
+    assert found.sentence == "Prompting is enough: tuned is not better than best-prompt (difference 0.00 [-0.04, 0.04])"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("gain", [-0.06, 0.0, 0.03, 0.06, 0.12])
 def test_every_verdict_appears_at_the_rate_that_it_should(gain):

@@ -10,6 +10,8 @@ from support.run_folders import answers, write_run
 
 from finetune.reporting.tables import (
     Table,
+    best_prompt_table,
+    describe_best_prompt,
     format_arm,
     format_duration,
     format_interval,
@@ -19,7 +21,7 @@ from finetune.reporting.tables import (
     to_rich,
 )
 from finetune.runs.read import read_run
-from finetune.runs.result import HarnessScore, Interval
+from finetune.runs.result import BestPrompt, HarnessScore, Interval, PromptRound
 
 HOSTILE = "[red]<b>&amp;</b>"
 
@@ -98,3 +100,21 @@ def test_an_arm_is_called_as_users_call_it(tmp_path):
         "tuned",
     ]
     assert format_arm("tuned_few_shot", replace(evaluation, shots=2)) == "tuned 2-shot"
+
+
+def test_the_choice_of_the_best_prompt_is_told_with_its_rounds_and_its_cost():
+    scores = {"0-shot": 0.1, "3-shot, random": 0.2, "3-shot, nearest": 0.5}
+    rounds = [PromptRound(10, scores), PromptRound(20, {"3-shot, random": 0.3, "3-shot, nearest": 0.4})]
+    best = BestPrompt("3-shot, nearest", "", 1234.4, 60.6, 50, rounds, ["8-shot, random", "8-shot, nearest"])
+    table = best_prompt_table(best)
+    assert table.header == ["prompting", "10 prompts", "20 prompts"]
+    assert table.rows == [
+        ["3-shot, random", "0.200", "0.300"],
+        ["3-shot, nearest", "0.500", "0.400"],
+        ["0-shot", "0.100", ""],
+    ]
+    assert [table.rows[number][0] for number in table.bold_rows] == [best.name]
+    assert describe_best_prompt(best) == (
+        "Best prompt, chosen on validation prompts: 3-shot, nearest. A request has 1,234 tokens, that of the tuned "
+        "model 61. Left out, as they do not fit the model's context: 8-shot, random; 8-shot, nearest."
+    )
