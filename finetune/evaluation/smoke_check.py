@@ -12,26 +12,29 @@ from finetune.data.splits import Message
 from finetune.errors import UserError
 from finetune.evaluation.generate import generate_answers
 from finetune.model.base import TrainedModel
+from finetune.model.shared_prefix_attention import FAMILIES
 from finetune.training.tokenize import prompt_tokens
 
 # Of a prompt so many tokens are read to see whether they are read faithfully, at least and at most.
 LEAST_TOKENS, MOST_TOKENS = 6, 64
 # What rounding may change of the largest logit: so many units in the last place, and at most this share.
 ROUNDING_STEPS, MOST_ROUNDING = 1000, 0.1
+NOISE_RATIO = 3  # so many times as much as another row in the batch changes by rounding, padding may change
 TOKENS = 2  # the first comes from reading the prompt, the second from the cache
 
 
 def require_usable_model(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: list[Message]) -> None:
-    """Answer `prompt` with two tokens, check that nothing read is changed by later tokens or padding, and save.
+    """Answer `prompt` with two tokens, and save the adapter to memory and load it again.
 
-    The adapter is saved to memory and loaded again. Raises UserError for a model that cannot do all this; the random
-    state is left as it was.
+    Of a family that no test holds to it, later tokens and padding must change nothing that is read. Raises UserError
+    for a model that cannot do all this; the random state is left as it was.
     """
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         try:
             if prompt:
                 generate_answers(model, tokenizer, [prompt], Eval(), TOKENS, 0, lambda _: None)
-                require_faithful_reading(model, prompt_tokens(prompt, tokenizer)[-MOST_TOKENS:])
+                if model.config.get_text_config().model_type not in FAMILIES:  # which tests hold to it
+                    require_faithful_reading(model, prompt_tokens(prompt, tokenizer)[-MOST_TOKENS:])
             if isinstance(model, PeftModel):
                 _save_and_load(model)
         except torch.OutOfMemoryError:
@@ -58,13 +61,16 @@ def require_faithful_reading(model: TrainedModel, ids: list[int]) -> None:
     dtype = model.dtype
     if torch.is_autocast_enabled(model.device.type):
         dtype = torch.get_autocast_dtype(model.device.type)
-    allowed = min(ROUNDING_STEPS * torch.finfo(dtype).eps, MOST_ROUNDING) * logits.abs().max()
+    quantised = getattr(model.config, "quantization_config", None)  # products are rounded more than the type says
+    share = MOST_ROUNDING if quantised else min(ROUNDING_STEPS * torch.finfo(dtype).eps, MOST_ROUNDING)
+    allowed = share * logits.abs().max()
     other = [*ids[:-1], ids[0] if ids[0] != ids[-1] else ids[1]]
     if (_read(model, other)[:-1] - logits[:-1]).abs().max() > allowed:
         raise ValueError("later tokens change how earlier ones are read, as in an encoder: it is no causal model")
     shorter = ids[LEAST_TOKENS // 2 :]
-    alone, beside = _first_logits(model, [shorter]), _first_logits(model, [shorter, ids])
-    if (alone - beside).abs().max() > allowed:
+    alone, padded = _first_logits(model, [shorter]), _first_logits(model, [shorter, ids])
+    beside = _first_logits(model, [shorter, ids[: len(shorter)]])  # as int8 rounds by all rows of a batch
+    if (alone - padded).abs().max() > max(allowed, NOISE_RATIO * (alone - beside).abs().max()):
         raise ValueError("padding in front of a prompt changes its answer, so prompts cannot be answered in batches")
 
 
