@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 SMALL_BYTES = 2**20  # a file up to here is read each time
@@ -27,7 +28,7 @@ def remembered_sha256(path: Path, memory: Path) -> str:
         return sha256_of_file(file)
     state = [facts.st_size, facts.st_ino, facts.st_mtime_ns, facts.st_ctime_ns]
     note = memory / f"{hashlib.sha256(str(file).encode()).hexdigest()[:32]}.json"
-    if note.exists():
+    with suppress(FileNotFoundError, ValueError):  # ValueError: a crash of the machine may have cut it off
         known_state, checksum = json.loads(note.read_text(encoding="utf-8"))
         if known_state == state:
             return str(checksum)

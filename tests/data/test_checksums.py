@@ -27,3 +27,5 @@ def test_a_file_that_has_not_changed_is_not_read_again(tmp_path):
     [note] = memory.iterdir()
     note.write_text(note.read_text().replace(checksum, "remembered"))
     assert remembered_sha256(file, memory) == "remembered"
+    note.write_text(note.read_text()[:9])
+    assert remembered_sha256(file, memory) == checksum
