@@ -11,7 +11,7 @@ from bitsandbytes.functional import dequantize_4bit
 from bitsandbytes.nn import Linear4bit
 from peft import PeftModel
 from torch.nn import functional
-from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase
+from transformers import DynamicCache, GenerationConfig, PreTrainedTokenizerBase, StoppingCriteria
 from transformers.cache_utils import DynamicLayer
 
 from finetune.config.schema import Eval
@@ -21,6 +21,7 @@ from finetune.model.shared_prefix_attention import common_prefix_length, shares_
 from finetune.model.tokenizer import end_tokens
 from finetune.training.tokenize import prompt_tokens, turn_separator
 
+NEWEST = 16  # the last tokens among which a text is looked for that begins a new turn
 ROUND = 16  # tokens after which answers that have ended leave their batch
 # Without eval.batch_size: prompts answered at a time, fewer where their keys and values would need more memory.
 MOST_PROMPTS, CACHE_BYTES = 100, 4 * 2**30
@@ -82,7 +83,6 @@ def _generation_config(model: TrainedModel, tokenizer: PreTrainedTokenizerBase, 
         eos_token_id=end_tokens(model, tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
-        stop_strings=[separator] if (separator := turn_separator(tokenizer)) else None,
     )
 
 
@@ -102,7 +102,7 @@ def generate_batch(
     masks = [[1] * prefix + [0] * (longest - len(prompt)) + [1] * (len(prompt) - prefix) for prompt in prompts]
     tokens, mask = torch.tensor(rows, device=model.device), torch.tensor(masks, device=model.device)
     cache = prefix_cache(model, prompts[0][:prefix], len(prompts), limit) if prefix else None
-    ends = torch.tensor(config.eos_token_id, device=model.device)
+    ends, stop = torch.tensor(config.eos_token_id, device=model.device), turn_separator(tokenizer)
     unfinished = torch.arange(len(prompts), device=model.device)
     # A slice of the hidden states that is not contiguous makes PyTorch copy the head's weight once for every row.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
@@ -122,12 +122,12 @@ def generate_batch(
                 attention_mask=mask,
                 past_key_values=cache,
                 generation_config=config,
-                tokenizer=tokenizer if config.stop_strings else None,
+                stopping_criteria=[_TurnEnd(tokenizer, stop, longest)] if stop else None,
             )
             mask = functional.pad(mask, (0, tokens.shape[1] - mask.shape[1]), value=1)
             new = tokens[:, longest:]
             ended = torch.isin(new, ends).any(dim=1) | (tokens.shape[1] == limit or cache is None)
-            for stop in config.stop_strings or ():
+            if stop:
                 ended |= torch.tensor([stop in tokenizer.decode(row) for row in new], device=model.device)
             answers |= zip(unfinished[ended].tolist(), new[ended].tolist(), strict=True)
             tokens, mask, unfinished = tokens[~ended], mask[~ended], unfinished[~ended]
@@ -138,7 +138,7 @@ def generate_batch(
         base.generation_config = defaults
         if router_logits:
             text.output_router_logits = router_logits
-    return [_decode_answer(tokenizer, answers[i], config) for i in range(len(prompts))]
+    return [_decode_answer(tokenizer, answers[i], config.eos_token_id, stop) for i in range(len(prompts))]
 
 
 @contextmanager
@@ -230,13 +230,23 @@ class _PreallocatedLayer(DynamicLayer):
         self.buffers = ()
 
 
-def _decode_answer(tokenizer: PreTrainedTokenizerBase, tokens: list[int], config: GenerationConfig) -> Answer:
-    """The answer up to an end token or, in a plain prompt, to where the next turn would begin."""
-    ends: Any = config.eos_token_id
+class _TurnEnd(StoppingCriteria):
+    """Ends a row whose new tokens hold a text; transformers' own criterion wants it made of whole tokens."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str, prompt_length: int) -> None:
+        self.tokenizer, self.text, self.prompt_length = tokenizer, text, prompt_length
+
+    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
+        newest = input_ids[:, max(self.prompt_length, input_ids.shape[1] - NEWEST) :]
+        ended = [self.text in self.tokenizer.decode(row) for row in newest]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+def _decode_answer(tokenizer: PreTrainedTokenizerBase, tokens: list[int], ends: list[int], stop: str) -> Answer:
+    """The answer up to an end token or, in a plain prompt, to `stop`, where the next turn would begin."""
     length = next((i for i, token in enumerate(tokens) if token in ends), len(tokens))
     text, finished = str(tokenizer.decode(tokens[:length], skip_special_tokens=True)), length < len(tokens)
-    for stop in config.stop_strings or ():
-        if stop in text:
-            cut = next(i for i in range(length + 1) if stop in tokenizer.decode(tokens[:i], skip_special_tokens=True))
-            text, finished, length = text.partition(stop)[0], True, cut
+    if stop and stop in text:
+        length = next(i for i in range(length + 1) if stop in tokenizer.decode(tokens[:i], skip_special_tokens=True))
+        text, finished = text.partition(stop)[0], True
     return Answer(text, length, finished)

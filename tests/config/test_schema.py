@@ -9,7 +9,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, GenerationMixin
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, LlamaConfig
 from trl import SFTConfig
 
 import run
@@ -206,6 +206,7 @@ def load_model(config, monkeypatch, tiny_model):
         raise SeenError(arguments, options)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: LlamaConfig())
     machine = choose_device(config.model, config.quantization, config.adapter)
     with pytest.raises(SeenError) as call:
         load_base(config.model, config.quantization, machine)

@@ -45,7 +45,7 @@ def greedy(model, prompt):
 
 def answers(model):
     """What the evaluation generates, in one batch."""
-    tokenizer = SimpleNamespace(decode=lambda tokens, **_: " ".join(map(str, tokens)))
+    tokenizer = SimpleNamespace(chat_template="none", decode=lambda tokens, **_: " ".join(map(str, tokens)))
     config = GenerationConfig(do_sample=False, eos_token_id=[END], pad_token_id=0)
     return [[int(token) for token in a.text.split()] for a in generate_batch(model, tokenizer, PROMPTS, config, NEW)]
 
