@@ -21,7 +21,8 @@ from finetune.runs.result import SplitSize
 
 IGNORE_INDEX = -100  # the label of a token that carries no loss
 # What may part the messages of a plain prompt, and under which name it is kept in the tokenizer's settings.
-SEPARATORS, SEPARATOR_KEY = ("\n", "\n\n", "\n###\n"), "turn_separator"
+# None ends in more than one line break: many tokenizers would read these otherwise in front of an answer.
+SEPARATORS, SEPARATOR_KEY = ("\n", "\n###\n"), "turn_separator"
 SET_VARIABLES = re.compile(r"(\{%- set \w+ = \w+ \| default\(.*?\) %\})*")  # as `set_template_variables` writes them
 
 
@@ -184,18 +185,16 @@ def turn_separator(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def set_turn_separator(tokenizer: PreTrainedTokenizerBase, splits: Splits) -> None:
-    """Choose the first separator that no message of the rows holds; it is saved with the tokenizer.
+    """Choose the first separator that no answer holds; it is saved with the tokenizer.
 
-    Raises UserError where every separator is inside a message.
+    Raises UserError where every separator is inside an answer.
     """
-    examples = [*splits.train, *splits.validation, *splits.test]
-    texts = {message["content"] for example in examples for message in example.prompt}
-    texts |= {example.completion for example in examples if example.prompt}
+    answers = [e.completion for e in (*splits.train, *splits.validation, *splits.test) if e.prompt]
     for separator in SEPARATORS:
-        if not any(separator in text for text in texts):
+        if not any(separator in answer for answer in answers):
             tokenizer.init_kwargs[SEPARATOR_KEY] = separator
             return
     raise UserError(
-        "model.plain_prompt=true: messages are parted by a line break, an empty line or a line ###, and rows of this "
-        "data hold all three. Give the model a chat template with trainer.chat_template_path=FILE.jinja."
+        "model.plain_prompt=true: messages are parted by a line break or a line ###, and answers of this data hold both. "
+        "Give the model a chat template with trainer.chat_template_path=FILE.jinja."
     )

@@ -149,9 +149,9 @@ def test_sizes_count_what_the_labels_hold(tiny_run):
 
 
 @pytest.mark.parametrize(
-    ("texts", "separator"), [(["a", "b"], "\n"), (["a\nb", "c"], "\n\n"), (["a\n\nb", "c"], "\n###\n")]
+    ("texts", "separator"), [(["a", "b"], "\n"), (["a\nb", "c"], "\n"), (["a", "b\n\nc"], "\n###\n")]
 )
-def test_messages_of_a_plain_prompt_are_parted_by_what_no_message_holds(tiny_model, texts, separator):
+def test_messages_of_a_plain_prompt_are_parted_by_what_no_answer_holds(tiny_model, texts, separator):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = None
     rows = [Example([{"role": "user", "content": texts[0]}], texts[1], "a:1")]
@@ -160,9 +160,9 @@ def test_messages_of_a_plain_prompt_are_parted_by_what_no_message_holds(tiny_mod
     assert plain_prompt(rows[0].prompt, tokenizer) == texts[0] + separator
 
 
-def test_rows_that_hold_every_separator_need_a_template(tiny_model):
+def test_answers_that_hold_every_separator_need_a_template(tiny_model):
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.chat_template = None
-    rows = [Example([{"role": "user", "content": "a\n###\nb\n\nc"}], "d", "a:1")]
-    with pytest.raises(UserError, match="rows of this data hold all three"):
+    rows = [Example([{"role": "user", "content": "d"}], "a\n###\nb", "a:1")]
+    with pytest.raises(UserError, match="answers of this data hold both"):
         set_turn_separator(tokenizer, Splits(rows, rows, rows, {}, ""))
