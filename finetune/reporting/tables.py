@@ -7,7 +7,7 @@ from math import isfinite
 from rich import table as rich_table
 from rich.text import Text
 
-from finetune.evaluation.metrics import HIGHER_IS_BETTER
+from finetune.evaluation.metrics import HIGHER_IS_BETTER, LENIENT
 from finetune.reporting import html
 from finetune.runs.result import BestPrompt, EvaluationResult, HarnessScore, Interval, name_arm
 
@@ -70,8 +70,17 @@ def to_grid(texts: Iterable[tuple[str, str]]) -> rich_table.Table:
 
 
 def score_table(evaluation: EvaluationResult, against: str) -> Table:
-    """Each metric by arm with its interval, and tuned minus the arm `against`; the headline metric is bold."""
-    arms, differences = evaluation.arms, evaluation.differences[against]
+    """Each metric by arm with its interval, and tuned minus the arm `against`; the headline metric is bold.
+
+    A lenient metric is left out where all arms score as by the strict one.
+    """
+    arms = evaluation.arms
+    differences = evaluation.differences[against]
+    for strict, lenient in LENIENT.items():
+        if {strict, lenient} <= differences.keys() and all(
+            a.scores[strict] == a.scores[lenient] for a in arms.values()
+        ):
+            differences = {metric: difference for metric, difference in differences.items() if metric != lenient}
     rows = [
         [
             metric if HIGHER_IS_BETTER[metric] else f"{metric} (less is better)",

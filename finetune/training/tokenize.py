@@ -195,6 +195,6 @@ def set_turn_separator(tokenizer: PreTrainedTokenizerBase, splits: Splits) -> No
             tokenizer.init_kwargs[SEPARATOR_KEY] = separator
             return
     raise UserError(
-        "model.plain_prompt=true: messages are parted by a line break or a line ###, and answers of this data hold both. "
-        "Give the model a chat template with trainer.chat_template_path=FILE.jinja."
+        "model.plain_prompt=true: messages are parted by a line break or a line ###, and answers of this data hold "
+        "both. Give the model a chat template with trainer.chat_template_path=FILE.jinja."
     )
