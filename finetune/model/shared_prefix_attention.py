@@ -16,7 +16,8 @@ ATTENTION = "shared_prefix"  # the name under which transformers finds `attend_s
 FAMILIES = frozenset({"gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3", "smollm3"})
 
 # Arguments that transformers hands on from a model's call and that change nothing here.
-WITHOUT_EFFECT = frozenset({"position_ids", "use_cache", "is_causal", "cache_position", "output_attentions"})
+PACKED = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}  # the mask says the same
+WITHOUT_EFFECT = frozenset({"position_ids", "use_cache", "is_causal", "cache_position", "output_attentions"} | PACKED)
 
 
 def common_prefix_length(rows: Sequence[list[int]]) -> int:
