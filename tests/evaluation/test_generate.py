@@ -1,3 +1,4 @@
+import copy
 import shutil
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedToken
 from finetune.config.schema import Eval
 from finetune.evaluation.generate import ROUND, Answer, dequantised, dequantised_bytes, generate_answers
 from finetune.model.shared_prefix_attention import ATTENTION, FAMILIES
+from finetune.training.tokenize import SEPARATOR_KEY
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +59,21 @@ def test_an_answer_ends_before_the_first_end_token_and_says_whether_it_ended(tok
         length = words.index(end) if end in words else 12
         assert answer == Answer(" ".join(words[:length]), length, finished=length < 12)
     assert said[0].index(end) < 12
+
+
+def test_an_answer_to_a_plain_prompt_ends_before_what_begins_the_next_turn_whatever_the_tokens(tokenizer):
+    model, stop = tiny_models.model("llama"), "4 w"  # within two tokens
+    with torch.no_grad():
+        model.lm_head.weight[:3] = 0
+    same = [[{"role": "user", "content": message["content"] + stop}] for [message] in prompts()]
+    endless = answers(model, tokenizer, same)
+    parted = copy.deepcopy(tokenizer)
+    parted.init_kwargs[SEPARATOR_KEY] = stop
+    for batch_size, round_tokens in ((4, 3), (1, ROUND)):
+        ended = answers(model, parted, prompts(), round_tokens=round_tokens, batch_size=batch_size)
+        expected = [(answer.text.partition(stop)[0], stop in answer.text) for answer in endless]
+        assert [(answer.text, answer.finished) for answer in ended] == expected
+    assert any(answer.finished and answer.tokens < 12 for answer in ended)
 
 
 def test_answers_follow_the_settings_of_eval_alone_and_not_those_that_a_model_brings(tokenizer, tmp_path):
