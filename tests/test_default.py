@@ -48,7 +48,7 @@ def test_the_default_run_beats_the_base_by_a_wide_margin(finished):
     assert result.evaluation.verdict.sentence in " ".join(done.stdout.split())
     assert arms["tuned"]["field_f1"].mean > arms["zero_shot"]["field_f1"].mean + 0.2
     assert arms["tuned"]["valid_json"].mean > 0.6
-    scores = [f1(row.arms["tuned"].first_answer, row.reference) for row in predictions]
+    scores = [f1(row.arms["tuned"].text, row.reference) for row in predictions]
     assert sum(scores) / len(scores) == pytest.approx(arms["tuned"]["field_f1"].mean)
     assert result.training.validation_loss < 0.4
 
