@@ -2,9 +2,9 @@
 
     python benchmarks/plan_accuracy.py [--only NAME ...] [--default]
 
-Each configuration is planned (stage=plan) and then run, each in a process of its own, one after the other. They are
-short runs of the embedded model and data; --default adds the whole `python run.py`. Seconds are those of result.json:
-prepare, load, train and evaluate, without the start of Python.
+Each configuration is planned (stage=plan) and then run, each in a process of its own, one after the other, without
+answers of the base model that are known already. They are short runs of the embedded model and data; --default adds the
+whole `python run.py`. Seconds are those of result.json: prepare, load, train and evaluate, without the start of Python.
 """
 
 import argparse
@@ -14,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from sweep_speed import without_known_answers
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = (
@@ -58,8 +60,10 @@ def compare(settings: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "run.py"), *settings]
         command += ["tracking=none", f"output_dir={folder}", "name=run"]
-        subprocess.run([*command, "stage=plan"], check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
+        environment = without_known_answers(Path(folder, "cache"))
+        for stage in ("plan", "train"):
+            quiet = {"stdout": subprocess.DEVNULL, "env": environment, "cwd": ROOT}
+            subprocess.run([*command, f"stage={stage}"], check=True, **quiet)
         plan, result = (json.loads((Path(folder) / "run" / f"{name}.json").read_text()) for name in ("plan", "result"))
         return plan, result
 

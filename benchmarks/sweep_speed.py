@@ -77,12 +77,7 @@ def measure(side: str, options: argparse.Namespace) -> Measured:
     """Run all trials of one side, with the downloads but without the answers of earlier runs."""
     rates = [f"{1e-4 * 1.5**i:.3g}" for i in range(options.trials)]
     with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder, "cache")
-        cache.mkdir()
-        for item in cache_folder().iterdir():
-            if item.name != "base_answers":
-                (cache / item.name).symlink_to(item)
-        environment = os.environ | {"FINETUNE_CACHE": str(cache)}
+        environment = without_known_answers(Path(folder, "cache"))
         shared = [*SHORT, f"eval.max_prompts={options.prompts}", f"output_dir={folder}/outputs"]
         started = time.perf_counter()
         if SIDES[side]:
@@ -97,6 +92,15 @@ def measure(side: str, options: argparse.Namespace) -> Measured:
         at_a_time = CORES if side.endswith("at a time") and "one" not in side else 1
     stages = {stage: statistics.fmean(by_stage[stage] for by_stage in seconds) for stage in STAGES}
     return Measured(makespan, {"start": makespan * at_a_time / len(seconds) - sum(stages.values()), **stages})
+
+
+def without_known_answers(cache: Path) -> dict[str, str]:
+    """The environment of a run that finds all downloads in the new folder `cache`, but no answers of earlier runs."""
+    cache.mkdir()
+    for item in cache_folder().iterdir():
+        if item.name != "base_answers":
+            (cache / item.name).symlink_to(item)
+    return os.environ | {"FINETUNE_CACHE": str(cache)}
 
 
 def call(arguments: list[str], environment: dict[str, str]) -> None:

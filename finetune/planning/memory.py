@@ -21,9 +21,10 @@ from finetune.training.flat_batch import Batch
 from finetune.training.trainer import Trainer, mixed_precision, recompute_activations
 
 # On a CPU: what libraries map and keep once a model computes, and what the heap holds for every byte that is alive in
-# it. Both are measured, see benchmarks/plan_accuracy.py.
+# it, which is more where batches of ever other lengths are also cast to a smaller type. Both are measured, see
+# benchmarks/plan_accuracy.py.
 LIBRARY_BYTES = 470 * 2**20
-HEAP_PER_BYTE = 1.4
+HEAP_PER_BYTE, HEAP_PER_BYTE_MIXED = 1.4, 1.7
 FLOAT32_BYTES = 4
 # Bytes that an optimizer keeps for each trained value, by the beginning of its name; AdamW's two float32 if none fits.
 OPTIMIZER_BYTES = {"sgd": 0, "adafactor": 0, "adamw_bnb_8bit": 2, "adamw_8bit": 2, "paged_adamw_8bit": 2, "lion": 4}
@@ -96,8 +97,10 @@ def _phases(config: Config, trainer: Trainer, workload: Workload, held: int) -> 
     trained = trained_bytes(model, str(trainer.args.optim))
     kept = ("optimizer", "gradients") if trainer.args.gradient_accumulation_steps > 1 else ("optimizer",)
 
+    mixed = trainer.args.bf16 or trainer.args.fp16
+    heap = (HEAP_PER_BYTE_MIXED if mixed else HEAP_PER_BYTE) if on_cpu else 1.0
+
     def phase(alive: Parts) -> Parts:
-        heap = HEAP_PER_BYTE if on_cpu else 1.0
         scaled = {part: round(size * heap) for part, size in alive.items()}
         return constant | {part: trained[part] for part in kept} | scaled
 

@@ -2,11 +2,13 @@
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import astuple, dataclass, replace
 from functools import partial
+from itertools import cycle, pairwise, repeat
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 
 import torch
@@ -18,21 +20,21 @@ from finetune.machine.device import Device, finish_queued_work
 from finetune.model.adapter import add_adapter, as_base_model
 from finetune.model.base import load_base
 from finetune.planning.workload import PlannedRun, Workload
+from finetune.training.flat_batch import Batch
 from finetune.training.prepare import PreparedRun
 from finetune.training.trainer import Trainer, mixed_precision, recompute_activations
 
 # A probe has as many layers as hold about so many weights, and at most MOST_LAYERS.
 PROBE_WEIGHTS = 60_000_000
-MOST_LAYERS = 8
+MOST_LAYERS = 4
 # On a CPU, a model whose layer and embeddings hold more than this is timed by its matrix products alone.
 LARGEST_PROBE = 250_000_000
 PROBE_WEIGHT = 0.01
 # A call is repeated so often at least, which warms up, and at most, and no further once it took so long in all.
 FEWEST_CALLS, MOST_CALLS, ENOUGH_SECONDS = 2, 4, 1.0
-BUSY = 2.0  # the same call took so many times as long: other programs compute, too
-# Answers are decoded to SHORT_ANSWER tokens and to so many more; the difference is what a token takes.
-SHORT_ANSWER = 2
-MORE_TOKENS = 12
+BUSY = 2.0  # a quarter of the same calls took so many times as long: other programs compute, too
+ANSWER_TOKENS = 9  # the first is read from the prompt, each further one is timed
+PART = 4  # a batch is measured once with all prompts, and once with every fourth
 # Rows and columns of the matrices whose product is timed.
 MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
 MULTIPLY_ADD = 2  # floating-point operations
@@ -72,15 +74,25 @@ class Stopwatch:
 
     def seconds(self, call: Callable[[], object]) -> float:
         """The fastest of a few calls, the first of which warms up."""
-        taken: list[float] = []
-        while len(taken) < FEWEST_CALLS or (len(taken) < MOST_CALLS and sum(taken) < ENOUGH_SECONDS):
+        return self.seconds_of_unit(repeat((call, 1)))
+
+    def seconds_of_unit(self, calls: Iterable[tuple[Callable[[], object], int]]) -> float:
+        """Seconds for one unit of work by the fastest of a few calls, each with how many units it does."""
+        taken, each = list[float](), list[float]()
+        for call, units in calls:
             started = time.perf_counter()
             call()
             finish_queued_work()
             taken.append(time.perf_counter() - started)
-        repeated = taken[1:]
-        self.scatter = max(self.scatter, max(repeated) / max(min(repeated), 1e-9))
-        return min(taken)
+            each.append(taken[-1] / units)
+            if len(taken) == MOST_CALLS or (len(taken) >= FEWEST_CALLS and sum(taken) > ENOUGH_SECONDS):
+                break
+        self.compare(each[1:])
+        return min(each)
+
+    def compare(self, taken: Sequence[float]) -> None:
+        """Note how far the seconds of equal work lie apart."""
+        self.scatter = max(self.scatter, sorted(taken)[len(taken) * 3 // 4] / max(min(taken), 1e-9))
 
     @property
     def remark(self) -> str:
@@ -121,8 +133,9 @@ def extrapolate_depth(shallow: Throughput, deep: Throughput, measured: int, laye
 def throughput_from_rate(prepared: PreparedRun, workload: Workload, rate: float) -> Throughput:
     """The throughput of a device that computes `rate` floating-point operations a second in matrix products."""
     meta_model = prepared.meta_model
-    body = meta_model.num_parameters() - _weights(meta_model.get_input_embeddings())
-    forward = MULTIPLY_ADD * (body + _weights(meta_model.get_output_embeddings())) / rate
+    looked_up, head = meta_model.get_input_embeddings(), meta_model.get_output_embeddings()
+    tied = head.weight is looked_up.weight
+    forward = MULTIPLY_ADD * (meta_model.num_parameters() - (0 if tied else _weights(looked_up))) / rate
     answers, few_shot = workload.answers, workload.few_shot
     return Throughput(
         load=meta_model.num_parameters() * BYTES_ON_DISK / DISK_BYTES_PER_SECOND,
@@ -156,20 +169,23 @@ def _measure_probe(run: PlannedRun, workload: Workload, layers: int, dequantises
     trainer = Trainer(tuned, prepared, [])
     recompute_activations(trainer)
     optimizer = trainer.create_optimizer()
-    inputs = trainer._prepare_inputs(dict(workload.typical))  # private: transformers, moves a batch to the device
-    positions = inputs["input_ids"].numel()
+    batches = [trainer._prepare_inputs(dict(b)) for b in workload.typical]  # private: transformers, moves to the device
 
-    def forward() -> torch.Tensor:
+    def forward(batch: Batch) -> torch.Tensor:
         with mixed_precision(trainer.args):
-            return trainer.compute_loss(tuned, dict(inputs))
+            return trainer.compute_loss(tuned, dict(batch))
+
+    def seconds_of_position(call: Callable[[Batch], object]) -> float:
+        # Batches of other lengths: one that comes again finds the memory that it needs at its place.
+        return watch.seconds_of_unit((partial(call, batch), batch["input_ids"].numel()) for batch in cycle(batches))
 
     tuned.train()
-    train_position = watch.seconds(lambda: forward().backward()) / positions
+    train_position = seconds_of_position(lambda batch: forward(batch).backward())
     update = watch.seconds(optimizer.step)
     tuned.zero_grad(set_to_none=True)
     tuned.eval()
     with torch.no_grad():
-        forward_position = watch.seconds(forward) / positions
+        forward_position = seconds_of_position(forward)
     throughput = Throughput(load, train_position, forward_position, update)
     with dequantised(tuned) if dequantises else nullcontext(), mixed_precision(trainer.args):
         return _with_answers(throughput, trainer, workload, watch)
@@ -181,7 +197,7 @@ def _with_answers(throughput: Throughput, trainer: Trainer, workload: Workload, 
         return throughput
     prompts = workload.answers.first_batch
     prefill, token = _measure_batch(trainer, prompts, watch)
-    fewer = prompts[: max(1, len(prompts) // 4)]
+    fewer = prompts[::PART]
     _, token_of_fewer = _measure_batch(trainer, fewer, watch)
     row = (token - token_of_fewer) / (len(prompts) - len(fewer)) if len(prompts) > len(fewer) else 0.0
     row = min(max(row, 0.0), token / len(prompts))
@@ -192,10 +208,12 @@ def _with_answers(throughput: Throughput, trainer: Trainer, workload: Workload, 
     throughput = replace(throughput, **decoding, untuned=untuned)
     if not workload.few_shot:
         return throughput
-    shown = workload.few_shot.first_batch
-    few_shot_prefill, few_shot_token = _measure_batch(trainer, shown, watch)
-    few_shot_row = min(row, few_shot_token / len(shown))  # longer prompts make a step longer, not a row dearer
-    step = few_shot_token - few_shot_row * len(shown)
+    asked = workload.few_shot.first_batch
+    shown = asked[::PART]
+    part_prefill, token = _measure_batch(trainer, shown, watch)
+    few_shot_prefill = part_prefill * _positions(asked) / _positions(shown)
+    step = min(throughput.decode_step, token)
+    few_shot_row = max(row, (token - step) / len(shown))  # longer prompts make a row dearer, and not the step
     return replace(throughput, few_shot_prefill=few_shot_prefill, few_shot_step=step, few_shot_row=few_shot_row)
 
 
@@ -205,10 +223,23 @@ def _measure_batch(trainer: Trainer, prompts: list[list[int]], watch: Stopwatch)
     # All weights are equal, so that all logits are and the first token is taken: no answer ends.
     never = model.config.get_text_config().vocab_size - 1
     config = GenerationConfig(do_sample=False, eos_token_id=[never], pad_token_id=tokenizer.pad_token_id)
-    answer = partial(generate_batch, model, tokenizer, prompts, config)
-    short, long = (watch.seconds(partial(answer, tokens)) for tokens in (SHORT_ANSWER, SHORT_ANSWER + MORE_TOKENS))
-    step = max(long - short, 0.0) / MORE_TOKENS
-    return max(short - SHORT_ANSWER * step, 0.0), step
+    clock: list[float] = []
+
+    def note_time(*_: object) -> None:
+        finish_queued_work()
+        clock.append(time.perf_counter())
+
+    hook = model.get_output_embeddings().register_forward_hook(note_time)  # the last layer of each step
+    reads, steps = list[float](), list[float]()
+    for _ in range(FEWEST_CALLS):
+        clock[:] = [time.perf_counter()]
+        generate_batch(model, tokenizer, prompts, config, ANSWER_TOKENS)
+        reads.append(clock[-ANSWER_TOKENS] - clock[0])
+        taken = [after - before for before, after in pairwise(clock[-ANSWER_TOKENS:])]
+        steps.append(median(taken))
+        watch.compare(taken)
+    hook.remove()
+    return min(reads), min(steps)
 
 
 def _write_probe(meta_model: PreTrainedModel, machine: Device, layers: int, folder: Path) -> None:
@@ -227,6 +258,10 @@ def _write_probe(meta_model: PreTrainedModel, machine: Device, layers: int, fold
             parameter.fill_(PROBE_WEIGHT)
     probe.tie_weights()
     probe.save_pretrained(folder)
+
+
+def _positions(prompts: list[list[int]]) -> int:
+    return len(prompts) * max(map(len, prompts))
 
 
 def _weights(layer: torch.nn.Module) -> int:

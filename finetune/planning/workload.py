@@ -20,6 +20,7 @@ from finetune.training.trainer import Trainer
 
 # Batches that are looked at; a longer run is taken to go on like them.
 MOST_BATCHES = 2000
+TYPICAL_BATCHES = 4
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ class Workload:
     samples: int
     tokens: int
     token_positions: int
-    # The batches that need most memory, and one of middling size.
+    # The batches that need most memory, and a few of middling size.
     largest: list[Batch]
-    typical: Batch
+    typical: list[Batch]
     validations: int
     validation_positions: int
     largest_validation: Batch | None
@@ -115,7 +116,7 @@ def measure_workload(run: PlannedRun, trainer: Trainer) -> Workload:
         tokens=round(int(sum(map(count_real_tokens, seen))) * scale * args.world_size),
         token_positions=round(sum(map(_positions, seen)) * scale),
         largest=[by_size[-1], *([longest_loss] if longest_loss is not by_size[-1] else [])],
-        typical=by_size[len(by_size) // 2],
+        typical=_middle(by_size),
         validations=_count_validations(args, steps, updates),
         validation_positions=sum(map(_positions, validation)),
         largest_validation=max(validation, key=_positions, default=None),
@@ -149,7 +150,7 @@ def _count_validations(args: TrainingArguments, steps: int, updates: int) -> int
         return math.ceil(steps / updates)
     if args.eval_strategy != "steps" or not (every := args.eval_steps):
         return 0
-    return steps // max(1, math.ceil(every * steps) if every < 1 else int(every))
+    return math.ceil(steps / max(1, math.ceil(every * steps) if every < 1 else int(every)))  # and once at the end
 
 
 def measure_answers(run: PlannedRun, trainer: Trainer, prompt_set: PromptSet) -> AnswerWorkload | None:
@@ -167,6 +168,11 @@ def measure_answers(run: PlannedRun, trainer: Trainer, prompt_set: PromptSet) ->
     ]
     references = [sum(label != IGNORE_INDEX for label in prompt_set.tokenized[i]["labels"]) for i in mine]
     return AnswerWorkload(tokens, batches, new_tokens, references)
+
+
+def _middle(by_size: list[Batch]) -> list[Batch]:
+    start = max(0, (len(by_size) - TYPICAL_BATCHES) // 2)
+    return by_size[start : start + TYPICAL_BATCHES]
 
 
 def _positions(batch: Batch) -> int:

@@ -60,8 +60,9 @@ def test_nothing_is_answered_where_perplexity_is_all_that_is_measured(tiny_run):
     [
         (["trainer.eval_strategy=no"], 0),
         (["trainer.eval_strategy=epoch", "trainer.num_train_epochs=3", "trainer.max_steps=-1"], 3),
-        (["trainer.eval_strategy=steps", "trainer.eval_steps=3", "trainer.max_steps=10"], 3),
-        (["trainer.eval_strategy=steps", "trainer.eval_steps=0.25", "trainer.max_steps=10"], 3),
+        (["trainer.eval_strategy=steps", "trainer.eval_steps=3", "trainer.max_steps=10"], 4),
+        (["trainer.eval_strategy=steps", "trainer.eval_steps=5", "trainer.max_steps=10"], 2),
+        (["trainer.eval_strategy=steps", "trainer.eval_steps=0.25", "trainer.max_steps=10"], 4),
     ],
 )
 def test_validations_are_counted_in_epochs_steps_or_shares_of_training(tiny_run, settings, validations):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import optuna
@@ -241,7 +242,8 @@ def test_two_workers_on_one_study_do_each_trial_once_and_the_test_of_the_best_on
     assert ends == [0, 0], told
     found = trials(database, tmp_path)
     run = [trial for trial in found if "same_as" not in trial.user_attrs]
-    assert [trial.state.name for trial in run] == ["COMPLETE"] * 4
+    states = Counter(trial.state.name for trial in run)
+    assert states.total() == 4 and states.keys() <= {"COMPLETE", "PRUNED"}  # which, depends on who came first
     assert len({(trial.params["adapter.r"], trial.params["seed"]) for trial in run}) == 4
     assert len({trial.user_attrs["folder"] for trial in run}) == 4
     assert len({trial.user_attrs["worker"] for trial in run}) == 2
@@ -251,12 +253,14 @@ def test_two_workers_on_one_study_do_each_trial_once_and_the_test_of_the_best_on
         said = (Path(trial.user_attrs["folder"]) / "log.txt").read_text()
         assert said.count("attention:") == (2 if (Path(trial.user_attrs["folder"]) / "result.json").exists() else 1)
     assert all("On the test prompts, once:" in text and "Warning" not in text for text in told), told
-    assert {line["state"] for line in record(tmp_path).values()} == {"complete"}
+    assert Counter(line["state"].upper() for line in record(tmp_path).values()) == states
     assert len(list((tmp_path / "outputs").glob("*/result.json"))) == 1
     (tmp_path / "outputs").rename(tmp_path / "of another machine")
     assert machine("late", *asked).wait() == 0
     [said] = written(tmp_path, "late")
-    assert "Of all workers: 4 complete" in said and "the worker there answers the test prompts" in said
+    assert (
+        f"Of all workers: {states['COMPLETE']} complete" in said and "the worker there answers the test prompts" in said
+    )
     assert not list((tmp_path / "outputs").glob("*/result.json"))
 
 

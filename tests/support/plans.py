@@ -46,7 +46,7 @@ def answers(prompts, batch_size, new_tokens, references):
 
 def workload(**changes):
     """Ten steps of a hundred token positions each, and nothing else but the changes."""
-    nothing = {"validations": 0, "validation_positions": 0, "largest_validation": None, "largest": [], "typical": {}}
+    nothing = {"validations": 0, "validation_positions": 0, "largest_validation": None, "largest": [], "typical": []}
     asked = {"answers": None, "few_shot": None, "candidates": [], "candidate_answers": 0}
     evaluation = asked | {"passages": 0, "questions": 0}
     training = {"steps": 10, "epochs": 1.0, "rows_per_step": 4, "samples": 40, "tokens": 900, "token_positions": 1000}
