@@ -13,7 +13,7 @@ from finetune.data.splits import Splits, load_splits
 from finetune.machine.allowance import WHOLE_MACHINE, Allowance
 from finetune.machine.libraries import import_trainer, silence_libraries
 from finetune.reporting.console import RunConsole, show_complete_run
-from finetune.runs.folder import complete_result, hold_run, newest_checkpoint, run_folder, run_labels
+from finetune.runs.folder import complete_result, hold_run, run_folder, run_labels
 from finetune.runs.read import CompletedRun
 from finetune.sweeps.preload import NOTHING_LOADED, Loaded
 
@@ -85,7 +85,7 @@ def preview_rows(config: Config, splits: Splits, device: "Device", console: RunC
 
 def plan_run(config: Config, splits: Splits, device: "Device", console: RunConsole) -> "RunPlan":
     """Steps, memory and time, and what to change where it will not fit; the model is not loaded."""
-    console.show_start(device, None)
+    console.show_start(device)
     from finetune.planning.plan import make_plan
     from finetune.planning.workload import plan_prompts
     from finetune.reporting.plan_table import show_plan
@@ -112,12 +112,12 @@ def train_and_evaluate(
 ) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     folder, is_main = console.folder, device.is_main_process
-    console.show_start(device, newest_checkpoint(folder))
+    console.show_start(device)
     from finetune.evaluation import answers, best_prompt, forgetting, lm_harness, scores, smoke_check
     from finetune.planning import plan, workload
     from finetune.reporting import progress, report, wandb
     from finetune.search.pruning import pruning_callbacks
-    from finetune.training import prepare, trainer
+    from finetune.training import checkpoints, prepare, trainer
 
     clock = report.PhaseTimer()
     with clock.measure("prepare"):
@@ -141,7 +141,7 @@ def train_and_evaluate(
             console.print(f"  attention: {training.layout}")
             with one_precision:
                 smoke_check.require_usable_model(tuned, prepared.tokenizer, planned.prompts.examples[0].prompt)
-            trainer.run_training(training, newest_checkpoint(folder))
+            trainer.run_training(training, checkpoints.find_checkpoint(folder, console.print))
             if is_main:
                 trainer.save_trained(tuned, prepared.tokenizer, folder)
 

@@ -438,3 +438,24 @@ def test_a_folder_that_another_process_works_in_is_left_alone(tiny_run):
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"), pytest.raises(UserError, match="another process is at this run"):
         in_this_process(*tiny_run, "name=busy")
+
+
+@pytest.mark.slow
+def test_whichever_file_of_the_newest_checkpoint_is_damaged_the_run_ends_as_if_nothing_had_happened(tiny_run, capsys):
+    settings = [*tiny_run, "trainer.max_steps=6", "trainer.save_steps=2", "trainer.save_total_limit=3", "name=damaged"]
+    settings += ["adapter.lora_dropout=0.1", "trainer.learning_rate=1e-2", "trainer.gradient_accumulation_steps=2"]
+    whole, predictions, folder = in_this_process(*settings)
+    expected, checkpoints = weights(folder), folder / "checkpoints"
+    names = [file.name for file in (checkpoints / "checkpoint-6").iterdir()]
+    assert {"adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"} <= {*names}
+    assert "training_args.bin" not in names
+    for name in names:
+        (folder / "result.json").unlink()
+        os.truncate(checkpoints / "checkpoint-6" / name, 3)
+        capsys.readouterr()
+        continued, answered, _ = in_this_process(*settings)
+        assert f"checkpoint-6 is broken and set aside as broken-checkpoint-6: {name}" in capsys.readouterr().out
+        assert continued["training"]["resumed_from_step"] == 4
+        assert_same_weights(weights(folder), expected)
+        assert answered == predictions and continued["training"]["train_loss"] == whole["training"]["train_loss"]
+        shutil.rmtree(checkpoints / "broken-checkpoint-6")

@@ -46,11 +46,9 @@ class RunConsole:
                 log = Console(file=cast(TextIO, MaskedStream(file)), width=LOG_WIDTH, highlight=False, markup=False)
                 log.print(what, style=style, soft_wrap=isinstance(what, str))
 
-    def show_start(self, machine: "Device", checkpoint: Path | None) -> None:
-        """The run's folder, whether it continues, and what was chosen for this machine."""
+    def show_start(self, machine: "Device") -> None:
+        """The run's folder, and what was chosen for this machine."""
         self.print(str(self.folder), style="bold")
-        if checkpoint:
-            self.print(f"  continues from {checkpoint.name}")
         processes = f"{machine.processes} processes, each on " if machine.processes > 1 else ""
         spare = f"; {machine.spare_gpus} more here, which accelerate launch uses" if machine.spare_gpus else ""
         self.print(f"  device: {processes}{machine.name}{spare}")

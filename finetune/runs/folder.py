@@ -110,10 +110,10 @@ def run_labels(config: Config) -> RunLabels:
     return RunLabels(run_folder(config).name, sweep or f"{model}-{data}", tags, to_plain(config))
 
 
-def newest_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of a run that was written to its end (the trainer's state is the last file of one)."""
-    complete = [path.parent for path in run.glob("checkpoints/checkpoint-*/trainer_state.json")]
-    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first; whether they are whole, `training/checkpoints.py` tells."""
+    folders = [path for path in run.glob("checkpoints/checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
+    return sorted(folders, key=lambda path: -int(path.name.rpartition("-")[2]))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from finetune.comparison.compare import Comparison, compare_runs
 from finetune.config.settings import flatten_settings, varying_settings
 from finetune.runs.files import read_jsonl
-from finetune.runs.folder import newest_checkpoint
+from finetune.runs.folder import list_checkpoints
 from finetune.runs.outcome import RunState
 from finetune.runs.predictions import HISTORY, History
 from finetune.runs.read import CompletedRun, read_run, trial_folder
@@ -119,7 +119,7 @@ def _unfinished_history(folder: Path, trial: TrialRecord) -> History:
         with suppress(OSError, ValueError):  # a checkpoint may be in the midst of being written
             if (folder / HISTORY).exists():
                 return read_jsonl(folder / HISTORY)
-            if newest := newest_checkpoint(folder):
+            for newest in list_checkpoints(folder):
                 history: History = json.loads((newest / "trainer_state.json").read_text())["log_history"]
                 return history
     return []

@@ -9,12 +9,15 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
+from finetune.machine.libraries import set_for_a_moment
 from finetune.machine.process_memory import release_freed_memory
 from finetune.model.adapter import trained_parameters
 from finetune.model.base import TrainedModel
 from finetune.model.shared_prefix_attention import shares_prefixes
+from finetune.training.checkpoints import commit_checkpoint, prepare_checkpoint
 from finetune.training.flat_batch import Batch, collate_shared_prefix, count_real_tokens, negative_log_likelihood
 from finetune.training.prepare import PreparedRun, checkpointing_name
 from finetune.training.tokenize import IGNORE_INDEX
@@ -30,6 +33,7 @@ class Trainer(SFTTrainer):
     eval_dataset: Dataset
 
     def __init__(self, model: TrainedModel, prepared: PreparedRun, callbacks: list[TrainerCallback]) -> None:
+        self.data_fingerprint = prepared.splits.fingerprint
         self.tokens: torch.Tensor | int = 0
         self.loss_tokens: torch.Tensor | int = 0
         self.flat, self.layout = _layout(model, prepared.settings)
@@ -101,7 +105,19 @@ class Trainer(SFTTrainer):
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:  # private: transformers, as below
         self.log({})  # a run that continues counts on from here
-        super()._save_checkpoint(model, trial)  # private: transformers, callbacks are called too late
+        folder, step = Path(str(self.args.output_dir)), self.state.global_step
+        checkpoint, unfinished = folder / f"checkpoint-{step}", prepare_checkpoint(folder)
+        with set_for_a_moment(vars(self.args), "output_dir", str(unfinished)):
+            super()._save_checkpoint(model, trial)  # private: transformers, callbacks are called too late
+        best = folder / f"checkpoint-{self.state.best_global_step}"
+        if best == checkpoint or best.exists():  # transformers looks for it where this one is written
+            self.state.best_model_checkpoint = str(best)
+        if self.args.should_save:
+            self.state.save_to_json(str(unfinished / checkpoint.name / "trainer_state.json"))
+        commit_checkpoint(unfinished / checkpoint.name, checkpoint, {"step": step, "data": self.data_fingerprint})
+        if self.args.should_save:
+            kept = self.state.best_model_checkpoint
+            rotate_checkpoints(str(folder), self.args.save_total_limit, kept)
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: TRL's would be an empty form in the folder of checkpoints."""

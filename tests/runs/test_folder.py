@@ -12,7 +12,7 @@ from finetune.runs.folder import (
     cost_key,
     hold_run,
     is_run_held,
-    newest_checkpoint,
+    list_checkpoints,
     rows_key,
     run_folder,
     run_identity,
@@ -64,14 +64,11 @@ def test_the_labels_say_what_is_trained_on_what_and_in_which_sweep(overrides, ta
     assert labels.name == run_folder(config).name and labels.job_type == "train"
 
 
-def test_a_checkpoint_counts_once_it_is_written_to_its_end(tmp_path):
-    for step, complete in ((9, True), (10, True), (11, False)):
-        folder = tmp_path / "checkpoints" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        if complete:
-            (folder / "trainer_state.json").write_text("{}")
-    assert newest_checkpoint(tmp_path).name == "checkpoint-10"
-    assert newest_checkpoint(tmp_path / "nowhere") is None
+def test_checkpoints_are_listed_from_the_newest_without_those_set_aside(tmp_path):
+    for name in ("checkpoint-9", "checkpoint-10", "broken-checkpoint-11", ".unfinished/checkpoint-12"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-10", "checkpoint-9"]
+    assert list_checkpoints(tmp_path / "nowhere") == []
 
 
 def test_a_folder_is_held_by_one_process_and_says_which_run_it_holds(tmp_path):
