@@ -14,15 +14,18 @@ from finetune.machine.allowance import WHOLE_MACHINE, Allowance
 from finetune.machine.libraries import import_trainer, silence_libraries
 from finetune.reporting.console import RunConsole, show_complete_run
 from finetune.runs.folder import complete_result, hold_run, run_folder, run_labels
-from finetune.runs.read import CompletedRun
+from finetune.runs.read import CompletedRun, write_result
 from finetune.sweeps.preload import NOTHING_LOADED, Loaded
 
 if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
     from finetune.evaluation.answer_cache import AnswerCache
     from finetune.machine.device import Device
     from finetune.model.adapter import Weights
     from finetune.model.base import TrainedModel
     from finetune.planning.plan import RunPlan
+    from finetune.planning.workload import PlannedRun
 
 register_schema()
 
@@ -113,11 +116,11 @@ def train_and_evaluate(
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     folder, is_main = console.folder, device.is_main_process
     console.show_start(device)
-    from finetune.evaluation import answers, best_prompt, forgetting, lm_harness, scores, smoke_check
+    from finetune.evaluation import answers, best_prompt, forgetting, lm_harness, scores
     from finetune.planning import plan, workload
     from finetune.reporting import progress, report, wandb
     from finetune.search.pruning import pruning_callbacks
-    from finetune.training import checkpoints, prepare, trainer
+    from finetune.training import preemption, prepare, trainer
 
     clock = report.PhaseTimer()
     with clock.measure("prepare"):
@@ -131,17 +134,15 @@ def train_and_evaluate(
         tuned, originals, base_answers = load_model(config, device, loaded)
 
     with (
+        preemption.catch_signals(config, folder) as stop_callbacks,
         hold_run(config, folder, is_main),
         wandb.start_tracking(config.tracking, run_labels(config), folder, is_main, console.print) as tracker,
     ):
         one_precision = trainer.mixed_precision(prepared.settings)  # of all answers
         watch = progress.TrainingProgress(console, tracker, report_progress)
+        callbacks = [watch, *pruning_callbacks(config.sweep, loaded.studies), *stop_callbacks]
         with clock.measure("train"), report.keep_history(folder, watch):
-            training = trainer.Trainer(tuned, prepared, [watch, *pruning_callbacks(config.sweep, loaded.studies)])
-            console.print(f"  attention: {training.layout}")
-            with one_precision:
-                smoke_check.require_usable_model(tuned, prepared.tokenizer, planned.prompts.examples[0].prompt)
-            trainer.run_training(training, checkpoints.find_checkpoint(folder, console.print))
+            train(tuned, planned, callbacks, console)
             if is_main:
                 trainer.save_trained(tuned, prepared.tokenizer, folder)
 
@@ -161,7 +162,23 @@ def train_and_evaluate(
             completed = CompletedRun(folder, result, scores.list_predictions(chosen, arms), watch.history)
             report.write_run_files(completed)
             tracker.finish(completed)
+            write_result(completed)  # last, as it says that the run is complete
             console.show_result(result)
+
+
+def train(
+    tuned: "TrainedModel", planned: "PlannedRun", callbacks: "list[TrainerCallback]", console: RunConsole
+) -> None:
+    """Try whether the model can answer and be saved, then train it, from the newest whole checkpoint on."""
+    from finetune.evaluation.smoke_check import require_usable_model
+    from finetune.training.checkpoints import find_checkpoint
+    from finetune.training.trainer import Trainer, mixed_precision, run_training
+
+    trainer = Trainer(tuned, planned.prepared, callbacks)
+    console.print(f"  attention: {trainer.layout}")
+    with mixed_precision(planned.prepared.settings):
+        require_usable_model(tuned, planned.prepared.tokenizer, planned.prompts.examples[0].prompt)
+    run_training(trainer, find_checkpoint(console.folder, console.print))
 
 
 def load_model(config: Config, device: "Device", loaded: Loaded) -> "tuple[TrainedModel, Weights, AnswerCache]":

@@ -22,18 +22,20 @@ from finetune.config.schema import Config, Stage
 from finetune.config.spelling import spell_quoted
 from finetune.errors import UserError
 from finetune.runs.files import HYDRAS_RECORD, hide_secrets
-from finetune.runs.outcome import SUCCESSFUL, FailedTrialsError
+from finetune.runs.outcome import SUCCESSFUL, FailedTrialsError, Preempted
 from finetune.runs.sweep_record import open_sweep_record, read_trials
 from finetune.secrets import mask_output
 from finetune.sweeps.other_launchers import announce_sweep, follow_sweep, refuse_limits, run_submitted_trial
 
+TO_BE_CONTINUED = 75  # EX_TEMPFAIL of sysexits.h: try again later
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError)
 
 
 def start_program(main: Callable[[], None]) -> None:
     """Check the command line, then hand over to Hydra's `main`.
 
-    The exit code is 0 for success, 2 for a user's mistake, 1 for a failure, with its stack, and 130 for Ctrl-C.
+    The exit code is 0 for success, 2 for a user's mistake, 1 for a failure, with its stack, 130 for Ctrl-C, and 75 for
+    a run that another signal stopped, and that the same command continues.
     """
     mask_output()
     note_variables_read(settings_of(sys.argv[1:]))
@@ -50,10 +52,10 @@ def start_program(main: Callable[[], None]) -> None:
         sys.exit(1)
     except MISTAKES as error:
         exit_with_mistake(error)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         Console().show_cursor(True)  # a progress bar hides it
         print("Stopped. The same command goes on from the newest checkpoint, if there is one.", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(TO_BE_CONTINUED if isinstance(stop, Preempted) and str(stop) != "SIGINT" else 130)
 
 
 def check_sweep(arguments: list[str]) -> Grid | None:

@@ -17,7 +17,7 @@ from finetune.reporting.run_page import write_run_page
 from finetune.runs.files import write_jsonl
 from finetune.runs.folder import run_folder
 from finetune.runs.predictions import HISTORY
-from finetune.runs.read import CompletedRun, write_completed_run
+from finetune.runs.read import CompletedRun, write_answers
 from finetune.runs.result import DataResult, EvaluationResult, ModelResult, RunResult
 from finetune.secrets import without_secrets
 from finetune.training.prepare import PreparedRun
@@ -80,7 +80,7 @@ def keep_history(folder: Path, watch: TrainingProgress) -> Iterator[None]:
 
 
 def write_run_files(run: CompletedRun) -> None:
-    """Write the run's files, and report.html from them; a trial on validation prompts has no page."""
-    write_completed_run(run)
+    """Write the run's files but its result, which comes last; a trial on validation prompts has no page."""
+    write_answers(run)
     if run.result.evaluation.split == "test":
-        write_run_page(run.folder)
+        write_run_page(run)

@@ -1,7 +1,5 @@
 """How does one run look in a browser? `report.html`: the verdict first, then what it rests on."""
 
-from pathlib import Path
-
 from finetune.config.settings import flatten_settings
 from finetune.config.spelling import spell
 from finetune.evaluation.metrics import HIGHER_IS_BETTER
@@ -19,17 +17,15 @@ from finetune.reporting.tables import (
 )
 from finetune.runs.files import write_text
 from finetune.runs.predictions import History, Prediction
-from finetune.runs.read import read_run
+from finetune.runs.read import CompletedRun
 from finetune.runs.result import BestPrompt, DataResult, EvaluationResult, Forgetting, RunResult
 
 SHOWN = 25  # examples won, and examples lost
 STYLES = {"tuning_wins": "verdict", "tuning_hurts": "verdict bad", "nothing_works": "verdict bad"}
 
 
-def write_run_page(folder: Path) -> None:
-    """Write `report.html` from the other files of a complete run that answered the test prompts."""
-    run = read_run(folder)
-    assert run, f"{folder} holds no complete run"
+def write_run_page(run: CompletedRun) -> None:
+    """Write the `report.html` of a complete run that answered the test prompts."""
     result, evaluation, verdict = run.result, run.result.evaluation, run.result.evaluation.verdict
     assert verdict, "only a run that answered the test prompts has a page"
     harness_note = html.paragraph("Values with their standard errors.", "dim")
@@ -47,7 +43,7 @@ def write_run_page(folder: Path) -> None:
         _cost(result),
         _provenance(result),
     )
-    write_text(folder / "report.html", page)
+    write_text(run.folder / "report.html", page)
 
 
 def _scores(evaluation: EvaluationResult, against: str) -> str:

@@ -32,6 +32,7 @@ class RunState(Enum):
     out_of_memory = "out_of_memory"
     refused = "refused"  # the user's mistake: a setting or a row
     busy = "busy"  # it was not begun: another process is at its folder
+    preempted = "preempted"  # a signal asked it to stop, and the same command goes on
 
 
 # How a trial would end again; the same command leaves those that ended so, and repeats all others. What was refused is
@@ -46,6 +47,10 @@ class Pruned(Exception):  # noqa: N818 (it is no error)
     """Raised within a run to end it early; its message is the reason."""
 
 
+class Preempted(KeyboardInterrupt):  # noqa: N818 (it is no error)
+    """Raised within a run that a signal asks to stop; its message is the signal's name."""
+
+
 class FailedTrialsError(Exception):
     """Raised at the end of a sweep in which trials failed, each of which was reported: the program ends with code 1."""
 
@@ -56,6 +61,7 @@ ENDS: dict[type[BaseException], RunState] = {
     UserError: RunState.refused,
     FloatingPointError: RunState.diverged,
     SystemExit: RunState.exited,
+    Preempted: RunState.preempted,
     KeyboardInterrupt: RunState.killed,
 }
 

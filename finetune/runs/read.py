@@ -111,9 +111,16 @@ def read_run(folder: Path, file: str = RESULT) -> CompletedRun | None:
     return CompletedRun(folder, result, predictions, history)
 
 
-def write_completed_run(run: CompletedRun) -> None:
-    """Write what `read_run` reads, the result last; of a search's trial it is selection.json."""
-    file = RESULT if run.result.evaluation.split == "test" else SELECTION
-    write_predictions(run.folder / ANSWERS[file], run.predictions)
+def write_answers(run: CompletedRun) -> None:
+    """Write what a complete run answered, and its history."""
+    write_predictions(run.folder / ANSWERS[_result_file(run)], run.predictions)
     write_jsonl(run.folder / HISTORY, run.history)
-    write_json(run.folder / file, run.result)
+
+
+def write_result(run: CompletedRun) -> None:
+    """Write what says that the run is complete, when everything else is; of a search's trial it is selection.json."""
+    write_json(run.folder / _result_file(run), run.result)
+
+
+def _result_file(run: CompletedRun) -> str:
+    return RESULT if run.result.evaluation.split == "test" else SELECTION

@@ -12,8 +12,9 @@ def test_a_runs_page_shows_the_verdict_first_and_hostile_answers_as_text(browser
     folder = write_run(
         tmp_path / "run<b>", "adapter.r=4", tuned=[hostile, *answers(range(40), 40)[1:]], base=["0"] * 40
     )
-    write_run_page(folder)
-    evaluation = read_run(folder).result.evaluation
+    run = read_run(folder)
+    write_run_page(run)
+    evaluation = run.result.evaluation
     browser.set_viewport_size({"width": 390, "height": 800})
     assert drawn(browser, folder / "report.html") == []
     assert browser.inner_text(".verdict") == evaluation.verdict.sentence

@@ -8,7 +8,7 @@ from finetune.evaluation.answers import Arm
 from finetune.evaluation.generate import Answer
 from finetune.evaluation.prompts import Prompts, PromptSet
 from finetune.evaluation.scores import describe_evaluation, list_predictions
-from finetune.runs.read import CompletedRun, write_completed_run
+from finetune.runs.read import CompletedRun, write_answers, write_result
 from finetune.runs.result import DataResult, ExampleSpans, ModelResult, RunResult, TrainingResult
 
 EXAMPLES = [ExampleSpans("a.jsonl:9", [("context", "Say <b>9</b>"), ("loss", "9<|im_end|>")])]
@@ -26,7 +26,9 @@ def write_run(
     arms = {"zero_shot": made_arm(base or ["?"] * len(tuned), likelihoods)} if split == "test" else {}
     arms["tuned"] = made_arm(tuned, likelihoods)
     result = made_result(config, describe_evaluation(prompts, arms, None, {}), folder.name)
-    write_completed_run(CompletedRun(folder, result, list_predictions(prompts, arms), made_history()))
+    run = CompletedRun(folder, result, list_predictions(prompts, arms), made_history())
+    write_answers(run)
+    write_result(run)
     return folder
 
 
