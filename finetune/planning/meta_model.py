@@ -110,13 +110,13 @@ class _Ledger(TorchDispatchMode):
         if func is item and isinstance(args[0], FakeTensor):
             return 1.0  # a metric that is only logged
         for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, FakeTensor):  # what was there before, such as a weight, of which a view may come out
+            if isinstance(tensor, torch.Tensor):  # was there before; a view of it may come out
                 self.held.setdefault(id(tensor.untyped_storage()), ("before", 0))
         if func is torch.ops.aten.index.Tensor:
             args = (args[0], _without_masks(args[1]))
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, FakeTensor):
+            if isinstance(tensor, torch.Tensor):  # a mask has contents, which positions have, too
                 self._note(tensor)
         return result
 

@@ -47,7 +47,7 @@ class Pruned(Exception):  # noqa: N818 (it is no error)
     """Raised within a run to end it early; its message is the reason."""
 
 
-class Preempted(KeyboardInterrupt):  # noqa: N818 (it is no error)
+class Preempted(KeyboardInterrupt):
     """Raised within a run that a signal asks to stop; its message is the signal's name."""
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from transformers import TrainerCallback, TrainerControl
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune.config.schema import Config
 from finetune.runs.outcome import Preempted, RunState, conclude_run
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)  # of schedulers, before they kill; of Slurm's --signal; Ctrl-C
+# Of schedulers before they kill, of Slurm's --signal=USR1, and of Ctrl-C.
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class StopCallback(TrainerCallback):
@@ -36,13 +37,13 @@ class StopCallback(TrainerCallback):
         if self.asked or not self.training:
             raise Preempted(name)
         self.asked = name
-        # Not by print, within which the signal may have come.
-        os.write(sys.stderr.fileno(), f"\n{name}: this step ends first, with a checkpoint. Once more: at once.\n".encode())
+        note = f"\n{name}: this step ends first, with a checkpoint. Once more: at once.\n"
+        os.write(sys.stderr.fileno(), note.encode())  # print may be at work, and is not to be called within itself
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.training = True
 
-    def on_step_end(self, _: Any, __: Any, control: TrainerControl, **___: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._any_process_is_asked():
             control.should_save = True
 

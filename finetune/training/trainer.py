@@ -29,6 +29,7 @@ class Trainer(SFTTrainer):
     """SFTTrainer on flat batches (flat_batch.py) where the model and the settings allow, with its own token counts."""
 
     model: TrainedModel
+    args: SFTConfig
     processing_class: PreTrainedTokenizerBase
     eval_dataset: Dataset
 
@@ -98,6 +99,8 @@ class Trainer(SFTTrainer):
     def validation_batches(self) -> Iterator[Batch]:
         """This process's share of the validation rows, none of them twice."""
         rows, size = self.eval_dataset, self.args.per_device_eval_batch_size
+        if self.args.packing or self.args.padding_free:  # end to end, where the mask grows with the square of all rows
+            size = min(size, self.args.per_device_train_batch_size)
         mine = range(self.args.process_index, len(rows), self.args.world_size)
         for start in range(0, len(mine), size):
             batch = self.data_collator([rows[i] for i in mine[start : start + size]])
