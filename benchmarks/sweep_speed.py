@@ -1,12 +1,12 @@
 """How long does a sweep of eight short trials take, and where does a trial's time go?
 
-    python benchmarks/sweep_speed.py [--rounds 1] [--trials 8] [--prompts 8]
+    python benchmarks/sweep_speed.py [--rounds 1] [--trials 8] [--prompts 8] [--studied 1000]
 
 The embedded default at eight learning rates, 12 steps of batch 2 in nf4, each trial validated once on 15 rows and
 answering eight held-out prompts, up to 32 tokens each: as so many separate `python run.py`, with Hydra's basic
 launcher, and with this pipeline's own, one trial at a time on all cores and one on each core. All start without the
 base model's answers, which the trials of one side share. Makespan in seconds; medians of the rounds; ratios within one
-round. Then: what the search itself adds to a trial when the study already holds a thousand.
+round. Then: what the search itself adds to a trial when the study already holds `--studied` others.
 """
 
 import argparse
@@ -43,7 +43,6 @@ SHORT = [
     "eval.retention=false",
     "tracking=none",
 ]
-STUDIED = 1000
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--studied", type=int, default=1000, help="trials in the study of the last figure")
     options = parser.parse_args()
     rounds: list[dict[str, Measured]] = []
     for number in range(options.rounds):
@@ -70,7 +70,7 @@ def main() -> None:
             print(f"round {number + 1}: {side:24} {measured.makespan:6.1f} s", flush=True)
     show(rounds, options.trials)
     show_load()
-    show_overhead()
+    show_overhead(options.studied)
 
 
 def measure(side: str, options: argparse.Namespace) -> Measured:
@@ -158,8 +158,8 @@ print()
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, cwd=ROOT)
 
 
-def show_overhead() -> None:
-    """Print what asking for, recording and telling a trial take when the study holds a thousand."""
+def show_overhead(studied: int) -> None:
+    """Print what asking for, recording and telling a trial take when the study holds so many."""
     import optuna
     import yaml
 
@@ -174,13 +174,13 @@ def show_overhead() -> None:
     timed = 20
     preset = yaml.safe_load((ROOT / "conf" / "sweep" / "lora_basics.yaml").read_text())["hydra"]["sweeper"]
     space = read_space(preset["params"], [], preset["conditions"])
-    settings = SearchSettings(n_trials=STUDIED + timed, seed=0)
+    settings = SearchSettings(n_trials=studied + timed, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         journal = f"{folder}/study.journal"
         search = SearchStudy(open_storage(journal), "s", space, settings, higher_is_better=True)
         sampler, search.study.sampler = search.study.sampler, optuna.samplers.RandomSampler(seed=0)
         record = open_sweep_record(folder, "s", [])
-        for number in range(STUDIED):
+        for number in range(studied):
             trial = search.study.ask()
             space.point(partial(suggest_value, trial))
             for step in range(5):
@@ -205,7 +205,7 @@ def show_overhead() -> None:
             record.end(number, Outcome(RunState.complete, score=0.5))
         seconds = (time.perf_counter() - started) / timed
     what = "asking, recording, asking the pruner five times, telling"
-    print(f"\nThe search's own time for a trial after {STUDIED} ({what}): {seconds:.3f} s (target 0.2)")
+    print(f"\nThe search's own time for a trial after {studied} ({what}): {seconds:.3f} s (target 0.2)")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ BENCHMARKS = {
     "train_speed.py --rounds 1 --steps 1 --batch 2": r"run.py nf4 / TRL nf4: [\d.]+ times the speed",
     "read_speed.py --rounds 1 --rows 2000": r"finetune takes [\d.]+ times as long",
     "plan_accuracy.py --only unquantised": r"\| unquantised \| [\d.]+ GiB \|",
-    "sweep_speed.py --trials 2 --prompts 2": r"process, \d+ at a time .* trials per hour[^$]*The search's own time",
+    "sweep_speed.py --trials 2 --prompts 2 --studied 50": r"process, \d+ at a time .* trials per hour[^$]*own time for",
 }
 
 

@@ -99,8 +99,8 @@ def _cut_notes(prompts: Prompts, arms: dict[str, Arm], verdict: Verdict) -> Iter
         cut = sum(not reply.answer.finished for reply in arms[name].replies if reply.answer)
         if cut:
             arm = name_arm(name, prompts.decoding.shots)
-            count = f"{cut:,} of {len(prompts.examples):,} {arm} answers"
-            yield f"{count} were cut off at eval.max_new_tokens={prompts.max_new_tokens}"
+            count = f"{cut:,} of {len(prompts.examples):,} {arm} answers {'was' if cut == 1 else 'were'}"
+            yield f"{count} cut off at eval.max_new_tokens={prompts.max_new_tokens}"
 
 
 def _arm_result(arm: Arm, scores: dict[str, Interval]) -> ArmResult:

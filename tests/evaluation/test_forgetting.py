@@ -91,7 +91,14 @@ def test_the_perplexity_of_the_passages_is_transformers_own(tiny_run, tiny_model
 
 @pytest.mark.slow
 def test_a_learning_rate_that_ruins_the_model_is_told(program, tmp_path):
-    few = ["trainer.max_steps=12", "eval.max_prompts=4", "eval.shots=0", "tracking=none", f"output_dir={tmp_path}"]
+    few = [
+        "trainer.max_steps=8",
+        "trainer.per_device_train_batch_size=2",
+        "eval.max_prompts=4",
+        "eval.shots=0",
+        "tracking=none",
+        f"output_dir={tmp_path}",
+    ]
     ruined = program("trainer.learning_rate=3e-2", *few)
     assert ruined.returncode == 0, ruined.stderr
     assert "It forgot: perplexity on general text went from" in " ".join(ruined.stdout.split())

@@ -69,4 +69,4 @@ def test_the_verdict_says_where_form_alone_decides_and_how_many_answers_were_cut
     result = describe_evaluation(prompts, {"zero_shot": fenced, "tuned": made_arm(right)}, None, {})
     assert result.verdict.kind == "tuning_wins"
     assert "The form alone decides: by field F1, lenient the difference is 0.00" in result.verdict.sentence
-    assert "1 of 30 zero-shot answers were cut off at eval.max_new_tokens=16" in result.verdict.sentence
+    assert "1 of 30 zero-shot answers was cut off at eval.max_new_tokens=16" in result.verdict.sentence
