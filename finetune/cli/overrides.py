@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from hydra._internal.utils import get_args_parser  # private: hydra, it alone knows the options of its command line
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Transformer, ValueType
+from hydra.core.override_parser.types import ChoiceSweep, Override, QuotedString, Transformer, ValueType
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
@@ -27,6 +27,11 @@ OPTIONAL = ("experiment", "sweep")  # groups of which no option need be chosen
 # What people call a setting elsewhere.
 RENAMED = RENAMED_FIELDS | {"alpha": "adapter.lora_alpha", "dropout": "adapter.lora_dropout"}
 RENAMED |= dict.fromkeys(("rank", "lora_r"), "adapter.r")
+# What people call an option elsewhere.
+RENAMED_OPTIONS = {
+    "quantization": {"4bit": "nf4", "qlora": "nf4", "int4": "nf4", "8bit": "int8", "bf16": "none", "fp16": "none"},
+    "adapter": {"qlora": "lora", "none": "full"},
+}
 OPEN = ("data.columns.", "model.chat_template_kwargs.")  # mappings whose keys are the user's
 UNLISTED = (ValueType.INTERVAL_SWEEP, ValueType.GLOB_CHOICE_SWEEP)  # values that only the sweeper can list
 
@@ -43,13 +48,14 @@ class Grammar:
 
 def check_overrides(arguments: list[str]) -> None:
     """Raise one UserError that names every wrong override among the command line's `arguments`."""
-    flags = get_args_parser().parse_args(arguments)
+    flags, unknown_flags = get_args_parser().parse_known_args(arguments)
     if flags.config_path or flags.config_name or flags.shell_completion:
         return  # not our configuration
     commands = [f"--{name}" for name in ("run", "multirun", "cfg", "info") if getattr(flags, name)]
     problems = [f"{' and '.join(commands)}: only one is possible at a time."] if len(commands) > 1 else []
     overrides: list[Override] = []
-    for text in flags.overrides:
+    problems += map(_describe_flag, unknown_flags)
+    for text in [] if unknown_flags else flags.overrides:  # which may be the value of such a flag
         try:
             overrides.append(OverridesParser.create().parse_override(text))
         except HydraException as error:
@@ -94,6 +100,12 @@ def _nearest_key(word: str, keys: list[str], cutoff: float = 0.6) -> str | None:
     return keys_by_spelling[nearest] if nearest else None
 
 
+def _describe_flag(text: str) -> str:
+    name, equals, value = text.lstrip("-").partition("=")
+    shown = f"{name}={value}" if equals and not names_secret(name) else f"{name}=VALUE"
+    return f"{text.partition('=')[0]}: there is no such option. A setting is written without dashes: {shown}."
+
+
 def _describe_unreadable(text: str, error: HydraException) -> str:
     key, equals, _ = text.partition("=")
     if not equals:
@@ -136,12 +148,16 @@ def _check_override(override: Override, grammar: Grammar) -> Iterator[str]:
         hint = f"Add hydra/sweeper=optuna, or list values: {key}=A,B"
         yield f"{key}={override.get_value_string()}: an interval is for a search. {hint}."
         return
-    values = [] if override.value_type in UNLISTED else _list_values(override)
     kind = grammar.types.get(key)
+    if kind is str and _is_text_in_pieces(override):
+        yield f"{key}: its commas make several values of one text. Put quotes around it: {_quoted(override)}."
+        return
+    values = [] if override.value_type in UNLISTED else _list_values(override)
     if len(values) > 1 and not grammar.multirun:
         text = ",".join(text for text, _ in values)
         as_list = f", or write {key}=[{text}] for one list" if kind is Any or _takes_list(kind) else ""
-        yield f"{key}={text}: several values make a sweep. Add -m{as_list}."
+        as_text = f", or put quotes around one text: {_quoted(override)}" if kind is str else ""
+        yield f"{key}={text}: several values make a sweep. Add -m{as_list}{as_text}."
         return
     text = values[0][0] if values else "..."
     setting = f"{key}={'***' if names_secret(key) else text}"
@@ -152,6 +168,22 @@ def _check_override(override: Override, grammar: Grammar) -> Iterator[str]:
     else:
         yield from filter(None, (_check_value(key, text, value, grammar) for text, value in values))
         yield from _check_texts(override, kind, [value for _, value in values])
+
+
+def _is_text_in_pieces(override: Override) -> bool:
+    """Whether commas with a space behind them have made several values of one text."""
+    sweep = override.value() if override.is_choice_sweep() else None
+    if not (isinstance(sweep, ChoiceSweep) and sweep.simple_form):
+        return False
+    has_quotes = any(isinstance(value, QuotedString) for value in sweep.list)
+    return not has_quotes and re.search(r",\s", override.input_line or "") is not None
+
+
+def _quoted(override: Override) -> str:
+    """The override as a shell passes it on as one text."""
+    key, _, text = (override.input_line or "").partition("=")
+    inner = text.replace("\\", "").replace('"', '\\"').replace("'", "'\\''")
+    return f"'{key}=\"{'***' if names_secret(key) else inner}\"'"
 
 
 def _list_values(override: Override) -> list[tuple[str, Any]]:
@@ -187,7 +219,7 @@ def _check_value(key: str, text: str, value: Any, grammar: Grammar) -> str | Non
             return None
         if value is None:
             return f"{key}=null: a part cannot be left out. There are {', '.join(options)}."
-        return f"{key}={text}: there is no such option.{suggest_and_list(str(value), options, f'{key}=')}"
+        return f"{key}={text}: there is no such option.{_suggest_option(key, str(value), options)}"
     if isinstance(value, str) and "${" in value:
         return None  # known only once it is composed
     if key.startswith("trainer."):
@@ -198,6 +230,20 @@ def _check_value(key: str, text: str, value: Any, grammar: Grammar) -> str | Non
     if key.startswith(OPEN):
         return None  # validate.py checks it
     return _check_type(key, text, value, grammar.types[key]) or limit_problem(key, value)
+
+
+def _suggest_option(group: str, value: str, options: list[str]) -> str:
+    """What was probably meant, and the list of all options; how a file, a folder or a name on the hub is given."""
+    if group in ("model", "data"):
+        path = Path(value)
+        is_file = group == "data" and (path.is_file() or path.suffix)
+        if is_file or value.startswith((".", "/", "~")) or (group == "model" and path.is_dir()):
+            return f" Write {group}=local {group}.path={value}."
+        if "/" in value:
+            return f" Write {group}=hub {group}.path={value}."
+    if meant := RENAMED_OPTIONS.get(group, {}).get(value.lower()):
+        return f" Did you mean {group}={meant}? There are {', '.join(options)}."
+    return suggest_and_list(value, options, f"{group}=")
 
 
 def _check_type(key: str, text: str, value: Any, kind: Any) -> str | None:

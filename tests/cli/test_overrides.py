@@ -62,6 +62,15 @@ COMMAND_LINES = [
     ("hydra.run.dir=foo", "a run has a folder of its own. Write output_dir=FOLDER"),
     ("trainer.learning_rate.x=1", "trainer.learning_rate has no parts"),
     ("adapter.r=4,8", "adapter.r=4,8: several values make a sweep. Add -m."),
+    ("data.system=a,b", "data.system=a,b: several values make a sweep. Add -m, or put quotes around one text: '"),
+    ("data.system=Name it, as JSON", "Put quotes around it: 'data.system=\"Name it, as JSON\"'."),
+    ("model=Qwen/Qwen3-0.6B", "there is no such option. Write model=hub model.path=Qwen/Qwen3-0.6B."),
+    ("model=../mine", "there is no such option. Write model=local model.path=../mine."),
+    ("data=../names.csv", "there is no such option. Write data=local data.path=../names.csv."),
+    ("data=names.jsonl", "there is no such option. Write data=local data.path=names.jsonl."),
+    ("quantization=4bit", "there is no such option. Did you mean quantization=nf4? There are"),
+    ("--trainer.max_steps=20", "A setting is written without dashes: trainer.max_steps=20."),
+    ("--data", "A setting is written without dashes: data=VALUE."),
     ("adapter.target_modules=q,v", "or write adapter.target_modules=[q,v] for one list"),
     ("trainer.hub_token=abc", "trainer.hub_token=***"),
     ("tracking.api_key=abc", "tracking.api_key=***: a secret does not belong"),
@@ -147,3 +156,10 @@ def test_options_of_a_folder_of_ones_own_are_known(tmp_path):
 )
 def test_the_setting_that_was_meant_is_found(key, meant):
     assert suggest_setting(key) == meant
+
+
+def test_a_text_in_pieces_is_refused_in_a_sweep_too_but_texts_in_quotes_are_not():
+    assert "its commas make several values of one text" in refusal("-m", "data.system=Name it, as JSON")
+    check_overrides(["-m", 'data.system="Name it, as JSON", "Name it."'])
+    check_overrides(['data.system="Name it, as JSON"'])
+    check_overrides(["-m", "data.system=short,long"])
