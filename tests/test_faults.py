@@ -75,7 +75,10 @@ LINES = {
         "there is no column completion, which the recipe prompt_completion needs; found: prompt, completions. "
         "Did you mean completions? Name your column with data.columns.completion=completions",
     ),
-    "no columns": ("{}", "there is no column prompt, which the recipe prompt_completion needs; found: none"),
+    "no columns": (
+        "{}",
+        "there are no columns prompt and completion, which the recipe prompt_completion needs; found: none",
+    ),
     "null": ('{"prompt": "a", "completion": null}', "completion is null, expected text (recipe prompt_completion)"),
     "a number for a text": ('{"prompt": 12, "completion": "b"}', "prompt is the number 12, expected text"),
     "true for a text": ('{"prompt": true, "completion": "b"}', "prompt is true, expected text"),
@@ -169,7 +172,7 @@ FILES = {
     "a field of 30 MB": ("rows.csv", "prompt,completion\n" + "x" * 30_000_000, "rows.csv:2: the line has 30.0 MB"),
     "a header alone": ("rows.csv", "prompt,completion\n", "rows.csv holds no rows"),
     "no Parquet": ("rows.parquet", "prompt,completion\n", "rows.parquet: not a valid Parquet file, after row 0"),
-    "another kind of file": ("rows.xlsx", "", "rows are read from .jsonl, .json, .csv, .parquet files"),
+    "another kind of file": ("rows.xlsx", "", "rows are read from .jsonl, .json, .csv, .tsv, .parquet files"),
 }
 
 

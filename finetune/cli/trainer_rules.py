@@ -1,6 +1,7 @@
 """Which `trainer` settings are wrong, and what should be written instead?"""
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ DEPRECATED = {
     "packing_strategy": ("bfd-requeue", "Write trainer.packing_strategy=bfd_split"),
     "loss_type": ("chunked_nll", "Write trainer.loss_type=nll, which is the same"),
 }
+TRACKERS = ("tensorboard", "mlflow", "trackio", "comet_ml", "clearml", "neptune", "swanlab")  # packages of these names
 FILES = {"chat_template_path": "a file with a Jinja chat template"}
 # The defaults of TRL, on which rules depend.
 DEFAULT_BATCH_SIZE = 8
@@ -91,9 +93,15 @@ def trainer_field_problem(name: str, value: Any) -> str | None:
         return problem
     if name in FILES and isinstance(value, str) and not Path(value).is_file():
         return f"{setting}: there is no such file. It names {FILES[name]}."
-    if name == "report_to" and any(v in ("wandb", "all") for v in (value if isinstance(value, list) else [value])):
+    if name == "report_to" and any(v in ("wandb", "all") for v in _listed(value)):
         return f"{setting}: {TRACKING}."
+    if name == "report_to" and (missing := [v for v in _listed(value) if v in TRACKERS and not find_spec(v)]):
+        return f"{setting}: it needs a package that is not here. Install it: pip install {' '.join(missing)}."
     return None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def unknown_trainer_field(name: str) -> str:

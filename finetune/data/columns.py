@@ -12,6 +12,7 @@ from finetune.data.rows import Row, RowError
 from finetune.errors import UserError, describe_value, nearest_option, suggest_or_list
 
 WORD = {str: "text", list: "a list", int: "a whole number", float: "a number", dict: "an object", bool: "true or false"}
+NEAR = 0.7  # the similarity, from 0 to 1, from which a column is probably the one that is meant
 _nearest_column = lru_cache(maxsize=1000)(nearest_option)  # many rows have the same columns; comparing words is slow
 
 
@@ -60,7 +61,7 @@ def check_row(row: Row, columns: list[Column], data: Data) -> Row:
         if isinstance(value, kind):
             mapped[name] = value
         elif theirs not in row and (required or name in data.columns):
-            raise RowError(_describe_missing(name, row, columns, data))
+            raise RowError(_describe_missing(row, columns, data))
         elif theirs not in row:
             unread = tuple(row.keys() - {column.theirs for column in columns})
             if nearest := unread and _nearest_column(theirs, unread, cutoff=0.8):
@@ -88,16 +89,20 @@ def check_group(row: Row, column: str, kind: type | None) -> Any:
     return value
 
 
-def _describe_missing(name: str, row: Row, columns: list[Column], data: Data) -> str:
-    theirs = data.columns.get(name, name)
-    unread = [column for column in row if column not in {column.theirs for column in columns}]
-    nearest = nearest_option(theirs, unread, cutoff=0.5)
-    hint = f" Did you mean {nearest}?" if nearest else ""
-    example = nearest or next(iter(unread), "yours")
+def _describe_missing(row: Row, columns: list[Column], data: Data) -> str:
+    """All columns that are missing, those that are there and, where one is spelt alike, which that probably is."""
+    needed = (column for column in columns if column.required or column.name in data.columns)
+    missing = [column for column in needed if column.theirs not in row]
+    unread = [name for name in row if name not in {column.theirs for column in columns}]
+    nearest = {column.name: nearest_option(column.theirs, unread, cutoff=NEAR) for column in missing}
+    names = " and ".join(column.theirs for column in missing)
+    what = f"there is no column {names}, which" if len(missing) == 1 else f"there are no columns {names}, which"
+    hint = "".join(f" Did you mean {name}?" for name in nearest.values() if name)
+    mapping = " ".join(f"data.columns.{name}={found or 'YOURS'}" for name, found in nearest.items())
     recipes = (name for name in recipe_names() if import_module(f"data_recipes.{name}").COLUMNS.keys() <= row.keys())
     fitting = next(recipes, None)
     other = f"the recipe that reads such rows: data.recipe={fitting}" if fitting else "another data.recipe"
     return (
-        f"there is no column {theirs}, which the recipe {data.recipe} needs; found: {', '.join(row) or 'none'}.{hint} "
-        f"Name your column with data.columns.{name}={example}, or choose {other}."
+        f"{what} the recipe {data.recipe} needs; found: {', '.join(row) or 'none'}.{hint} "
+        f"Name your column{'s' * (len(missing) > 1)} with {mapping}, or choose {other}."
     )

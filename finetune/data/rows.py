@@ -10,6 +10,7 @@ import csv
 import os
 import shlex
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -19,7 +20,9 @@ from finetune.errors import UserError, describe_value, did_you_mean
 
 Row = dict[str, Any]
 OnBadRow = Callable[[str], object]  # what is done about one row that is wrong, given its place and what is wrong
-FILE_KINDS = (".jsonl", ".json", ".csv", ".parquet")
+Reader = Callable[[Path, str, OnBadRow], Iterator[tuple[int, Row]]]
+FILE_KINDS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SHEETS = (".xlsx", ".xls", ".ods")  # of spreadsheets, which are not read
 BLOCK = 64 * 2**10  # bytes of lines that are parsed at a time
 LONGEST_LINE = 16 * 2**20  # bytes: a longer one means a file without line ends, and reading it would fill the memory
 HUB_ROWS_AT_A_TIME = 1000
@@ -41,10 +44,13 @@ def read_rows(path: Path, name: str | None = None, bad: OnBadRow = refuse_row) -
     row is left out. Only a .json file is held in memory as a whole.
     Raises UserError for a file that is missing, empty, of another kind, or wrong in a way that has no end in one row.
     """
-    readers = dict(zip(FILE_KINDS, (_read_jsonl, _read_json, _read_csv, _read_parquet), strict=True))
+    tsv = partial(_read_csv, delimiter="\t")
+    in_order: tuple[Reader, ...] = (_read_jsonl, _read_json, _read_csv, tsv, _read_parquet)
+    readers = dict(zip(FILE_KINDS, in_order, strict=True))
     if (reader := readers.get(path.suffix.lower())) is None:
+        as_csv = " Save it as CSV in the program that wrote it." if path.suffix.lower() in SHEETS else ""
         raise UserError(
-            f"{path}: rows are read from {', '.join(FILE_KINDS)} files, and this is a '{path.suffix}' file."
+            f"{path}: rows are read from {', '.join(FILE_KINDS)} files, and this is a '{path.suffix}' file.{as_csv}"
         )
     require_file(path)
     met_bad = False
@@ -146,14 +152,14 @@ def _read_each(numbered: Iterator[tuple[int, str]], name: str, bad: OnBadRow) ->
                 bad(f"{name}:{number}: {error}.")
 
 
-def _read_csv(path: Path, name: str, bad: OnBadRow) -> Iterator[tuple[int, Row]]:
+def _read_csv(path: Path, name: str, bad: OnBadRow, delimiter: str = ",") -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(LONGEST_LINE)  # Python's own limit is 128 KiB a field, less than a document
     header: list[str] | None = None
     line = 1
     with _open_text(path) as file:
         # A line left out here could be the middle of a row: bytes that are not UTF-8 come through, to be found in it.
         lines = _read_lines(file, name, refuse_row, errors="surrogateescape")
-        reader = csv.reader((text for _, text in lines), strict=True)
+        reader = csv.reader((text for _, text in lines), strict=True, delimiter=delimiter)
         try:
             for cells in reader:
                 try:
@@ -163,7 +169,8 @@ def _read_csv(path: Path, name: str, bad: OnBadRow) -> Iterator[tuple[int, Row]]
                     elif header is None:
                         header = cells
                         _require_unique_names(header, f"{name}:{line}")
-                        _require_commas(header, f"{name}:{line}", path)
+                        if delimiter == ",":
+                            _require_commas(header, f"{name}:{line}", path)
                     elif len(cells) != len(header):
                         bad(f"{name}:{line}: found {len(cells)} fields, expected {len(header)} as in the header.")
                     else:

@@ -70,6 +70,7 @@ COMMAND_LINES = [
     ("data=names.jsonl", "there is no such option. Write data=local data.path=names.jsonl."),
     ("quantization=4bit", "there is no such option. Did you mean quantization=nf4? There are"),
     ("--trainer.max_steps=20", "A setting is written without dashes: trainer.max_steps=20."),
+    ("trainer.report_to=swanlab", "it needs a package that is not here. Install it: pip install swanlab."),
     ("--data", "A setting is written without dashes: data=VALUE."),
     ("adapter.target_modules=q,v", "or write adapter.target_modules=[q,v] for one list"),
     ("trainer.hub_token=abc", "trainer.hub_token=***"),

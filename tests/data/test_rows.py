@@ -92,7 +92,7 @@ def test_rows_are_read_one_at_a_time(tmp_path):
         ("a.jsonl", '{"a": 1}\n'.encode("utf-16"), "iconv -f utf-16 -t utf-8"),
         ("a.parquet", "", "a.parquet: not a valid Parquet file"),
         ("a.parquet", "PAR1 no", "a.parquet: not a valid Parquet file"),
-        ("a.xlsx", "", "rows are read from .jsonl, .json, .csv, .parquet files, and this is a '.xlsx' file"),
+        ("a.xlsx", "", "rows are read from .jsonl, .json, .csv, .tsv, .parquet files, and this is a '.xlsx' file"),
     ],
 )
 def test_what_is_not_a_row_is_an_error_with_its_place(tmp_path, name, text, expected):
@@ -136,3 +136,10 @@ def test_a_hub_row_that_is_not_utf8_is_left_out_alone(tmp_path):
     found = list(read_hub_rows(str(tmp_path), None, None, "train", bad.append))
     assert [number for number, _ in found] == [1, *range(3, 3003)]
     assert [message.startswith(f"{tmp_path}[train]:2: the row cannot be read") for message in bad] == [True]
+
+
+def test_a_tsv_file_is_read_and_a_spreadsheet_is_told_how_to_become_one_that_is(tmp_path):
+    (tmp_path / "a.tsv").write_text('prompt\tcompletion\nx, y\t"z\t1"\n')
+    assert list(read_rows(tmp_path / "a.tsv")) == [(2, {"prompt": "x, y", "completion": "z\t1"})]
+    with pytest.raises(UserError, match=r"this is a '\.xlsx' file\. Save it as CSV in the program that wrote it\."):
+        list(read_rows(tmp_path / "a.xlsx"))

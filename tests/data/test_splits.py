@@ -170,8 +170,11 @@ def test_columns_are_mapped(local):
 
 def test_a_missing_column_is_an_error_that_says_how_to_map_it(local):
     message = message_of(local(rows=[{"prompts": "x", "answer": "y"}]))
-    assert message.startswith("mine.jsonl:1: there is no column prompt, which the recipe prompt_completion needs")
-    assert "found: prompts, answer. Did you mean prompts? Name your column with data.columns.prompt=prompts" in message
+    assert message.startswith("mine.jsonl:1: there are no columns prompt and completion, which the recipe prompt_compl")
+    assert "found: prompts, answer. Did you mean prompts? Name your columns with data.columns.prompt=prompts" in message
+    assert "data.columns.completion=YOURS, or choose" in message
+    message = message_of(local(rows=[{"name": "x", "parts": "y"}]))  # parts is not near enough to prompt to be meant
+    assert "found: name, parts. Name your columns with data.columns.prompt=YOURS data.columns.comp" in message
 
 
 def test_an_optional_column_that_is_mapped_must_be_there(local):
