@@ -88,7 +88,7 @@ def preview_rows(config: Config, splits: Splits, device: "Device", console: RunC
 
 def plan_run(config: Config, splits: Splits, device: "Device", console: RunConsole) -> "RunPlan":
     """Steps, memory and time, and what to change where it will not fit; the model is not loaded."""
-    console.show_start(device)
+    console.show_start(device, config.quantization)
     from finetune.planning.plan import make_plan
     from finetune.planning.workload import plan_prompts
     from finetune.reporting.plan_table import show_plan
@@ -115,7 +115,7 @@ def train_and_evaluate(
 ) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     folder, is_main = console.folder, device.is_main_process
-    console.show_start(device)
+    console.show_start(device, config.quantization)
     from finetune.evaluation import answers, best_prompt, forgetting, lm_harness, scores
     from finetune.planning import plan, workload
     from finetune.reporting import progress, report, wandb

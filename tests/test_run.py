@@ -1,6 +1,7 @@
 """The program as a user runs it, on a tiny model with random weights."""
 
 import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -66,6 +67,7 @@ def test_a_run_leaves_its_files_and_started_again_it_only_shows_them(program, ti
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
     assert "tuned - " in first.stdout and "validation loss" in first.stdout
+    assert "weights: nf4, what is not quantised in float32; computed in float32" in first.stdout
     [folder] = (tmp_path / "outputs").iterdir()
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "adapter", "predictions.jsonl", "history.jsonl", "result.json", "log.txt"} <= names
@@ -527,3 +529,27 @@ def test_a_signal_while_nothing_is_trained_ends_the_run_at_once(tiny_run, tmp_pa
     _, error = process.communicate()
     assert process.returncode == 75 and "Traceback" not in error, error
     assert json.loads((folder / "result.json").read_text())["status"] == "preempted"
+
+
+class CountingSha256:
+    """hashlib's SHA-256, which counts the bytes that it is given in pieces."""
+
+    real, count = hashlib.sha256, 0
+
+    def __init__(self, data=b"", **options):
+        self.digest_so_far = self.real(data, **options)
+
+    def update(self, data):
+        CountingSha256.count += memoryview(data).nbytes
+        self.digest_so_far.update(data)
+
+    def __getattr__(self, name):
+        return getattr(self.digest_so_far, name)
+
+
+def test_the_weights_of_the_base_are_hashed_once_in_a_run(tiny_run, tiny_model, monkeypatch):
+    monkeypatch.setattr(hashlib, "sha256", CountingSha256)
+    in_this_process(*tiny_run)
+    tensors = load_file(tiny_model / "model.safetensors")
+    once = sum(tensor.nbytes for tensor in tensors.values()) + tensors["model.embed_tokens.weight"].nbytes  # the head
+    assert once <= CountingSha256.count < 1.5 * once

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from rich.console import Console, RenderableType
 
+from finetune.config.schema import Quantization
 from finetune.machine.allowance import GIB
 from finetune.reporting.tables import (
     describe_best_prompt,
@@ -16,6 +17,7 @@ from finetune.reporting.tables import (
     to_grid,
     to_rich,
 )
+from finetune.runs.folder import weight_storage
 from finetune.runs.predictions import PREDICTIONS, Prediction, read_predictions
 from finetune.runs.result import EvaluationResult, RunResult, Verdict
 from finetune.secrets import MaskedStream
@@ -46,14 +48,20 @@ class RunConsole:
                 log = Console(file=cast(TextIO, MaskedStream(file)), width=LOG_WIDTH, highlight=False, markup=False)
                 log.print(what, style=style, soft_wrap=isinstance(what, str))
 
-    def show_start(self, machine: "Device") -> None:
+    def show_start(self, machine: "Device", quantization: Quantization) -> None:
         """The run's folder, and what was chosen for this machine."""
         self.print(str(self.folder), style="bold")
         processes = f"{machine.processes} processes, each on " if machine.processes > 1 else ""
         spare = f"; {machine.spare_gpus} more here, which accelerate launch uses" if machine.spare_gpus else ""
         self.print(f"  device: {processes}{machine.name}{spare}")
         computes, weights = (str(kind).removeprefix("torch.") for kind in (machine.compute_dtype, machine.weight_dtype))
-        self.print(f"  precision: {computes}, unquantised weights {weights} ({machine.why})")
+        storage = weight_storage(quantization)
+        stored = (
+            f"unquantised, in {weights}"
+            if storage == "unquantised"
+            else f"{storage}, what is not quantised in {weights}"
+        )
+        self.print(f"  weights: {stored}; computed in {computes} ({machine.why})")
 
     def show_data(self, prepared: "PreparedRun") -> None:
         """What was read and what became of it, by split."""

@@ -13,7 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from finetune.config.harness_tasks import is_task_path, task_files
-from finetune.config.schema import Config, Source
+from finetune.config.schema import Config, Quantization, Source
 from finetune.config.settings import OUTSIDE_IDENTITY, OUTSIDE_TRAINER_IDENTITY, flatten_all, to_plain
 from finetune.data.embedded import sha256_of_weights
 from finetune.data.splits import data_digest
@@ -99,13 +99,18 @@ class RunLabels:
     job_type: str = "train"
 
 
+def weight_storage(quantization: Quantization) -> str:
+    """How the base's weights are stored: nf4, fp4, int8 or unquantised."""
+    stored = {quantization.bnb_4bit_quant_type.value: quantization.load_in_4bit, "int8": quantization.load_in_8bit}
+    return next(filter(stored.get, stored), "unquantised")
+
+
 def run_labels(config: Config) -> RunLabels:
     """The labels of a run; the tags say what is trained on which data."""
     quantization, adapter, sweep = config.quantization, config.adapter, config.sweep.name
-    stored = {quantization.bnb_4bit_quant_type.value: quantization.load_in_4bit, "int8": quantization.load_in_8bit}
     trained = {"full": not adapter.enabled, "dora": adapter.use_dora, "rslora": adapter.use_rslora}
     model, data = config.model.name, data_name(config)
-    tags = [model, data, next(filter(stored.get, stored), "unquantised"), next(filter(trained.get, trained), "lora")]
+    tags = [model, data, weight_storage(quantization), next(filter(trained.get, trained), "lora")]
     tags += [sweep] if sweep else []
     return RunLabels(run_folder(config).name, sweep or f"{model}-{data}", tags, to_plain(config))
 
