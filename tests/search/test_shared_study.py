@@ -250,11 +250,13 @@ def test_two_workers_on_one_study_do_each_trial_once_and_the_test_of_the_best_on
     assert all(trial.intermediate_values for trial in run)
     for trial in run:
         assert sum(line.startswith(f"trial {trial.number} ") for text in told for line in text.splitlines()) == 1, told
-        said = (Path(trial.user_attrs["folder"]) / "log.txt").read_text()
-        assert said.count("attention:") == (2 if (Path(trial.user_attrs["folder"]) / "result.json").exists() else 1)
+        folder = Path(trial.user_attrs["folder"])
+        tested = trial.state.name == "COMPLETE" and (folder / "result.json").exists()
+        assert (folder / "log.txt").read_text().count("attention:") == (2 if tested else 1)
     assert all("On the test prompts, once:" in text and "Warning" not in text for text in told), told
     assert {line["state"].upper() for line in record(tmp_path).values()} == {*states}
-    assert len(list((tmp_path / "outputs").glob("*/result.json"))) == 1
+    ended = [json.loads(file.read_text())["status"] for file in (tmp_path / "outputs").glob("*/result.json")]
+    assert ended.count("complete") == 1 and len(ended) == 1 + states["PRUNED"]
     (tmp_path / "outputs").rename(tmp_path / "of another machine")
     assert machine("late", *asked).wait() == 0
     [said] = written(tmp_path, "late")
