@@ -1,6 +1,6 @@
 """How far is the plan of a run from the run? Peak memory and time, predicted and measured.
 
-    python benchmarks/plan_accuracy.py [--only NAME ...] [--default]
+    python benchmarks/plan_accuracy.py [--only NAME ...] [--default] [--set KEY=VALUE ...]
 
 Each configuration is planned (stage=plan) and then run, each in a process of its own, one after the other, without
 answers of the base model that are known already. They are short runs of the embedded model and data; --default adds the
@@ -42,12 +42,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=RUNS, default=list(RUNS))
     parser.add_argument("--default", action="store_true", help="also the whole default run")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further settings of every run")
     options = parser.parse_args()
     runs = ({"python run.py": ()} if options.default else {}) | {name: RUNS[name] for name in options.only}
     print("| run | memory: plan | measured | error | time: plan | measured | error |")
     print("|---|---|---|---|---|---|---|")
     for name, settings in runs.items():
-        plan, result = compare(settings)
+        plan, result = compare((*settings, *options.set))
         peak = result["peak_memory_bytes"]
         planned, took = (sum(one["seconds"].values()) for one in (plan, result))
         memory = row(plan["memory"]["peak_bytes"] / 2**30, peak / 2**30, "GiB")

@@ -1,6 +1,6 @@
 """How long does a sweep of eight short trials take, and where does a trial's time go?
 
-    python benchmarks/sweep_speed.py [--rounds 1] [--trials 8] [--prompts 8] [--studied 1000]
+    python benchmarks/sweep_speed.py [--rounds 1] [--trials 8] [--prompts 8] [--studied 1000] [--set KEY=VALUE ...]
 
 The embedded default at eight learning rates, 12 steps of batch 2 in nf4, each trial validated once on 15 rows and
 answering eight held-out prompts, up to 32 tokens each: as so many separate `python run.py`, with Hydra's basic
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--studied", type=int, default=1000, help="trials in the study of the last figure")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="further settings of every trial")
     options = parser.parse_args()
     rounds: list[dict[str, Measured]] = []
     for number in range(options.rounds):
@@ -78,7 +79,7 @@ def measure(side: str, options: argparse.Namespace) -> Measured:
     rates = [f"{1e-4 * 1.5**i:.3g}" for i in range(options.trials)]
     with tempfile.TemporaryDirectory() as folder:
         environment = without_known_answers(Path(folder, "cache"))
-        shared = [*SHORT, f"eval.max_prompts={options.prompts}", f"output_dir={folder}/outputs"]
+        shared = [*SHORT, f"eval.max_prompts={options.prompts}", f"output_dir={folder}/outputs", *options.set]
         started = time.perf_counter()
         if SIDES[side]:
             call(["-m", f"trainer.learning_rate={','.join(rates)}", *SIDES[side], *shared], environment)

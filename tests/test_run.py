@@ -498,7 +498,7 @@ def start(*overrides):
 @pytest.mark.slow
 @pytest.mark.parametrize(("stop", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
 def test_a_signal_ends_training_with_a_checkpoint_from_which_it_continues(tiny_run, tmp_path, stop, code):
-    settings = [*tiny_run, "trainer.max_steps=300", "trainer.save_steps=20", "trainer.eval_strategy=no"]
+    settings = [*tiny_run, "trainer.max_steps=200", "trainer.save_steps=10", "trainer.eval_strategy=no"]
     settings += ["adapter.lora_dropout=0.1"]
     process = start(*settings, "name=asked")
     folder = tmp_path / "outputs" / "asked"
@@ -510,9 +510,11 @@ def test_a_signal_ends_training_with_a_checkpoint_from_which_it_continues(tiny_r
     assert process.returncode == code, error
     assert f"{stop}: this step ends first, with a checkpoint." in error and "Traceback" not in error
     assert json.loads((folder / "result.json").read_text())["status"] == "preempted"
+    if stop != "SIGTERM":  # the same from here on
+        return
     steps = [int(checkpoint.name.rpartition("-")[2]) for checkpoint in folder.glob("checkpoints/checkpoint-*")]
     continued, predictions, _ = in_this_process(*settings, "name=asked")
-    assert continued["training"]["resumed_from_step"] == max(steps) < 300
+    assert continued["training"]["resumed_from_step"] == max(steps) < 200
     whole, expected, other = in_this_process(*settings, "name=undisturbed")
     assert_same_weights(weights(folder), weights(other))
     assert predictions == expected and continued["training"]["train_loss"] == whole["training"]["train_loss"]
