@@ -549,6 +549,7 @@ class CountingSha256:
         return getattr(self.digest_so_far, name)
 
 
+@pytest.mark.slow
 def test_the_weights_of_the_base_are_hashed_once_in_a_run(tiny_run, tiny_model, monkeypatch):
     monkeypatch.setattr(hashlib, "sha256", CountingSha256)
     in_this_process(*tiny_run)
