@@ -67,8 +67,9 @@ def find_checkpoint(run: Path, log: Callable[[str], None]) -> Path | None:
 def find_fault(checkpoint: Path) -> str:
     """What is wrong with a checkpoint; empty where it holds what was written into it."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
-        for name, written in files.items():
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        manifest["versions"].keys()  # which is read as soon as the checkpoint is chosen
+        for name, written in manifest["files"].items():
             file = checkpoint / name
             if not file.is_file():
                 return f"{name} is missing"

@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from support.plans import answers, planned_run, workload
+from support.plans import answers, planned_run, without_weights, workload
 
 from finetune.planning.plan import make_plan
 from finetune.planning.throughput import Stopwatch, Throughput, extrapolate_depth, throughput_from_rate
@@ -53,3 +53,11 @@ def test_a_call_is_as_long_as_its_fastest_repetition_and_a_busy_machine_is_remar
     assert watch.seconds(lambda: time.sleep(next(pauses))) < 0.2
     assert watch.scatter > 2 and "it was busy: the same took up to" in watch.remark
     assert Stopwatch().remark == ""
+
+
+def test_a_head_that_is_not_tied_is_counted_once_and_embeddings_are_only_looked_up(tmp_path, tiny_run):
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = without_weights(tmp_path / "untied", vocab_size=49152, tie_word_embeddings=False, **shape)
+    prepared = planned_run(*tiny_run, *model).prepared
+    multiplied = prepared.meta_model.num_parameters() - 49152 * 32
+    assert throughput_from_rate(prepared, workload(), RATE).forward_position == pytest.approx(2 * multiplied / RATE)

@@ -71,6 +71,13 @@ def test_validations_are_counted_in_epochs_steps_or_shares_of_training(tiny_run,
     assert (workload.largest_validation is None) == (workload.validation_positions == 0) == (validations == 0)
 
 
+def test_packs_are_validated_as_few_at_a_time_as_they_are_trained(tiny_run):
+    packed = ["trainer.packing=true", "trainer.per_device_train_batch_size=1", "trainer.max_length=512"]
+    packed += ["trainer.per_device_eval_batch_size=32", "trainer.eval_strategy=epoch"]
+    workload = estimate_memory(planned_run(*tiny_run, *packed))[1]
+    assert workload.largest_validation["input_ids"].numel() <= 512 < workload.validation_positions
+
+
 def test_prompts_are_answered_from_the_shortest_to_the_longest(tiny_run):
     planned = asking(planned_run(*tiny_run, "eval.batch_size=2"), 30, 5, 20)
     answers = estimate_memory(planned)[1].answers

@@ -47,6 +47,15 @@ def test_a_damaged_file_is_named_the_checkpoint_set_aside_and_the_one_before_use
     assert not newest.exists() and newest.with_name("broken-checkpoint-8").is_dir()
 
 
+@pytest.mark.parametrize("key", ["files", "versions"])
+def test_a_manifest_that_lost_a_key_is_no_manifest(tmp_path, key):
+    before, newest = save(tmp_path, 4), save(tmp_path, 8)
+    manifest = (newest / "manifest.json").read_text()
+    (newest / "manifest.json").write_text(manifest.replace(f'"{key}"', f'"{key[:-1]}r"'))
+    assert "manifest.json cannot be read" in find_fault(newest)
+    assert find_checkpoint(tmp_path, lambda _: None) == before
+
+
 def test_broken_checkpoints_of_one_step_are_all_kept(tmp_path):
     for name in ("broken-checkpoint-8", "broken-checkpoint-8-2"):
         (save(tmp_path, 8) / "optimizer.pt").unlink()
