@@ -241,6 +241,10 @@ def test_the_best_checkpoint_can_be_kept(tiny_run, tmp_path):
     assert losses[-1] > losses[0]
     kept, final = weights(best[2]), weights(last[2])
     assert any(not torch.equal(kept[name], final[name]) for name in kept)
+    (best[2] / "result.json").unlink()
+    (best[2] / "checkpoints" / "checkpoint-1" / "adapter_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"the best checkpoint is broken: adapter_model.safetensors is missing"):
+        in_this_process(*worsening, "name=best", "trainer.load_best_model_at_end=true")
 
 
 @pytest.mark.slow

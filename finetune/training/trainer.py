@@ -12,12 +12,13 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, TrainerCallba
 from transformers.trainer_utils import rotate_checkpoints
 from trl import SFTConfig, SFTTrainer
 
+from finetune.errors import UserError
 from finetune.machine.libraries import set_for_a_moment
 from finetune.machine.process_memory import release_freed_memory
 from finetune.model.adapter import trained_parameters
 from finetune.model.base import TrainedModel
 from finetune.model.shared_prefix_attention import shares_prefixes
-from finetune.training.checkpoints import commit_checkpoint, prepare_checkpoint
+from finetune.training.checkpoints import commit_checkpoint, find_fault, prepare_checkpoint
 from finetune.training.flat_batch import Batch, collate_shared_prefix, count_real_tokens, negative_log_likelihood
 from finetune.training.prepare import PreparedRun, checkpointing_name
 from finetune.training.tokenize import IGNORE_INDEX
@@ -121,6 +122,15 @@ class Trainer(SFTTrainer):
         if self.args.should_save:
             kept = self.state.best_model_checkpoint
             rotate_checkpoints(str(folder), self.args.save_total_limit, kept)
+
+    def _load_best_model(self) -> None:  # private: transformers, which would go on with other weights
+        best = Path(str(self.state.best_model_checkpoint))
+        if fault := find_fault(best):
+            raise UserError(
+                f"{best}: the best checkpoint is broken: {fault}. Start the run again under another name=NAME, or "
+                "leave out trainer.load_best_model_at_end there."
+            )
+        super()._load_best_model()  # private: transformers, as above
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Write none: TRL's would be an empty form in the folder of checkpoints."""
