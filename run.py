@@ -12,9 +12,12 @@ from finetune.config.schema import Config, Stage, register_schema
 from finetune.data.splits import Splits, load_splits
 from finetune.machine.allowance import WHOLE_MACHINE, Allowance
 from finetune.machine.libraries import import_trainer, silence_libraries
+from finetune.machine.processes import agree, is_main_process
 from finetune.reporting.console import RunConsole, show_complete_run
-from finetune.runs.folder import complete_result, hold_run, run_folder, run_labels
+from finetune.runs.files import tell_full_disk
+from finetune.runs.folder import complete_result, hold_run, move_aside, run_folder, run_labels
 from finetune.runs.read import CompletedRun, write_result
+from finetune.runs.stop import StopRequest, catch_signals
 from finetune.sweeps.preload import NOTHING_LOADED, Loaded
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from finetune.model.base import TrainedModel
     from finetune.planning.plan import RunPlan
     from finetune.planning.workload import PlannedRun
+    from finetune.reporting.progress import TrainingProgress
 
 register_schema()
 
@@ -46,19 +50,19 @@ def run(
 
     A sweep says what the run may use of the machine and what is loaded already, and is told how far the run is.
     """
-    folder = run_folder(config)
-    if config.stage is Stage.train and (result := complete_result(config, folder)):
+    console = RunConsole(folder := run_folder(config), is_main_process())
+    if config.stage is not Stage.train:
+        look = preview_rows if config.stage is Stage.preview else plan_run
+        return look(config, load_splits(config.data), set_up_machine(config, allowance), console)
+    if aside := agree(lambda: move_aside(config, folder)):
+        console.print(f"{folder}: what lay there is now {aside}")
+    if result := agree(lambda: complete_result(config, folder)):
         show_complete_run(result, folder)
         return None
-    splits = load_splits(config.data)  # before anything heavy is imported, so that a wrong file is reported at once
-    device = set_up_machine(config, allowance)
-    console = RunConsole(folder, is_main_process=device.is_main_process)
-    if config.stage is Stage.preview:
-        preview_rows(config, splits, device, console)
-    elif config.stage is Stage.plan:
-        return plan_run(config, splits, device, console)
-    else:
-        train_and_evaluate(config, splits, device, console, loaded, report_progress)
+    with catch_signals(config, folder) as request, hold_run(config, folder), tell_full_disk(folder):
+        splits = load_splits(config.data)  # before anything heavy is imported, so that a wrong file is told at once
+        device = set_up_machine(config, allowance)
+        train_and_evaluate(config, splits, device, console, loaded, report_progress, request)
     return None
 
 
@@ -112,6 +116,7 @@ def train_and_evaluate(
     console: RunConsole,
     loaded: Loaded,
     report_progress: Callable[[str], None],
+    request: StopRequest,
 ) -> None:
     """Data, tokens, checks, model, training, answers to held-out prompts, report."""
     folder, is_main = console.folder, device.is_main_process
@@ -133,18 +138,12 @@ def train_and_evaluate(
     with clock.measure("load"):
         tuned, originals, base_answers = load_model(config, device, loaded)
 
-    with (
-        preemption.catch_signals(config, folder) as stop_callbacks,
-        hold_run(config, folder, is_main),
-        wandb.start_tracking(config.tracking, run_labels(config), folder, is_main, console.print) as tracker,
-    ):
+    with wandb.start_tracking(config.tracking, run_labels(config), folder, is_main, console.print) as tracker:
         one_precision = trainer.mixed_precision(prepared.settings)  # of all answers
         watch = progress.TrainingProgress(console, tracker, report_progress)
-        callbacks = [watch, *pruning_callbacks(config.sweep, loaded.studies), *stop_callbacks]
+        callbacks = [*pruning_callbacks(config.sweep, loaded.studies), preemption.StopCallback(request)]
         with clock.measure("train"), report.keep_history(folder, watch):
-            train(tuned, planned, callbacks, console)
-            if is_main:
-                trainer.save_trained(tuned, prepared.tokenizer, folder)
+            train(config, tuned, base_answers.weights, planned, watch, callbacks)
 
         with clock.measure("evaluate"), one_precision, progress.progress_bar(console) as bar:
             answering = tuned, prepared.tokenizer, originals, base_answers
@@ -167,18 +166,29 @@ def train_and_evaluate(
 
 
 def train(
-    tuned: "TrainedModel", planned: "PlannedRun", callbacks: "list[TrainerCallback]", console: RunConsole
+    config: Config,
+    tuned: "TrainedModel",
+    base: str,
+    planned: "PlannedRun",
+    watch: "TrainingProgress",
+    callbacks: "list[TrainerCallback]",
 ) -> None:
-    """Try whether the model can answer and be saved, then train it, from the newest whole checkpoint on."""
+    """Try whether the model can answer, train it, from the newest whole checkpoint on, and save what came out."""
     from finetune.evaluation.smoke_check import require_usable_model
-    from finetune.training.checkpoints import find_checkpoint
-    from finetune.training.trainer import Trainer, mixed_precision, run_training
+    from finetune.training.checkpoints import TimedCheckpoints, find_checkpoint
+    from finetune.training.trainer import Trainer, mixed_precision, run_training, save_trained
 
-    trainer = Trainer(tuned, planned.prepared, callbacks)
+    console, prepared = watch.console, planned.prepared
+    origin = {"data": prepared.splits.fingerprint, "base": base}
+    callbacks = [watch, *callbacks, TimedCheckpoints(config.checkpoint, watch.counters)]
+    limits = config.max_nonfinite_steps, console.print
+    trainer = Trainer(tuned, prepared, callbacks, watch.counters, origin, *limits)
     console.print(f"  attention: {trainer.layout}")
-    with mixed_precision(planned.prepared.settings):
-        require_usable_model(tuned, planned.prepared.tokenizer, planned.prompts.examples[0].prompt)
-    run_training(trainer, find_checkpoint(console.folder, console.print))
+    with mixed_precision(prepared.settings):
+        require_usable_model(tuned, prepared.tokenizer, planned.prompts.examples[0].prompt)
+    run_training(trainer, find_checkpoint(console.folder, console.print, origin))
+    if console.logs:
+        save_trained(tuned, prepared.tokenizer, console.folder)
 
 
 def load_model(config: Config, device: "Device", loaded: Loaded) -> "tuple[TrainedModel, Weights, AnswerCache]":

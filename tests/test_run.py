@@ -434,7 +434,7 @@ def test_a_name_that_another_run_has_is_refused(tiny_run, tmp_path):
     in_this_process(*tiny_run, "name=one")
     with pytest.raises(UserError) as error:
         in_this_process(*tiny_run, "name=one", "adapter.r=4")
-    assert "name=one: " in str(error.value) and "adapter.r=4 (there: 16)" in str(error.value)
+    assert "another name=NAME" in str(error.value) and "adapter.r=4 (there: 16)" in str(error.value)
 
 
 def test_a_folder_that_another_process_works_in_is_left_alone(tiny_run):

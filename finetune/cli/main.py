@@ -1,7 +1,9 @@
 """How does the program begin and end? What went wrong is printed once, and the exit code tells whose fault it was."""
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -23,6 +25,7 @@ from finetune.config.spelling import spell_quoted
 from finetune.errors import UserError
 from finetune.runs.files import HYDRAS_RECORD, hide_secrets
 from finetune.runs.outcome import SUCCESSFUL, FailedTrialsError, Preempted
+from finetune.runs.stop import stop_at_once
 from finetune.runs.sweep_record import open_sweep_record, read_trials
 from finetune.secrets import mask_output
 from finetune.sweeps.other_launchers import announce_sweep, follow_sweep, refuse_limits, run_submitted_trial
@@ -38,6 +41,8 @@ def start_program(main: Callable[[], None]) -> None:
     a run that another signal stopped, and that the same command continues.
     """
     mask_output()
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, stop_at_once)
     note_variables_read(settings_of(sys.argv[1:]))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its errors instead of printing them
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda text: text not in ("-m", "--multirun"))  # may stand anywhere
@@ -54,7 +59,8 @@ def start_program(main: Callable[[], None]) -> None:
         exit_with_mistake(error)
     except KeyboardInterrupt as stop:
         Console().show_cursor(True)  # a progress bar hides it
-        print("Stopped. The same command goes on from the newest checkpoint, if there is one.", file=sys.stderr)
+        since = f" {time.monotonic() - stop.at:.1f} s after {stop}" if isinstance(stop, Preempted) else ""
+        print(f"Stopped{since}. The same command goes on from what was kept.", file=sys.stderr)
         sys.exit(TO_BE_CONTINUED if isinstance(stop, Preempted) and str(stop) != "SIGINT" else 130)
 
 

@@ -212,6 +212,14 @@ class PlanLimits:
 
 
 @dataclass
+class Checkpoint:
+    """When a checkpoint is written besides those of trainer.save_steps, to continue from."""
+
+    every_minutes: float | None = 10.0  # None: none besides
+    max_share: float = 0.05  # of the time of training that checkpoints may have taken when such a one is begun
+
+
+@dataclass
 class Sweep:
     """How the trials of a sweep (`-m`) are kept together, and when one of them or all are given up."""
 
@@ -240,10 +248,13 @@ class Config:
     trainer: dict[str, Any] = field(default_factory=dict)  # every field of TRL's SFTConfig under its own name
     eval: Eval = field(default_factory=Eval)
     tracking: Tracking = field(default_factory=Tracking)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
     plan: PlanLimits = field(default_factory=PlanLimits)
     sweep: Sweep = field(default_factory=Sweep)
     stage: Stage = Stage.train
     force: bool = False  # train even where the memory is predicted not to suffice
+    overwrite: bool = False  # move what an earlier run left in the folder aside, and start afresh
+    max_nonfinite_steps: int = 3  # training stops after so many in a row whose loss or gradient is not finite
     seed: int = 42  # of training: the adapter's first weights, the order of the rows, dropout
     name: str | None = None  # of the run and of its folder; None: `<model>-<data>-<hash of the settings>`
     output_dir: str = "outputs"  # the folder that holds the runs' folders

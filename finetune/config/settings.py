@@ -9,7 +9,10 @@ from typing import Any
 from finetune.config.schema import Config
 
 # Settings that change where a run's numbers go, but not the numbers.
-OUTSIDE_IDENTITY = ("tracking", "name", "output_dir", "stage", "plan", "sweep", "force")
+OUTSIDE_IDENTITY = (
+    *("tracking", "name", "output_dir", "stage", "plan", "sweep", "force"),
+    *("checkpoint", "overwrite", "max_nonfinite_steps"),
+)
 OUTSIDE_TRAINER_IDENTITY = (
     *("report_to", "disable_tqdm", "log_level", "log_level_replica", "logging_dir", "logging_first_step"),
     *("logging_steps", "logging_strategy", "save_total_limit", "dataloader_num_workers", "dataset_num_proc"),

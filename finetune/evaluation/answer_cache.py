@@ -67,6 +67,11 @@ class AnswerCache:
             }
         )
 
+    @property
+    def weights(self) -> str:
+        """The digest of the base model's weights; empty in other processes than the first."""
+        return str(self.base.get("weights", ""))
+
     def recall(
         self, request: dict[str, Any], compute: Callable[[], list[Reply]], wait: bool
     ) -> tuple[list[Reply], bool] | None:

@@ -14,11 +14,11 @@ from finetune.machine.process_memory import peak_memory_bytes
 from finetune.reporting.console import RunConsole
 from finetune.reporting.wandb import TrackedRun
 from finetune.runs.result import TrainingResult
+from finetune.training.counters import Counters
 from finetune.training.trainer import diverged
 
 QUIET_SECONDS = 30.0  # where no bar can be drawn, a line tells the step after so long
 Report = Callable[[str], None]  # what is called with a note of how far the run is
-LOSSES = {"loss": "training loss", "eval_loss": "validation loss"}  # by the key in the log history
 TRAINING_CHARTS = ("loss", "grad_norm", "learning_rate", "epoch", "tokens_per_second", "train_seconds")
 CHARTS = {name: f"train/{name}" for name in TRAINING_CHARTS}  # by the key in the log history
 CHARTS |= {"eval_loss": "validation/loss", "tokens": "tokens", "loss_tokens": "loss_tokens"}
@@ -49,14 +49,13 @@ def answer_counter(progress: Progress, prompts: Prompts, report: Report) -> Call
 class TrainingProgress(TrainerCallback):
     """Draws the bar, times the training steps (not validation, not saving) and sends every log to W&B.
 
-    Its counters lie in the trainer's log history, so that a resumed run counts on from its checkpoint.
+    What was logged and counted lies in the checkpoint, so that a run that continues counts on from there.
     """
 
     def __init__(self, console: RunConsole, run: TrackedRun, report: Report) -> None:
-        self.console, self.run, self.report = console, run, report
-        self.seconds = 0.0
-        self.tokens_before = self.loss_tokens_before = 0
-        self.resumed_from_step = 0
+        self.console, self.run, self.report, self.counters = console, run, report, Counters()
+        self.bar = progress_bar(console)
+        self.resumed_from_step = self.micro_batch = 0
         self.printed_at = time.monotonic()
         self.train_loss: float | None = None
         self.validation_loss: float | None = None
@@ -65,12 +64,9 @@ class TrainingProgress(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.history, self.resumed_from_step = state.log_history, state.global_step
+        self.micro_batch = args.per_device_train_batch_size
         for entry in state.log_history:
             self._remember(entry)
-            if "train_seconds" in entry:
-                self.seconds = self.last["train_seconds"]
-                self.tokens_before, self.loss_tokens_before = self.last["tokens"], self.last["loss_tokens"]
-        self.bar = progress_bar(self.console)
         self.task = self.bar.add_task("training", total=state.max_steps, completed=state.global_step, note="")
         self.bar.start()
 
@@ -78,27 +74,20 @@ class TrainingProgress(TrainerCallback):
         self.started = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        # The last loss is part of the result, and a run that continues from a checkpoint averages on from there.
-        control.should_log |= control.should_save or state.global_step == state.max_steps
+        control.should_log |= state.global_step == state.max_steps  # the last loss is part of the result
         if control.should_log or control.should_evaluate:
             finish_queued_work()
-        self.seconds += time.perf_counter() - self.started
+        self.counters.seconds += time.perf_counter() - self.started
         self.bar.update(self.task, completed=state.global_step)
         self.report(f"step {state.global_step}/{state.max_steps} {self._note() if self.last else ''}")
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         entry: dict[str, Any] = state.log_history[-1]
-        entry["tokens"] += self.tokens_before
-        entry["loss_tokens"] += self.loss_tokens_before
-        entry["train_seconds"] = self.seconds
-        entry["tokens_per_second"] = entry["tokens"] / max(self.seconds, 1e-9)
+        entry["train_seconds"] = self.counters.seconds
+        entry["tokens_per_second"] = entry["tokens"] / max(self.counters.seconds, 1e-9)
         self._remember(entry)
-        # Under float16 the gradient's norm is infinite in a step that the scaler skips.
-        watched = LOSSES if args.fp16 else LOSSES | {"grad_norm": "gradient's norm"}
-        for key, name in watched.items():
-            if not math.isfinite(entry.get(key, 0.0)):
-                self.bar.stop()
-                raise FloatingPointError(diverged(f"The {name} is {entry[key]}", state.global_step))
+        if not math.isfinite(loss := entry.get("eval_loss", 0.0)):
+            raise FloatingPointError(diverged(f"The validation loss is {loss}", state.global_step))
         self.run.log({CHARTS[key]: value for key, value in entry.items() if key in CHARTS}, step=state.global_step)
         self.bar.update(self.task, note=self._note())
         due = not self.console.terminal.is_terminal and time.monotonic() > self.printed_at + QUIET_SECONDS
@@ -107,10 +96,14 @@ class TrainingProgress(TrainerCallback):
             self.console.print(f"  step {state.global_step}/{state.max_steps}: {self._note()}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.bar.stop()
+        self.stop()
         if args.load_best_model_at_end and state.best_metric is not None:  # the model is that of another step
             self.validation_loss = state.best_metric
         self.peak_memory_bytes = peak_memory_bytes()
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self.bar.stop()
 
     def result(self) -> TrainingResult:
         """What training did."""
@@ -119,12 +112,16 @@ class TrainingProgress(TrainerCallback):
             epochs=self.last["epoch"],
             tokens=self.last["tokens"],
             loss_tokens=self.last["loss_tokens"],
-            seconds=round(self.seconds, 2),
+            seconds=round(self.counters.seconds, 2),
             tokens_per_second=round(self.last["tokens_per_second"], 1),
             train_loss=self.train_loss,
             validation_loss=self.validation_loss,
             peak_memory_bytes=self.peak_memory_bytes,
             resumed_from_step=self.resumed_from_step,
+            skipped_updates=self.counters.skipped_updates,
+            rows_at_a_time=-(-self.micro_batch // self.counters.parts),
+            checkpoints=self.counters.checkpoints,
+            checkpoint_seconds=round(self.counters.checkpoint_seconds, 2),
         )
 
     def _remember(self, entry: dict[str, Any]) -> None:

@@ -2,15 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
 
 from finetune.config.harness_tasks import is_task_path, task_files
 from finetune.config.schema import Config, Quantization, Source
@@ -18,16 +16,15 @@ from finetune.config.settings import OUTSIDE_IDENTITY, OUTSIDE_TRAINER_IDENTITY,
 from finetune.data.embedded import sha256_of_weights
 from finetune.data.splits import data_digest
 from finetune.errors import UserError
-from finetune.runs.files import write_text
+from finetune.machine.processes import agree, is_main_process, process_count, require_shared
+from finetune.runs.files import remove_folder, write_text
+from finetune.runs.lock import BusyError, lock_folder
 from finetune.runs.result import RESULT, SELECTION, RunResult, read_result
 from finetune.secrets import without_secrets
 
-
-class BusyError(UserError):
-    """Another process is at the run, or was while this one began."""
-
-
+CONFIG = "config.yaml"
 IDENTITY = "# identity: "  # the first line of a run's config.yaml, before its identity
+FILES = "# files: "  # the second, before what besides the settings makes the identity, as JSON
 # Settings of the trainer that change neither its rows nor the memory it needs, and further ones that keep its rows.
 RATES = {
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay"),
@@ -51,19 +48,31 @@ def data_name(config: Config) -> str:
 
 def run_identity(config: Config) -> str:
     """Eight hexadecimal digits of a hash over everything that changes the result, local files included."""
+    return _hash(_settings_of_identity(config) | _files_of_identity(config))[:8]
+
+
+def _settings_of_identity(config: Config) -> dict[str, Any]:
     settings = {key: value for key, value in to_plain(config).items() if key not in OUTSIDE_IDENTITY}
-    settings["trainer"] = _trainer_without(settings, OUTSIDE_TRAINER_IDENTITY)
-    settings["digest"] = data_digest(config.data)
-    if (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:  # they multiply the rows of a step
-        settings["processes"] = processes
+    return settings | {"trainer": _trainer_without(settings, OUTSIDE_TRAINER_IDENTITY)}
+
+
+def _files_of_identity(config: Config) -> dict[str, Any]:
+    """What besides the settings changes the result: contents of local files, and how many processes there are."""
+    facts: dict[str, Any] = {"digest": data_digest(config.data)}
+    if process_count() > 1:  # they multiply the rows of a step
+        facts["processes"] = process_count()
+    if files := _named_files(config):
+        # The checks of the command line say which of them are no files.
+        facts["files"] = [sha256_of_weights(file) if file.is_file() else "" for file in files]
+    return facts
+
+
+def _named_files(config: Config) -> list[Path]:
+    """The local files that the settings name, but those of the data."""
     files = sorted(Path(config.model.path).expanduser().glob("*")) if config.model.source is Source.local else []
     if template := config.trainer.get("chat_template_path"):
         files.append(Path(template))
-    files += [file for task in config.eval.harness_tasks if is_task_path(task) for file in task_files(task)]
-    if files:
-        # The checks of the command line say which of them are no files.
-        settings["files"] = [sha256_of_weights(file) if file.is_file() else "" for file in files]
-    return _hash(settings)[:8]
+    return files + [file for task in config.eval.harness_tasks if is_task_path(task) for file in task_files(task)]
 
 
 def rows_key(config: Config) -> str:
@@ -122,33 +131,48 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 @contextmanager
-def hold_run(config: Config, run: Path, is_main_process: bool) -> Iterator[None]:
-    """Keep the run's folder for this process, and write its configuration; raises UserError if another is at it."""
-    if not is_main_process:
-        yield
-        return
-    run.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(run / ".lock", timeout=0).acquire()
-    except Timeout as error:
-        raise BusyError(f"{run}: another process is at this run. Wait for it, or choose another name=NAME.") from error
-    with lock:
-        if complete_result(config, run):
-            raise BusyError(f"{run}: another process has completed this run. The same command shows its result.")
-        settings = yaml.safe_dump(without_secrets(to_plain(config)), sort_keys=False, allow_unicode=True)
-        write_text(run / "config.yaml", f"{IDENTITY}{run_identity(config)}\n{settings}")
-        yield
+def hold_run(config: Config, run: Path) -> Iterator[None]:
+    """Keep the run's folder for this process and those beside it, and write its configuration.
+
+    Raises UserError if another is at the run, or has completed it, or where the run's processes do not all see it.
+    """
+    is_new = not run.exists()
+    with ExitStack() as held:
+        agree(lambda: _begin(config, run, held))
+        settings = (run / CONFIG).read_text(encoding="utf-8") if is_main_process() else ""
+        try:
+            require_shared(run / CONFIG, settings)
+            yield
+        except UserError:
+            if is_new and is_main_process() and not list_checkpoints(run):
+                remove_folder(run)  # of a run that was refused at once there is nothing to keep
+            raise
 
 
-def is_run_held(run: Path) -> bool:
-    """Whether another process is at the run."""
-    if not run.exists():
-        return False
-    try:
-        with FileLock(run / ".lock", timeout=0):
-            return False
-    except Timeout:
-        return True
+def _begin(config: Config, run: Path, held: ExitStack) -> None:
+    held.enter_context(lock_folder(run))
+    if complete_result(config, run):
+        raise BusyError(f"{run}: another process has completed this run. The same command shows its result.")
+    settings = yaml.safe_dump(without_secrets(to_plain(config)), sort_keys=False, allow_unicode=True)
+    files = json.dumps(_files_of_identity(config), sort_keys=True)
+    write_text(run / CONFIG, f"{IDENTITY}{run_identity(config)}\n{FILES}{files}\n{settings}")
+
+
+def move_aside(config: Config, run: Path) -> Path | None:
+    """With overwrite=true, give what an earlier run has left in the folder another name; None where there is nothing.
+
+    A run that such a command has begun is not moved while it is unfinished, so that a scheduler may repeat the command.
+    """
+    if not config.overwrite or not (run / CONFIG).exists():
+        return None
+    text = (run / CONFIG).read_text(encoding="utf-8")
+    begun_so = text.startswith(f"{IDENTITY}{run_identity(config)}\n") and yaml.safe_load(text).get("overwrite")
+    if begun_so and not isinstance(read_result(run / RESULT), RunResult):
+        return None
+    with lock_folder(run):
+        aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}-before-{i}")).exists())
+        run.rename(aside)
+    return aside
 
 
 def complete_result(config: Config, run: Path) -> RunResult | None:
@@ -156,17 +180,38 @@ def complete_result(config: Config, run: Path) -> RunResult | None:
 
     Raises UserError where the folder, which `name` may choose, holds a run of other settings or data.
     """
-    file = run / "config.yaml"
+    file = run / CONFIG
     text = file.read_text(encoding="utf-8") if file.exists() else ""
-    first = text.partition("\n")[0]
-    if first.startswith(IDENTITY) and first != f"{IDENTITY}{run_identity(config)}":
-        before, now = flatten_all(yaml.safe_load(text)), flatten_all(without_secrets(to_plain(config)))
-        changes = [
-            f"{key}={now.get(key)} (there: {before.get(key)})"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and key.partition(".")[0] not in OUTSIDE_IDENTITY
-        ]
-        different = ", ".join(changes) or "the files of the data or the model, or the number of processes"
-        raise UserError(f"name={config.name}: {run} holds another run; different: {different}. Choose another name.")
+    if text.startswith(IDENTITY) and not text.startswith(f"{IDENTITY}{run_identity(config)}\n"):
+        changes = ", ".join([*_changed_settings(config, text), *_changed_files(config, text)])
+        raise UserError(
+            f"{run} holds another run; different: {changes or 'the format of its identity'}. Choose another name=NAME, "
+            "or overwrite=true, which moves that run aside."
+        )
     result = read_result(run / (SELECTION if config.sweep.on_validation else RESULT))
     return result if isinstance(result, RunResult) else None
+
+
+def _changed_settings(config: Config, text: str) -> Iterator[str]:
+    before, now = flatten_all(yaml.safe_load(text)), flatten_all(without_secrets(to_plain(config)))
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key) and key.partition(".")[0] not in OUTSIDE_IDENTITY:
+            yield f"{key}={now.get(key)} (there: {before.get(key)})"
+
+
+def _changed_files(config: Config, text: str) -> Iterator[str]:
+    line = next((line for line in text.splitlines()[:2] if line.startswith(FILES)), f"{FILES}{{}}")
+    before, now = json.loads(line.removeprefix(FILES)), _files_of_identity(config)
+    if before.get("digest") != now["digest"]:
+        yield f"the contents of {config.data.path} or of its held-out files"
+    if (there := before.get("processes", 1)) != process_count():
+        yield f"{process_count()} processes (there: {there})"
+    names, sums = [str(file) for file in _named_files(config)], now.get("files", [])
+    if len(before.get("files", [])) != len(sums):
+        yield "the number of files of the model"
+    else:
+        yield from (
+            f"the contents of {name}"
+            for name, new, old in zip(names, sums, before.get("files", []), strict=True)
+            if new != old
+        )

@@ -1,6 +1,7 @@
 """How did a run end?"""
 
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,8 +12,9 @@ from pathlib import Path
 from finetune.config.schema import Config
 from finetune.config.settings import to_plain
 from finetune.errors import UserError
-from finetune.runs.files import write_json
-from finetune.runs.folder import BusyError, complete_result, hold_run
+from finetune.runs.files import DiskFullError, write_json
+from finetune.runs.folder import complete_result, hold_run
+from finetune.runs.lock import BusyError
 from finetune.runs.result import RESULT, FailedResult, RunResult, read_result
 from finetune.secrets import without_secrets
 
@@ -31,6 +33,7 @@ class RunState(Enum):
     diverged = "diverged"  # its loss is NaN or infinite
     out_of_memory = "out_of_memory"
     refused = "refused"  # the user's mistake: a setting or a row
+    disk_full = "disk_full"
     busy = "busy"  # it was not begun: another process is at its folder
     preempted = "preempted"  # a signal asked it to stop, and the same command goes on
 
@@ -48,7 +51,11 @@ class Pruned(Exception):  # noqa: N818 (it is no error)
 
 
 class Preempted(KeyboardInterrupt):
-    """Raised within a run that a signal asks to stop; its message is the signal's name."""
+    """Raised within a run that a signal asks to stop; its message is the signal's name, `at` when it came."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.at = time.monotonic()
 
 
 class FailedTrialsError(Exception):
@@ -58,6 +65,7 @@ class FailedTrialsError(Exception):
 ENDS: dict[type[BaseException], RunState] = {
     Pruned: RunState.pruned,
     BusyError: RunState.busy,
+    DiskFullError: RunState.disk_full,
     UserError: RunState.refused,
     FloatingPointError: RunState.diverged,
     SystemExit: RunState.exited,
@@ -98,11 +106,15 @@ def state_after_error(error: BaseException) -> RunState:
     for kind, state in ENDS.items():
         if isinstance(error, kind):
             return state
+    return RunState.out_of_memory if is_out_of_memory(error) else RunState.failed
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether PyTorch or Python raised this because memory ran out."""
     import torch
 
     said = isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
-    out_of_memory = said or isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return RunState.out_of_memory if out_of_memory else RunState.failed
+    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def conclude_run(config: Config, folder: Path, state: RunState, reason: str, seconds: float) -> Outcome:
@@ -113,7 +125,7 @@ def conclude_run(config: Config, folder: Path, state: RunState, reason: str, sec
         return replace(settled, seconds=seconds, known=False)
     with suppress(UserError):  # the folder is in the hands of another process or run
         if state is not RunState.busy and not isinstance(read_result(folder / RESULT), RunResult):
-            with hold_run(config, folder, is_main_process=True):
+            with hold_run(config, folder):
                 settings = without_secrets(to_plain(config))
                 write_json(folder / RESULT, FailedResult(folder.name, state.value, reason, round(seconds, 1), settings))
     return Outcome(state, reason, folder, seconds)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from finetune.errors import UserError
 
-FORMAT = 3  # raised when a field changes its name, type or meaning; a file of another format is refused
+FORMAT = 4  # raised when a field changes its name, type or meaning; a file of another format is refused
 RESULT = "result.json"
 SELECTION = "selection.json"  # what a trial of a search writes instead: its score on validation prompts
 # What null stands for in an interval, as JSON has neither infinity nor NaN.
@@ -184,6 +184,10 @@ class TrainingResult:
     validation_loss: float | None
     peak_memory_bytes: int
     resumed_from_step: int
+    skipped_updates: int  # steps that changed nothing, as their loss or gradient was not finite
+    rows_at_a_time: int  # of a micro-batch on each device, fewer than its size where memory ran out
+    checkpoints: int
+    checkpoint_seconds: float  # spent in writing them, besides `seconds`
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,8 @@ from finetune.config.schema import Config, Tracking
 from finetune.config.settings import flatten_settings, to_plain
 from finetune.config.spelling import spell_quoted
 from finetune.runs.files import write_text
-from finetune.runs.folder import is_run_held, run_folder
+from finetune.runs.folder import run_folder
+from finetune.runs.lock import is_locked
 from finetune.runs.outcome import Outcome, RunState
 from finetune.runs.result import RESULT, SELECTION, RunResult, read_result
 from finetune.runs.sweep_record import CONFIRMATION, REPETITIONS
@@ -48,7 +49,7 @@ class SearchRuns:
     def run_all(self, jobs: dict[int, list[str]]) -> None:
         """Run jobs, by their numbers; those that another worker of the study is at are waited for."""
         while jobs:
-            free = {number: job for number, job in jobs.items() if not is_run_held(run_folder(self.compose(job)))}
+            free = {number: job for number, job in jobs.items() if not is_locked(run_folder(self.compose(job)))}
             if free:
                 self.run(free.items(), self.outcomes.__setitem__, len(free), self.folder.name, ())
             else:

@@ -1,30 +1,56 @@
 """From where does a run continue? From a checkpoint that lies on the disk as it was written, and from no other."""
 
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune.config.schema import Checkpoint
 from finetune.data.checksums import sha256_of_file
+from finetune.errors import UserError
+from finetune.runs.files import flush, remove_folder
 from finetune.runs.folder import list_checkpoints
+from finetune.training.counters import Counters
 
 MANIFEST = "manifest.json"  # what was written into a checkpoint, and by what
 UNFINISHED = ".unfinished"  # where one is written, beside those that are whole
 ARGUMENTS = "training_args.bin"  # transformers', a pickle that nobody reads
+ORIGINS = {"data": "other rows", "base": "another base model"}  # by the key in the manifest that tells them apart
 LIBRARIES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
+
+
+class TimedCheckpoints(TrainerCallback):
+    """Asks for a checkpoint `every_minutes`, and less often where checkpoints would take more than their share."""
+
+    def __init__(self, settings: Checkpoint, counters: Counters) -> None:
+        self.settings, self.counters, self.saved_at = settings, counters, time.monotonic()
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.saved_at = time.monotonic()
+
+    on_save = on_train_begin
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.settings.every_minutes is None or control.should_save:
+            return
+        counters, due = self.counters, [time.monotonic() - self.saved_at >= 60 * self.settings.every_minutes]
+        due[0] &= counters.checkpoint_seconds <= self.settings.max_share * counters.seconds
+        broadcast_object_list(due)  # the clocks of processes differ
+        control.should_save = due[0]
 
 
 def prepare_checkpoint(checkpoints: Path) -> Path:
     """The folder in which a checkpoint is to be written, empty; every process calls this, and goes on together."""
     state, unfinished = PartialState(), checkpoints / UNFINISHED
     if state.is_main_process:
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
+        remove_folder(unfinished)  # of a run that was killed
         unfinished.mkdir(parents=True)
     state.wait_for_everyone()
     return unfinished
@@ -43,18 +69,37 @@ def commit_checkpoint(unfinished: Path, checkpoint: Path, about: dict[str, Any])
         facts = about | {"processes": state.num_processes, "versions": _versions(), "files": files}
         (unfinished / MANIFEST).write_text(json.dumps(facts, indent=2), encoding="utf-8")
         for path in [*_files(unfinished), *(path for path in unfinished.rglob("*") if path.is_dir()), unfinished]:
-            _flush(path)
+            flush(path)
         unfinished.rename(checkpoint)
-        _flush(checkpoint.parent)
+        flush(checkpoint.parent)
     state.wait_for_everyone()
 
 
-def find_checkpoint(run: Path, log: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint of a run that is whole, the same in all processes; broken ones are told and set aside."""
+def remove_older(checkpoints: Path, limit: int, best: str | None) -> None:
+    """Remove checkpoints that are older than the `limit` newest ones that lie there as written, but not the best.
+
+    By their sizes: to compare all files with their checksums would take as long as to write a checkpoint.
+    """
+    whole = 0
+    for checkpoint in list_checkpoints(checkpoints.parent):
+        if whole >= limit and str(checkpoint) != best:
+            remove_folder(checkpoint)
+        elif not find_fault(checkpoint, compare_checksums=False):
+            whole += 1
+
+
+def find_checkpoint(
+    run: Path, log: Callable[[str], object], origin: Mapping[str, Any] = MappingProxyType({})
+) -> Path | None:
+    """The newest checkpoint of a run that is whole, the same in all processes; broken ones are told and set aside.
+
+    Raises UserError where it comes from another `origin`: other rows, or another base model.
+    """
     chosen: list[Path | None] = [None]
     if PartialState().is_main_process:
         for checkpoint in list_checkpoints(run):
             if not (fault := find_fault(checkpoint)):
+                _require_origin(checkpoint, origin)
                 chosen = [checkpoint]
                 log(f"  continues from {checkpoint.name}{_changed_versions(checkpoint)}")
                 break
@@ -64,7 +109,7 @@ def find_checkpoint(run: Path, log: Callable[[str], None]) -> Path | None:
     return chosen[0]
 
 
-def find_fault(checkpoint: Path) -> str:
+def find_fault(checkpoint: Path, compare_checksums: bool = True) -> str:
     """What is wrong with a checkpoint; empty where it holds what was written into it."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
@@ -75,13 +120,25 @@ def find_fault(checkpoint: Path) -> str:
                 return f"{name} is missing"
             if file.stat().st_size != written["bytes"]:
                 return f"{name} has {file.stat().st_size:,} bytes, {written['bytes']:,} were written"
-            if sha256_of_file(file) != written["sha256"]:
+            if compare_checksums and sha256_of_file(file) != written["sha256"]:
                 return f"{name} is not what was written, by its SHA-256"
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read: {' '.join(str(error).split())}"
     return ""
+
+
+def _require_origin(checkpoint: Path, origin: Mapping[str, Any]) -> None:
+    written = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+    changed = [
+        f"{ORIGINS[key]} ({written.get(key)}, now {now})" for key, now in origin.items() if written.get(key) != now
+    ]
+    if changed:
+        raise UserError(
+            f"{checkpoint}: it was trained from {' and '.join(changed)}. To train from what is there now, choose "
+            "another name=NAME, or overwrite=true, which moves this run aside."
+        )
 
 
 def _set_aside(checkpoint: Path) -> Path:
@@ -106,12 +163,3 @@ def _describe(file: Path) -> dict[str, Any]:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in sorted(folder.rglob("*")) if path.is_file())
-
-
-def _flush(path: Path) -> None:
-    """Have the system write a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -50,6 +50,22 @@ def collate_shared_prefix(examples: Sequence[Mapping[str, list[int]]]) -> Batch:
     }
 
 
+def count_rows(batch: Batch) -> int:
+    """The rows of a flat batch."""
+    return int(batch["row_tokens"].shape[0])
+
+
+def uncollate(batch: Batch) -> list[dict[str, list[int]]]:
+    """The rows that a flat batch was made of; the first label of each, which nothing predicts, is left open."""
+    prefix, tokens, labels = batch["prefix_length"], batch["input_ids"][0].tolist(), batch["shift_labels"][0].tolist()
+    starts = batch["row_tokens"][:, 0].tolist()
+    rows = []
+    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        targets = labels[:prefix] + labels[start:end]
+        rows.append({"input_ids": tokens[:prefix] + tokens[start:end], "labels": [IGNORE_INDEX, *targets[:-1]]})
+    return rows
+
+
 def count_real_tokens(inputs: Batch) -> torch.Tensor | int:
     """The tokens of a batch's rows without padding, a shared prefix counted in each of them."""
     if "real_tokens" in inputs:

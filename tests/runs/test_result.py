@@ -45,7 +45,7 @@ def test_how_a_run_failed_is_read_too(tmp_path):
         (lambda text: "[]", "it is damaged"),
         (lambda text: text.replace('"metric"', '"measure"'), r"damaged: .*evaluation\.metric Field required"),
         (lambda text: text.replace('"steps": 40', '"steps": "many"'), r"damaged: .*training\.steps"),
-        (lambda text: text.replace('"format": 3', '"format": 2'), "another version of this program wrote it"),
+        (lambda text: text.replace('"format": 4', '"format": 2'), "another version of this program wrote it"),
     ],
 )
 def test_a_file_that_is_no_result_is_refused_in_a_sentence_that_names_it(tmp_path, change, message):

@@ -17,7 +17,8 @@ from support.run_folders import answers, write_run
 
 from finetune.cli.compose import compose_config
 from finetune.cli.main import start_program
-from finetune.runs.folder import BusyError, hold_run
+from finetune.runs.folder import hold_run
+from finetune.runs.lock import BusyError
 from finetune.runs.outcome import RunState
 from finetune.runs.sweep_record import sweep_name
 from finetune.sweeps.other_launchers import run_submitted_trial
@@ -134,7 +135,7 @@ def test_a_name_that_reads_as_a_number_is_the_same_for_the_sweep_and_its_trials(
 
 def test_a_run_that_another_process_has_completed_meanwhile_is_not_done_again(tmp_path):
     write_run(tmp_path / "run", tuned=answers({0, 1}, 3))
-    with pytest.raises(BusyError, match="has completed this run"), hold_run(compose_config([]), tmp_path / "run", True):
+    with pytest.raises(BusyError, match="has completed this run"), hold_run(compose_config([]), tmp_path / "run"):
         pass
 
 

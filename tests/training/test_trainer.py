@@ -30,7 +30,7 @@ def test_flat_batches_give_the_loss_and_gradients_of_padded_ones(tiny_run, adapt
         losses.append(loss.item())
         gradients.append({n: p.grad for n, p in one.model.named_parameters() if p.requires_grad})
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert flat.tokens == padded.tokens and flat.loss_tokens == padded.loss_tokens
+    assert flat.step.tokens == padded.step.tokens and flat.step.loss_tokens == padded.step.loss_tokens
     for name, gradient in gradients[0].items():
         assert gradient.norm() > 0
         torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5, msg=name)
