@@ -23,7 +23,8 @@ from typing import NoReturn
 from finetune.config.schema import Config
 from finetune.machine.allowance import Allowance
 from finetune.runs.folder import run_folder
-from finetune.runs.outcome import RunState, run_to_outcome
+from finetune.runs.outcome import Preempted, RunState, run_to_outcome
+from finetune.runs.stop import SIGNALS
 from finetune.secrets import mask_output
 from finetune.sweeps.fork_client import CostSurvey, DeviceShare, News, TrialJob
 from finetune.sweeps.preload import Loaded, import_libraries, load_shared
@@ -41,6 +42,8 @@ def serve_forks() -> None:
     The program's arguments are the socket's file descriptor and the path of run.py.
     """
     mask_output()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the sweep stops the trials, and then closes the socket
     client, run = Connection(int(sys.argv[1])), runpy.run_path(sys.argv[2], run_name="run")["run"]
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking whether there is a GPU must not initialise CUDA
     devices, loaded = import_libraries(), Loaded()
@@ -96,7 +99,8 @@ def _do_job(job: TrialJob | CostSurvey, run: Run, loaded: Loaded, client: Connec
     """The life of a forked process, a group of its own that dies when the parent does: a job, then how it ended."""
     try:
         signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        for number in (signal.SIGCHLD, *SIGNALS):
+            signal.signal(number, signal.SIG_DFL)
         os.setpgid(0, 0)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         client.send(News(job.number, pid=os.getpid()))
@@ -137,8 +141,8 @@ def _run_trial(job: TrialJob, run: Run, loaded: Loaded, client: Connection) -> N
         conclusion = run_to_outcome(settle_and_run, job.config)
     except SystemExit as error:
         conclusion = RunState.exited, f"it called sys.exit({error.code!r})"
-    except KeyboardInterrupt:
-        conclusion = RunState.killed, "it was interrupted"
+    except Preempted as stop:
+        conclusion = RunState.preempted, f"stopped by {stop}"
     sys.stderr.flush()
     return News(job.number, conclusion=conclusion)
 

@@ -11,7 +11,7 @@ from threading import Event, Thread
 from finetune.config.schema import Config, Sweep
 from finetune.errors import UserError
 from finetune.runs.folder import run_folder
-from finetune.runs.outcome import UNENDED, Outcome, RunState, conclude_run, run_to_outcome, settled_outcome
+from finetune.runs.outcome import UNENDED, Outcome, Preempted, RunState, conclude_run, run_to_outcome, settled_outcome
 from finetune.runs.sweep_record import SweepRecord, TrialRecord, open_sweep_record, read_trials
 from finetune.sweeps.console import SweepConsole
 
@@ -81,7 +81,11 @@ def run_submitted_trial(run: Callable[[Config], object], config: Config, number:
     record.begin(number, overrides, folder, RunState.running)
     started = time.monotonic()
     if (outcome := settled_outcome(config, folder)) is None:
-        state, reason = run_to_outcome(run, config)
+        try:
+            state, reason = run_to_outcome(run, config)
+        except Preempted as stop:
+            record.end(number, Outcome(RunState.preempted, f"stopped by {stop}", folder, time.monotonic() - started))
+            raise
         outcome = conclude_run(config, folder, state, reason, time.monotonic() - started)
     record.end(number, outcome)
     return outcome

@@ -19,7 +19,8 @@ from finetune.runs.sweep_record import SweepRecord
 from finetune.sweeps.console import SweepConsole
 from finetune.sweeps.fork_client import CostSurvey, DeviceShare, ForkServerClient, TrialCost, TrialJob
 
-GRACE_SECONDS = 10.0  # how long a process may take to end once it is told to
+GRACE_SECONDS = 10.0  # how long a trial that took too long may take to end, with a checkpoint, once it is told to
+STOP_SECONDS = 25.0  # and how long all of them may where the sweep is stopped: Slurm waits 30 s before it kills
 TICK_SECONDS = 0.5
 KILL_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control", "/proc/vmstat")
 
@@ -82,21 +83,32 @@ class TrialProcess:
     note: str = "starting"  # what it is doing
     conclusion: tuple[RunState, str] | None = None  # how it ended, in its own words or as it was ended
     ending_since: float | None = None  # when it was told to end
+    is_stopped: bool = False  # with the sweep
     duplicates: list[int] = field(default_factory=list)  # the numbers of trials of the same settings, which end with it
 
-    def signal(self, number: int) -> None:
-        """Send a signal to its process and all that this has started."""
+    def ask_to_stop(self) -> None:
+        """Have its process end behind a step, with a checkpoint; what it has started is left to it."""
         if self.pid is not None:
             with suppress(ProcessLookupError):
-                os.killpg(self.pid, number)
+                os.kill(self.pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End its process and all that this has started."""
+        if self.pid is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
 
     def ending(self, status: int) -> tuple[RunState, str]:
         """How it ended, from what was done to it, from what it reported, and from how its process ended."""
-        if self.conclusion:
+        if self.conclusion and self.conclusion[0] is not RunState.preempted:
             return self.conclusion
+        if self.is_stopped:
+            return self.conclusion or (RunState.preempted, "the sweep was stopped; it had not ended its step in time")
         if self.ending_since is not None:
             limit = self.config.sweep.time_limit
             return RunState.timed_out, f"it took longer than sweep.time_limit={limit:g} seconds"
+        if self.conclusion:
+            return self.conclusion
         if not os.WIFSIGNALED(status):
             return RunState.exited, f"its process ended itself with code {os.waitstatus_to_exitcode(status)}"
         number = os.WTERMSIG(status)
@@ -120,6 +132,7 @@ class TrialPool:
     costs: dict[str, TrialCost] = field(default_factory=dict)
     failures: int = 0
     limit: float = inf  # of failures
+    is_stopping: bool = False
 
     def run(self, trials: Iterable[tuple[int, Sequence[str]]], examples: Sequence[Config]) -> None:
         """Show the costs, estimated from `examples`; run trials, number and overrides, drawn when one can start."""
@@ -134,7 +147,7 @@ class TrialPool:
                 if self.failures > self.limit:
                     self.screen.gave_up(self.failures)
             except KeyboardInterrupt:
-                self._end_all()
+                self._stop_all()
                 raise
             finally:
                 if self.running:
@@ -226,7 +239,8 @@ class TrialPool:
             self.record.end(number, outcome)
             self.failures += outcome.state not in (*SUCCESSFUL, RunState.busy) and not outcome.known
             self.screen.ended(number, outcome)
-            self.on_end(number, outcome)
+            if not self.is_stopping:  # else a search goes on with it under the same number
+                self.on_end(number, outcome)
 
     def _end_late(self) -> None:
         """Tell trials that take too long to end, and end those that do not."""
@@ -235,23 +249,24 @@ class TrialPool:
             limit = trial.config.sweep.time_limit
             if trial.ending_since is None and limit and now > trial.started + limit:
                 trial.ending_since = now
-                trial.signal(signal.SIGTERM)
+                trial.ask_to_stop()
             elif trial.ending_since is not None and now > trial.ending_since + GRACE_SECONDS:
-                trial.signal(signal.SIGKILL)
+                trial.kill()
 
-    def _end_all(self) -> None:
-        """End every trial, as after Ctrl-C."""
-        stopped = RunState.killed, "the sweep was stopped"
-        given_up = time.monotonic() + GRACE_SECONDS
+    def _stop_all(self) -> None:
+        """End every trial with a checkpoint, as after a signal to the sweep."""
+        self.is_stopping = True
+        given_up = time.monotonic() + STOP_SECONDS
         while any(trial.pid for trial in self.running.values()) and (now := time.monotonic()) < given_up:
             for trial in self.running.values():
-                if trial.pid and trial.ending_since is None:
-                    trial.ending_since, trial.conclusion = now, stopped
-                    trial.signal(signal.SIGTERM)
+                if trial.pid and not trial.is_stopped:
+                    trial.ending_since, trial.is_stopped = now, True
+                    trial.ask_to_stop()
             self._listen()
         for trial in self.running.values():  # what does not end, and what has not begun
-            trial.signal(signal.SIGKILL)
-            outcome = Outcome(*stopped, trial.folder, time.monotonic() - trial.started)
+            trial.kill()
+            reason = "the sweep was stopped; it had not ended its step in time"
+            outcome = Outcome(RunState.preempted, reason, trial.folder, time.monotonic() - trial.started)
             for number in (trial.number, *trial.duplicates):
                 self.record.end(number, outcome)
 

@@ -83,6 +83,9 @@ def test_no_trials_at_a_time_are_refused(n_jobs):
         divide_devices(LauncherSettings(n_jobs=n_jobs), 0, 4)
 
 
+STOPPED = RunState.preempted, "stopped by SIGTERM"
+
+
 @pytest.mark.parametrize(
     ("changed", "status", "state", "reason"),
     [
@@ -91,6 +94,20 @@ def test_no_trials_at_a_time_are_refused(n_jobs):
         ({"kills": -1}, signal.SIGKILL, RunState.out_of_memory, "the system killed it, because memory ran out"),
         ({"ending_since": 1.0}, signal.SIGTERM, RunState.timed_out, "it took longer than sweep.time_limit=9 seconds"),
         ({"conclusion": (RunState.failed, "why"), "ending_since": 1.0}, signal.SIGTERM, RunState.failed, "why"),
+        (
+            {"conclusion": STOPPED, "ending_since": 1.0},
+            0,
+            RunState.timed_out,
+            "it took longer than sweep.time_limit=9 seconds",
+        ),
+        ({"conclusion": STOPPED, "ending_since": 1.0, "is_stopped": True}, 0, *STOPPED),
+        ({"conclusion": STOPPED}, 0, *STOPPED),  # by a signal that was not the sweep's
+        (
+            {"ending_since": 1.0, "is_stopped": True},
+            signal.SIGKILL,
+            RunState.preempted,
+            "the sweep was stopped; it had not ended its step in time",
+        ),
     ],
 )
 def test_how_a_trial_ended_follows_from_what_it_said_and_what_was_done_to_it(changed, status, state, reason):

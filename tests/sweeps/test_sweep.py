@@ -180,6 +180,44 @@ def test_what_is_wrong_with_the_rows_of_a_cell_is_told_before_the_first_trial(pr
 
 
 @pytest.mark.slow
+def test_sigterm_ends_all_trials_of_a_sweep_with_checkpoints_from_which_the_same_command_continues(
+    program, tiny_run, tmp_path
+):
+    grid = ["-m", "adapter.r=2,4", "hydra.launcher.n_jobs=2", "sweep.name=grid", *tiny_run]
+    grid += ["trainer.max_steps=300", "trainer.save_steps=20", "trainer.eval_strategy=no"]
+    started = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *grid],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def newest_steps():
+        folders = [Path(trial["folder"]) for trial in trials(tmp_path)]
+        return [max([int(p.name[11:]) for p in f.glob("checkpoints/checkpoint-*")], default=0) for f in folders]
+
+    try:
+        while len(steps := newest_steps()) < 2 or not all(steps):
+            assert started.poll() is None
+            time.sleep(0.02)
+        for pid in (*forked_by(started.pid), started.pid):  # as a scheduler does, to all processes of a job
+            os.kill(pid, signal.SIGTERM)
+        output, errors = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert started.returncode == 75, errors
+    assert re.search(r"Stopped \d+\.\d s after SIGTERM", errors) and "Traceback" not in output + errors
+    assert [trial["state"] for trial in trials(tmp_path)] == ["preempted"] * 2
+    stopped_at = newest_steps()
+    assert all(0 < step < 300 for step in stopped_at)
+    done = program(*grid)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert [trial["state"] for trial in trials(tmp_path)] == ["complete"] * 2
+    assert [result(trial)["training"]["resumed_from_step"] for trial in trials(tmp_path)] == stopped_at
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["importing", "planning", "training"])
 def test_ctrl_c_ends_a_sweep_and_its_trials_while_it_is(tiny_run, tmp_path, moment):
     def has_come():
@@ -210,7 +248,7 @@ def test_ctrl_c_ends_a_sweep_and_its_trials_while_it_is(tiny_run, tmp_path, mome
     assert started.returncode == 130, errors
     assert "Traceback" not in output + errors and "Stopped." in errors
     assert forked and not any(map(lives, forked))
-    assert [trial["state"] for trial in trials(tmp_path)] == (["killed"] if moment == "training" else [])
+    assert [trial["state"] for trial in trials(tmp_path)] == (["preempted"] if moment == "training" else [])
 
 
 @pytest.mark.parametrize(
