@@ -14,8 +14,9 @@ from finetune.machine.allowance import WHOLE_MACHINE, Allowance
 from finetune.machine.libraries import import_trainer, silence_libraries
 from finetune.machine.processes import agree, is_main_process
 from finetune.reporting.console import RunConsole, show_complete_run
-from finetune.runs.files import tell_full_disk
+from finetune.runs.files import remove_folder, tell_full_disk
 from finetune.runs.folder import complete_result, hold_run, move_aside, run_folder, run_labels
+from finetune.runs.predictions import REPLIES
 from finetune.runs.read import CompletedRun, write_result
 from finetune.runs.stop import StopRequest, catch_signals
 from finetune.sweeps.preload import NOTHING_LOADED, Loaded
@@ -136,7 +137,7 @@ def train_and_evaluate(
         plan.require_memory(planned)
 
     with clock.measure("load"):
-        tuned, originals, base_answers = load_model(config, device, loaded)
+        tuned, originals, base_answers = load_model(config, device, loaded, console)
 
     with wandb.start_tracking(config.tracking, run_labels(config), folder, is_main, console.print) as tracker:
         one_precision = trainer.mixed_precision(prepared.settings)  # of all answers
@@ -162,6 +163,7 @@ def train_and_evaluate(
             report.write_run_files(completed)
             tracker.finish(completed)
             write_result(completed)  # last, as it says that the run is complete
+            remove_folder(folder / REPLIES)  # which predictions.jsonl holds
             console.show_result(result)
 
 
@@ -191,14 +193,16 @@ def train(
         save_trained(tuned, prepared.tokenizer, console.folder)
 
 
-def load_model(config: Config, device: "Device", loaded: Loaded) -> "tuple[TrainedModel, Weights, AnswerCache]":
+def load_model(
+    config: Config, device: "Device", loaded: Loaded, console: RunConsole
+) -> "tuple[TrainedModel, Weights, AnswerCache]":
     """The base with what is trained on it, those of its weights that training changes, and the base's known answers."""
     from finetune.evaluation.answer_cache import AnswerCache
     from finetune.model.adapter import add_adapter, trained_base_weights
     from finetune.model.base import load_base
 
     base = load_base(config.model, config.quantization, device, loaded.bases)
-    base_answers = AnswerCache.of(base)
+    base_answers = AnswerCache.of(base, console.folder / REPLIES, console.print)
     tuned = add_adapter(base, config.adapter, config.seed)
     return tuned, trained_base_weights(tuned), base_answers
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from finetune.runs.files import replace_file
 from finetune.secrets import without_secrets
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
-FORMAT = 2  # raised with each change to how answers are computed (generate.py, model/) that may round otherwise
+FORMAT = 3  # raised with each change to how answers are computed (generate.py, model/) that may round otherwise
 BUSY = "another run is computing them"
 
 
@@ -45,15 +46,19 @@ def answering_precision(model: TrainedModel) -> str:
 
 @dataclass(frozen=True)
 class AnswerCache:
-    """Replies of one base model on one kind of device."""
+    """Replies of one base model on one kind of device, and the folder in which a run keeps its own, if it does."""
 
     base: dict[str, Any]
+    kept: Path | None = None
+    tell: Callable[[str], object] = print
 
     @classmethod
-    def of(cls, base: PreTrainedModel) -> "AnswerCache":
+    def of(
+        cls, base: PreTrainedModel, kept: Path | None = None, tell: Callable[[str], object] = print
+    ) -> "AnswerCache":
         """The cache of a base model as it is loaded: its weights, configuration, where it computes, and libraries."""
-        if not PartialState().is_main_process:  # which alone reads and writes files
-            return cls({})
+        if not PartialState().is_main_process:  # which alone reads and writes the cache
+            return cls({}, kept, tell)
         on_gpu = base.device.type == "cuda"
         device = torch.cuda.get_device_name(base.device) if on_gpu else torch.backends.cpu.get_cpu_capability()
         attention = base.config._attn_implementation  # private: transformers, no public name
@@ -64,7 +69,9 @@ class AnswerCache:
                 "config": base.config.to_dict() | {"_name_or_path": "", "attention": attention},
                 "device": device,
                 "versions": [version(name) for name in LIBRARIES],
-            }
+            },
+            kept,
+            tell,
         )
 
     @property

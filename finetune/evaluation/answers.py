@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune.evaluation import generate
 from finetune.evaluation.answer_cache import AnswerCache, Reply, answering_precision
+from finetune.evaluation.kept_replies import KeptReplies, open_replies
 from finetune.evaluation.prompts import Prompts, PromptSet
 from finetune.machine.process_memory import fits_below_peak, release_freed_memory
 from finetune.model.adapter import Weights, as_base_model
@@ -23,6 +24,7 @@ from finetune.model.base import TrainedModel
 from finetune.model.tokenizer import end_tokens
 from finetune.training.tokenize import IGNORE_INDEX, prompt_tokens, turn_separator
 
+ROWS_KEPT = 16  # references whose likelihoods are kept at a time
 LOGIT_BYTES = 2 * 4  # where references are scored: logits as the model gives them, and as numbers of four bytes
 INNER_VECTORS, HIDDEN_VECTORS = 3, 4  # alive in a layer for each token, of the feed-forward network's and hidden size
 INNER_RATIO = 4  # inner size / hidden size, where a configuration does not name it
@@ -54,7 +56,7 @@ def answer_prompts(
     prompts, `show(name, arm)` for each complete arm; `has_room(n)` says whether n more bytes of memory may be used.
     """
     arms, answered = prompts.arms(), {}
-    reply = partial(_reply, model, tokenizer, prompts, advance)
+    reply = partial(_reply, model, tokenizer, prompts, cache, advance)
     release_freed_memory()
     size = generate.dequantised_bytes(model)
     room = size and has_room(size + max(_working_bytes(model, prompts)))  # no more than training has needed
@@ -137,38 +139,48 @@ def _reply(
     model: TrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts,
+    cache: AnswerCache,
     advance: Callable[[str, int], None],
     arm: str,
     prompt_set: PromptSet,
 ) -> list[Reply]:
     """The model's answers, of which this process computes its share, and how likely it finds the references."""
     count, state = len(prompt_set.examples), PartialState()
+    request = [cache.base, _request(model, tokenizer, prompts, prompt_set)]
+    kept = open_replies(cache.kept, model, request, is_base=not arm.startswith("tuned"))
     answers: list[Any] = [None] * count
     likelihoods: list[Any] = [None] * count
     if prompts.need_answers:
         mine = range(state.process_index, count, state.num_processes)
         messages = [prompt_set.examples[i].prompt for i in mine]
-        generated = generate.generate_answers(
-            model, tokenizer, messages, prompts.decoding, prompts.max_new_tokens, prompts.seed, partial(advance, arm)
-        )
+        settings = prompts.decoding, prompts.max_new_tokens, prompts.seed, partial(advance, arm)
+        generated = generate.generate_answers(model, tokenizer, messages, *settings, kept=kept, tell=cache.tell)
         everyones = dict(gather_object(list(zip(mine, generated, strict=True))))
         answers = [everyones[i] for i in range(count)]
     else:
         advance(arm, count)
     if prompts.need_likelihoods:
-        likelihoods = _reference_likelihoods(model, prompt_set.tokenized)
+        likelihoods = _reference_likelihoods(model, prompt_set.tokenized, kept)
     return [Reply(*pair) for pair in zip(answers, likelihoods, strict=True)]
 
 
 @torch.no_grad()
-def _reference_likelihoods(model: TrainedModel, tokenized: Dataset) -> list[tuple[float, int]]:
+def _reference_likelihoods(model: TrainedModel, tokenized: Dataset, kept: KeptReplies) -> list[tuple[float, int]]:
     """For each row the summed negative log-likelihood (nats) of its labels, and their number."""
     model.eval()
-    likelihoods = []
-    for row in tokenized:
+
+    def score(row: Any) -> tuple[float, int]:
         ids = torch.tensor([row["input_ids"]], device=model.device)
         labels = torch.tensor(row["labels"][1:], device=model.device)
         logits = model(input_ids=ids).logits[0, :-1].float()
         nll = functional.cross_entropy(logits, labels, reduction="sum", ignore_index=IGNORE_INDEX)
-        likelihoods.append((nll.item(), int((labels != IGNORE_INDEX).sum())))
-    return likelihoods
+        return nll.item(), int((labels != IGNORE_INDEX).sum())
+
+    def score_all(rows: range) -> list[tuple[float, int]]:
+        return [score(tokenized[i]) for i in rows]
+
+    likelihoods: list[tuple[float, int]] = []
+    for start in range(0, len(tokenized), ROWS_KEPT):
+        rows = range(start, min(start + ROWS_KEPT, len(tokenized)))
+        likelihoods += kept.recall("references", rows, partial(score_all, rows))
+    return [(nll, count) for nll, count in likelihoods]

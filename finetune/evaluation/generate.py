@@ -3,7 +3,8 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +17,15 @@ from transformers.cache_utils import DynamicLayer
 
 from finetune.config.schema import Eval
 from finetune.data.splits import Message
+from finetune.evaluation.kept_replies import KeptReplies
+from finetune.machine.process_memory import release_freed_memory
 from finetune.model.base import TrainedModel
 from finetune.model.shared_prefix_attention import common_prefix_length, shares_prefixes
 from finetune.model.tokenizer import end_tokens
+from finetune.runs.outcome import is_out_of_memory
 from finetune.training.tokenize import prompt_tokens, turn_separator
 
+NOTHING_KEPT = KeptReplies(None)
 NEWEST = 16  # the last tokens among which a text is looked for that begins a new turn
 ROUND = 16  # tokens after which answers that have ended leave their batch
 # Without eval.batch_size: prompts answered at a time, fewer where their keys and values would need more memory.
@@ -45,19 +50,44 @@ def generate_answers(
     seed: int,
     advance: Callable[[int], None],
     round_tokens: int = ROUND,
+    kept: KeptReplies = NOTHING_KEPT,
+    tell: Callable[[str], object] = print,
 ) -> list[Answer]:
-    """Answers in the order of the prompts, computed shortest prompt first; `advance(n)` reports n more of them."""
+    """Answers in the order of the prompts, computed shortest prompt first; `advance(n)` reports n more of them.
+
+    Those that are `kept` are not computed. Where memory runs out, fewer are computed at a time, which is told.
+    """
     tokens = [prompt_tokens(prompt, tokenizer) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: len(tokens[i]))
     config = _generation_config(model, tokenizer, decoding)
     answers: dict[int, Answer] = {}
-    torch.manual_seed(seed)
     model.eval()
     batch_size = decoding.batch_size or largest_batch(model, max(map(len, tokens), default=0) + max_new_tokens)
-    for chosen in (order[start : start + batch_size] for start in range(0, len(order), batch_size)):
-        batch = [tokens[i] for i in chosen]
-        generated = generate_batch(model, tokenizer, batch, config, max_new_tokens, round_tokens)
-        answers |= zip(chosen, generated, strict=True)
+    parts = 1  # of a batch, each computed by itself
+
+    def answer(batch: list[int]) -> list[dict[str, Any]]:
+        nonlocal parts
+        while True:
+            try:
+                torch.manual_seed(seed + order.index(batch[0]))  # whichever batches were computed before
+                size = -(-len(batch) // parts)
+                pieces = [[tokens[i] for i in batch[start : start + size]] for start in range(0, len(batch), size)]
+                return [
+                    asdict(one)
+                    for piece in pieces
+                    for one in generate_batch(model, tokenizer, piece, config, max_new_tokens, round_tokens)
+                ]
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or parts >= len(batch):
+                    raise
+            parts *= 2  # outside of the handler, as what is raised holds keys and values
+            release_freed_memory()
+            tell(f"  out of memory: {-(-batch_size // parts)} prompts are answered at a time instead of {batch_size}")
+
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        generated = kept.recall("answers", chosen, partial(answer, chosen))
+        answers |= zip(chosen, (Answer(**one) for one in generated), strict=True)
         advance(len(chosen))
     return [answers[i] for i in range(len(prompts))]
 

@@ -8,6 +8,7 @@ from finetune.data.splits import Message
 from finetune.runs.files import read_jsonl, write_jsonl
 
 PREDICTIONS, HISTORY = "predictions.jsonl", "history.jsonl"
+REPLIES = "replies"  # the folder in which a run keeps what was replied, until it is complete
 History = list[dict[str, float]]  # what training logged, by step
 OWN = ("place", "prompt", "reference")  # the columns of a row that are no arms
 

@@ -1,4 +1,6 @@
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from finetune.data.embedded import cache_folder
 
@@ -13,3 +15,12 @@ def answer_cache(tmp_path, monkeypatch):
             (folder / path.name).symlink_to(path)
     monkeypatch.setenv("FINETUNE_CACHE", str(folder))
     return folder / "base_answers"
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """Sixty-four words, no chat template: the plain form of a prompt is used."""
+    words = {f"w{i}": i for i in range(64)} | {"\n": 64}
+    backend = Tokenizer(models.WordLevel(words, unk_token="w3"))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="w0", bos_token="w1", eos_token="w2")

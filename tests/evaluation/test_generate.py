@@ -5,22 +5,12 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit
 from support import small_runs, tiny_models
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from finetune.config.schema import Eval
 from finetune.evaluation.generate import ROUND, Answer, dequantised, dequantised_bytes, generate_answers
 from finetune.model.shared_prefix_attention import ATTENTION, FAMILIES
 from finetune.training.tokenize import SEPARATOR_KEY
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """Sixty-four words, no chat template: the plain form of a prompt is used."""
-    words = {f"w{i}": i for i in range(64)} | {"\n": 64}
-    backend = Tokenizer(models.WordLevel(words, unk_token="w3"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="w0", bos_token="w1", eos_token="w2")
 
 
 def prompts():
