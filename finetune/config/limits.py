@@ -9,7 +9,7 @@ from finetune.config.spelling import spell
 # What a value has to be, in words -> the test of it, and the settings that it holds for.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "between 0 and 4294967295": (lambda v: 0 <= v < 2**32, "seed"),
-    "between 0 and 1": (lambda v: 0 <= v <= 1, "data.max_cut_share"),
+    "between 0 and 1": (lambda v: 0 <= v <= 1, "data.max_cut_share checkpoint.max_share"),
     "above 0 and below 1": (lambda v: 0 < v < 1, "data.validation_fraction data.test_fraction"),
     "above 0 and at most 1": (lambda v: 0 < v <= 1, "eval.top_p"),
     "above 0, and finite": (lambda v: 0 < v < math.inf, "trainer.learning_rate"),
@@ -21,7 +21,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "above 0": (
         lambda v: v > 0,
-        "plan.memory_gib plan.tflops sweep.time_limit "
+        "checkpoint.every_minutes plan.memory_gib plan.tflops sweep.time_limit "
         "trainer.num_train_epochs trainer.logging_steps trainer.eval_steps trainer.save_steps",
     ),
     "at least 0": (
@@ -32,7 +32,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "at least 1": (
         lambda v: v >= 1,
-        "data.max_train_rows adapter.r adapter.lora_alpha "
+        "max_nonfinite_steps data.max_train_rows adapter.r adapter.lora_alpha "
         "eval.max_prompts eval.harness_limit eval.batch_size eval.max_new_tokens "
         "sweep.repeat_best sweep.repeat_seeds "
         "trainer.per_device_train_batch_size trainer.per_device_eval_batch_size trainer.gradient_accumulation_steps",

@@ -1,9 +1,12 @@
 """Every setting matters: changing it changes something that can be observed, so none is read by nothing."""
 
 import json
+import math
 import tempfile
+import time
 from dataclasses import is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_type_hints
 from unittest.mock import MagicMock
 
@@ -31,7 +34,9 @@ from finetune.model.tokenizer import load_tokenizer
 from finetune.planning.plan import make_plan, require_memory
 from finetune.planning.workload import plan_prompts
 from finetune.reporting.wandb import start_tracking
-from finetune.runs.folder import data_name, run_folder, run_labels
+from finetune.runs.folder import data_name, move_aside, run_folder, run_labels
+from finetune.training.checkpoints import TimedCheckpoints
+from finetune.training.counters import Counters
 from finetune.training.prepare import PreparedRun, build_sft_config, prepare_run
 from finetune.training.tokenize import tokenize_splits
 
@@ -124,6 +129,10 @@ CHANGES = {
     "tracking.tags": ("[other]", []),
     "plan.memory_gib": ("1000", LOCAL),
     "plan.tflops": ("7", ["plan.tflops=5", *LOCAL]),
+    "checkpoint.every_minutes": ("50", ["checkpoint.max_share=1"]),
+    "checkpoint.max_share": ("0.5", []),
+    "overwrite": ("true", []),
+    "max_nonfinite_steps": ("2", [*LOCAL, "trainer=smoke", "trainer.eval_strategy=no", "force=true", "tracking=none"]),
     "stage": ("preview", [*LOCAL, "force=true", "tracking=none"]),
     "force": ("true", ["plan.memory_gib=0.01", *LOCAL]),
     "seed": ("7", []),
@@ -325,7 +334,39 @@ def planned(config, _, tiny_model):
     return made.measured, made.need.available // 2**40 if config.force else made.need.available > 900 * 2**30
 
 
+def time_checkpoints(config, *_):
+    """Whether a checkpoint is due a quarter of an hour and an hour after the last, which have taken a tenth so far."""
+    timed, due = TimedCheckpoints(config.checkpoint, Counters(seconds=10.0, checkpoint_seconds=1.0)), []
+    for minutes in (15, 60):
+        control = SimpleNamespace(should_save=False)
+        timed.saved_at = time.monotonic() - 60 * minutes
+        timed.on_step_end(None, None, control)
+        due.append(control.should_save)
+    return due
+
+
+def begin_again(config, _, tiny_model):
+    folder = tiny_model.parent / "begun"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text("# identity: another\nseed: 3\n")
+    return move_aside(config, folder)
+
+
+def train_on_nan(config, monkeypatch, tiny_model):
+    """What is said of a run whose every loss is NaN."""
+    config.model.source, config.model.path, config.output_dir = Source.local, str(tiny_model), str(tiny_model.parent)
+    config.quantization, config.trainer["max_steps"] = Quantization(), 5
+    loss = functional.cross_entropy
+    monkeypatch.setattr(functional, "cross_entropy", lambda *args, **given: loss(*args, **given) * math.nan)
+    with pytest.raises(FloatingPointError) as error:
+        run.run(config)
+    return str(error.value).partition(":")[0]
+
+
 OBSERVERS = {
+    "checkpoint": time_checkpoints,
+    "overwrite": begin_again,
+    "max_nonfinite_steps": train_on_nan,
     "plan": planned,
     "force": planned,
     "data.max_cut_share": check_rows,
