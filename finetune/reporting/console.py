@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, cast
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from rich.console import Console, RenderableType
 
@@ -19,7 +19,7 @@ from finetune.reporting.tables import (
 )
 from finetune.runs.folder import weight_storage
 from finetune.runs.predictions import PREDICTIONS, Prediction, read_predictions
-from finetune.runs.result import EvaluationResult, RunResult, Verdict
+from finetune.runs.result import EvaluationResult, RunResult, TrainingResult, Verdict
 from finetune.secrets import MaskedStream
 
 if TYPE_CHECKING:
@@ -99,9 +99,27 @@ class RunConsole:
             f"{training.tokens_per_second:,.0f} tokens/s; {sum(result.seconds.values()):.0f} s{since}; "
             f"peak memory {training.peak_memory_bytes / GIB:.1f} GiB."
         )
+        self._show_faults(training, result.config["trainer"])
         saved = "adapter" if result.config["adapter"]["enabled"] else "model"
         self.print(f"In {self.folder}: report.html, {saved}/, predictions.jsonl, result.json, config.yaml, log.txt")
         self.print("Next: change a setting (adapter.r=32), try several (-m adapter.r=8,32), or see --help.")
+
+    def _show_faults(self, training: TrainingResult, settings: dict[str, Any]) -> None:
+        """What was done against faults, and what checkpoints cost, in a line each."""
+        if training.checkpoints:
+            share = training.checkpoint_seconds / max(training.seconds, 1e-9)
+            self.print(
+                f"{training.checkpoints} checkpoints took {training.checkpoint_seconds:.1f} s, {share:.1%} of training."
+            )
+        if training.skipped_updates:
+            self.print(
+                f"{training.skipped_updates} of {training.steps} steps had a loss or gradient that is not finite, and "
+                "changed nothing.",
+                style="yellow",
+            )
+        if training.rows_at_a_time < settings.get("per_device_train_batch_size", training.rows_at_a_time):
+            at_a_time = f"{training.rows_at_a_time} rows at a time"
+            self.print(f"Memory ran out in training: {at_a_time}, more of them one after the other.", style="yellow")
 
     def _show_scores(self, evaluation: EvaluationResult, verdict: Verdict) -> None:
         self.print(to_rich(score_table(evaluation, verdict.against).without("p", "test")))

@@ -77,7 +77,7 @@ def tell_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        full = isinstance(error, OSError) and error.errno in FULL
+        full = (isinstance(error, OSError) and error.errno in FULL) or "No space left on device" in str(error)
         written = isinstance(error, OSError | RuntimeError) or type(error).__name__ == "SafetensorError"
         if full or (written and shutil.disk_usage(folder).free < LEAST_FREE):
             raise DiskFullError(

@@ -21,7 +21,7 @@ from finetune.machine.process_memory import release_freed_memory
 from finetune.model.adapter import trained_parameters
 from finetune.model.base import TrainedModel
 from finetune.model.shared_prefix_attention import shares_prefixes
-from finetune.runs.files import remove_folder, replace_folder
+from finetune.runs.files import remove_folder, replace_folder, tell_full_disk
 from finetune.runs.folder import list_checkpoints
 from finetune.runs.outcome import is_out_of_memory
 from finetune.training.checkpoints import commit_checkpoint, find_fault, prepare_checkpoint, remove_older
@@ -141,7 +141,7 @@ class Trainer(SFTTrainer):
         )
         return True
 
-    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:
+    def _get_grad_norm(self, model: torch.nn.Module, grad_norm: Any = None) -> Any:  # private: transformers, as below
         norm = super()._get_grad_norm(model, grad_norm)  # private: transformers, called when a gradient is complete
         self._end_step(model, norm)
         return norm
@@ -236,9 +236,10 @@ class Trainer(SFTTrainer):
         started, folder = time.perf_counter(), Path(str(self.args.output_dir))
         checkpoint, unfinished = folder / f"checkpoint-{self.state.global_step}", prepare_checkpoint(folder)
         try:
-            with set_for_a_moment(vars(self.args), "output_dir", str(unfinished)):
-                super()._save_checkpoint(model, trial)  # private: transformers, callbacks are called too late
-            self._complete_checkpoint(unfinished / checkpoint.name, checkpoint)
+            with tell_full_disk(folder.parent):
+                with set_for_a_moment(vars(self.args), "output_dir", str(unfinished)):
+                    super()._save_checkpoint(model, trial)  # private: transformers, callbacks are called too late
+                self._complete_checkpoint(unfinished / checkpoint.name, checkpoint)
         except Exception:
             remove_folder(unfinished)  # which may have filled the disk
             raise
