@@ -236,9 +236,9 @@ class Trainer(SFTTrainer):
         started, folder = time.perf_counter(), Path(str(self.args.output_dir))
         checkpoint, unfinished = folder / f"checkpoint-{self.state.global_step}", prepare_checkpoint(folder)
         try:
+            with tell_full_disk(folder.parent), set_for_a_moment(vars(self.args), "output_dir", str(unfinished)):
+                super()._save_checkpoint(model, trial)  # private: transformers, callbacks are called too late
             with tell_full_disk(folder.parent):
-                with set_for_a_moment(vars(self.args), "output_dir", str(unfinished)):
-                    super()._save_checkpoint(model, trial)  # private: transformers, callbacks are called too late
                 self._complete_checkpoint(unfinished / checkpoint.name, checkpoint)
         except Exception:
             remove_folder(unfinished)  # which may have filled the disk
