@@ -236,10 +236,8 @@ class Trainer(SFTTrainer):
         started, folder = time.perf_counter(), Path(str(self.args.output_dir))
         checkpoint, unfinished = folder / f"checkpoint-{self.state.global_step}", prepare_checkpoint(folder)
         try:
-            with tell_full_disk(folder.parent), set_for_a_moment(vars(self.args), "output_dir", str(unfinished)):
-                super()._save_checkpoint(model, trial)  # private: transformers, callbacks are called too late
             with tell_full_disk(folder.parent):
-                self._complete_checkpoint(unfinished / checkpoint.name, checkpoint)
+                self._write_checkpoint(model, trial, unfinished, checkpoint)
         except Exception:
             remove_folder(unfinished)  # which may have filled the disk
             raise
@@ -250,8 +248,11 @@ class Trainer(SFTTrainer):
         if self.divergence:
             raise FloatingPointError(self.divergence + newest_note(folder.parent))
 
-    def _complete_checkpoint(self, unfinished: Path, checkpoint: Path) -> None:
-        """Add to what transformers has written, and give the checkpoint its name."""
+    def _write_checkpoint(self, model: torch.nn.Module, trial: Any, folder: Path, checkpoint: Path) -> None:
+        """Write all of a checkpoint into another folder, then give it its name."""
+        with set_for_a_moment(vars(self.args), "output_dir", str(folder)):
+            super()._save_checkpoint(model, trial)  # private: transformers, callbacks are called too late
+        unfinished = folder / checkpoint.name
         best = checkpoint.with_name(f"checkpoint-{self.state.best_global_step}")
         if best == checkpoint or best.exists():  # transformers looks for it where this one is written
             self.state.best_model_checkpoint = str(best)
