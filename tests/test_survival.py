@@ -1,7 +1,11 @@
 """Whatever happens to a run, it says so, loses nothing that was good, and ends as if nothing had happened."""
 
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -155,3 +159,60 @@ def test_killed_at_random_moments_it_ends_bit_for_bit_as_if_nothing_had_happened
         assert result.evaluation.arms[arm].scores == scored.scores
     for name in ("steps", "tokens", "loss_tokens", "train_loss", "validation_loss"):
         assert getattr(result.training, name) == getattr(expected.training, name)
+
+
+def launch(overrides, places=(ROOT, ROOT)):
+    """Two processes of one run, each begun in its place."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(ROOT / "run.py"), *overrides],
+            env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=place,
+        )
+        for rank, place in enumerate(places)
+    ]
+
+
+def ends(processes):
+    """The exit codes of processes and what they said of errors."""
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    return [process.returncode for process in processes], "".join(errors)
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_killed_continue_to_the_result_that_they_would_have_had(tiny_run, monkeypatch):
+    settings = [*tiny_run, "trainer.max_steps=60", "trainer.save_steps=5", "trainer.eval_strategy=no"]
+    settings += ["adapter.lora_dropout=0.1", "trainer.num_train_epochs=1", "trainer.logging_steps=3"]
+    whole, killed = [*settings, "name=whole"], [*settings, "name=killed"]
+    assert ends(launch(whole))[0] == [0, 0]
+    processes = launch(killed)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    while len(list_checkpoints(folder_of(killed))) < 2:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    assert ends(processes)[0] == [-signal.SIGKILL] * 2
+    codes, errors = ends(launch(killed))
+    assert codes == [0, 0], errors
+    assert losses(killed) == losses(whole)
+    ours = weights(killed)
+    assert all(torch.equal(ours[name], weight) for name, weight in weights(whole).items())
+    assert (folder_of(killed) / "predictions.jsonl").read_text() == (folder_of(whole) / "predictions.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_whose_processes_do_not_share_a_folder_is_refused(tiny_run, tmp_path):
+    places = [tmp_path / "one", tmp_path / "other"]
+    for place in places:
+        place.mkdir()
+    codes, errors = ends(launch([*tiny_run, "output_dir=outputs"], places))
+    assert codes == [2, 2], errors
+    assert errors.count("process 1 of 2 does not see this folder of the first process") == 2
+    assert not (places[0] / "outputs" / "checkpoints").exists()

@@ -49,7 +49,8 @@ def require_shared(file: Path, content: str) -> None:
         return
     from accelerate.utils import gather_object
 
-    seen = file.exists() and file.read_text(encoding="utf-8") == agree(lambda: content)
+    written = agree(lambda: content)
+    seen = file.exists() and file.read_text(encoding="utf-8") == written
     without = [rank for rank, sees in enumerate(gather_object([seen])) if not sees]
     if without:
         raise UserError(
