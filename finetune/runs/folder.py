@@ -136,7 +136,7 @@ def hold_run(config: Config, run: Path) -> Iterator[None]:
 
     Raises UserError if another is at the run, or has completed it, or where the run's processes do not all see it.
     """
-    is_new = not run.exists()
+    is_new, is_first = not run.exists(), not (run / CONFIG).exists()
     with ExitStack() as held:
         agree(lambda: _begin(config, run, held))
         settings = (run / CONFIG).read_text(encoding="utf-8") if is_main_process() else ""
@@ -144,8 +144,10 @@ def hold_run(config: Config, run: Path) -> Iterator[None]:
             require_shared(run / CONFIG, settings)
             yield
         except UserError:
-            if is_new and is_main_process() and not list_checkpoints(run):
-                remove_folder(run)  # of a run that was refused at once there is nothing to keep
+            if is_first and is_main_process() and not list_checkpoints(run):  # of a run that was refused at once
+                (run / CONFIG).unlink(missing_ok=True)  # which would refuse the one that heeds what was told
+                if is_new:
+                    remove_folder(run)
             raise
 
 
