@@ -525,10 +525,11 @@ def test_a_signal_ends_training_with_a_checkpoint_from_which_it_continues(tiny_r
 
 
 @pytest.mark.slow
-def test_a_signal_while_nothing_is_trained_ends_the_run_at_once(tiny_run, tmp_path):
+@pytest.mark.parametrize("begun", ["config.yaml", "adapter"])  # while it imports, and while it answers
+def test_a_signal_while_nothing_is_trained_ends_the_run_at_once(tiny_run, tmp_path, begun):
     process = start(*tiny_run, "eval.max_prompts=40", "eval.max_new_tokens=200", "name=asked")
     folder = tmp_path / "outputs" / "asked"
-    while not (folder / "adapter").exists():
+    while not (folder / begun).exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

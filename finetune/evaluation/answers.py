@@ -67,7 +67,7 @@ def answer_prompts(
                 show(name, arm)
         for name in (name for name in arms if name.startswith("tuned")):  # in one order in all processes
             started = time.perf_counter()
-            replies = reply(name, arms[name])
+            replies = reply(name, arms[name], _request(model, tokenizer, prompts, arms[name]))
             seconds = time.perf_counter() - started
             answered[name] = Arm(replies, seconds, reused=False, precision=answering_precision(model))
             show(name, answered[name])
@@ -96,7 +96,7 @@ def _base_arms(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Prompts,
     cache: AnswerCache,
-    reply: Callable[[str, PromptSet], list[Reply]],
+    reply: Callable[[str, PromptSet, dict[str, Any]], list[Reply]],
     advance: Callable[[str, int], None],
 ) -> Iterator[tuple[str, Arm]]:
     """The base model's arms, each once it is complete; replies that another run is computing are waited for last."""
@@ -105,7 +105,7 @@ def _base_arms(
         for name, prompt_set in list(arms.items()):
             started = time.perf_counter()
             request = _request(model, tokenizer, prompts, prompt_set)
-            recalled = cache.recall(request, partial(reply, name, prompt_set), wait)
+            recalled = cache.recall(request, partial(reply, name, prompt_set, request), wait)
             if recalled is None:
                 continue
             replies, reused = recalled
@@ -143,11 +143,11 @@ def _reply(
     advance: Callable[[str, int], None],
     arm: str,
     prompt_set: PromptSet,
+    request: dict[str, Any],
 ) -> list[Reply]:
     """The model's answers, of which this process computes its share, and how likely it finds the references."""
     count, state = len(prompt_set.examples), PartialState()
-    request = [cache.base, _request(model, tokenizer, prompts, prompt_set)]
-    kept = open_replies(cache.kept, model, request, is_base=not arm.startswith("tuned"))
+    kept = open_replies(cache.kept, model, [cache.base, request], is_base=not arm.startswith("tuned"))
     answers: list[Any] = [None] * count
     likelihoods: list[Any] = [None] * count
     if prompts.need_answers:

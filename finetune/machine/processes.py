@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from finetune.errors import UserError
 
@@ -29,18 +29,17 @@ def agree(find: Callable[[], Found]) -> Found:
     from accelerate.utils import broadcast_object_list
 
     PartialState(cpu=not torch.cuda.is_available())  # joins the others
-    answer: list[Found | None] = [None]
-    errors: list[Exception | None] = [None]
+    found: list[Any] = [None, None]  # what was found, or the mistake that was
     if is_main_process():
         try:
-            answer = [find()]
+            found[0] = find()
         except UserError as error:
-            errors = [error]
-    broadcast_object_list(errors)
-    if errors[0]:
-        raise errors[0]
-    broadcast_object_list(answer)
-    return answer[0]  # type: ignore[return-value]
+            found[1] = error
+    broadcast_object_list(found)
+    if found[1]:
+        raise found[1]
+    found_by_first: Found = found[0]
+    return found_by_first
 
 
 def require_shared(file: Path, content: str) -> None:

@@ -96,14 +96,10 @@ class TrainingProgress(TrainerCallback):
             self.console.print(f"  step {state.global_step}/{state.max_steps}: {self._note()}")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.stop()
+        self.bar.stop()
         if args.load_best_model_at_end and state.best_metric is not None:  # the model is that of another step
             self.validation_loss = state.best_metric
         self.peak_memory_bytes = peak_memory_bytes()
-
-    def stop(self) -> None:
-        """Take the bar away."""
-        self.bar.stop()
 
     def result(self) -> TrainingResult:
         """What training did."""

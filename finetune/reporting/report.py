@@ -74,7 +74,7 @@ def keep_history(folder: Path, watch: TrainingProgress) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        watch.stop()
+        watch.bar.stop()
         if watch.history and watch.console.logs:
             write_jsonl(folder / HISTORY, watch.history)
         raise

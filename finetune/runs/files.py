@@ -13,8 +13,6 @@ from finetune.errors import UserError
 from finetune.secrets import without_secrets
 
 HYDRAS_RECORD = "multirun.yaml"  # into which Hydra writes the settings of a grid, in the folder of all runs
-
-
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LEAST_FREE = 2**20  # bytes; with fewer, a library's error while it writes a file is taken for one of a full disk
 

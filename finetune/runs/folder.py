@@ -18,7 +18,7 @@ from finetune.data.splits import data_digest
 from finetune.errors import UserError
 from finetune.machine.processes import agree, is_main_process, process_count, require_shared
 from finetune.runs.files import remove_folder, write_text
-from finetune.runs.lock import BusyError, lock_folder
+from finetune.runs.lock import LOCK, BusyError, lock_folder
 from finetune.runs.result import RESULT, SELECTION, RunResult, read_result
 from finetune.secrets import without_secrets
 
@@ -174,6 +174,7 @@ def move_aside(config: Config, run: Path) -> Path | None:
     with lock_folder(run):
         aside = next(path for i in range(1, 10_000) if not (path := run.with_name(f"{run.name}-before-{i}")).exists())
         run.rename(aside)
+        (aside / LOCK).unlink()  # this process's own
     return aside
 
 

@@ -41,9 +41,10 @@ def lock_folder(folder: Path, lease_seconds: float = LEASE_SECONDS) -> Iterator[
         raise BusyError(
             f"{folder}: another process is at this run ({_describe(lease)}). Wait for it, or choose another name=NAME."
         ) from error
-    with lease:
-        lease.release()  # `with` has taken it once more
+    try:
         yield
+    finally:
+        lease.release()
 
 
 def is_locked(folder: Path) -> bool:

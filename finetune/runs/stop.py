@@ -12,7 +12,7 @@ from types import FrameType
 
 from finetune.config.schema import Config
 from finetune.machine.processes import is_main_process
-from finetune.runs.outcome import Preempted, RunState, conclude_run
+from finetune.runs.outcome import Preempted, RunState, conclude_run, state_after_error
 
 # Of schedulers before they kill, of Slurm's --signal=USR1, and of Ctrl-C.
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -62,7 +62,7 @@ def catch_signals(config: Config, folder: Path) -> Iterator[StopRequest]:
     try:
         yield request
     except Exception as error:
-        if request.stop is None or isinstance(error, FloatingPointError):
+        if request.stop is None or state_after_error(error) is not RunState.failed:
             raise
         # the signal ended a process that this one needs, such as a data loader's, or was raised where it is not heard
         _note_stop(config, folder, request.stop, started)

@@ -9,12 +9,12 @@ from types import MappingProxyType
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from finetune.config.schema import Checkpoint
 from finetune.data.checksums import sha256_of_file
 from finetune.errors import UserError
+from finetune.machine.processes import agree
 from finetune.runs.files import flush, remove_folder
 from finetune.runs.folder import list_checkpoints
 from finetune.training.counters import Counters
@@ -40,10 +40,9 @@ class TimedCheckpoints(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.settings.every_minutes is None or control.should_save:
             return
-        counters, due = self.counters, [time.monotonic() - self.saved_at >= 60 * self.settings.every_minutes]
-        due[0] &= counters.checkpoint_seconds <= self.settings.max_share * counters.seconds
-        broadcast_object_list(due)  # the clocks of processes differ
-        control.should_save = due[0]
+        is_time = time.monotonic() - self.saved_at >= 60 * self.settings.every_minutes
+        is_cheap = self.counters.checkpoint_seconds <= self.settings.max_share * self.counters.seconds
+        control.should_save = agree(lambda: is_time and is_cheap)  # the clocks of processes differ
 
 
 def prepare_checkpoint(checkpoints: Path) -> Path:
@@ -95,18 +94,18 @@ def find_checkpoint(
 
     Raises UserError where it comes from another `origin`: other rows, or another base model.
     """
-    chosen: list[Path | None] = [None]
-    if PartialState().is_main_process:
-        for checkpoint in list_checkpoints(run):
-            if not (fault := find_fault(checkpoint)):
-                _require_origin(checkpoint, origin)
-                chosen = [checkpoint]
-                log(f"  continues from {checkpoint.name}{_changed_versions(checkpoint)}")
-                break
-            aside = _set_aside(checkpoint)
-            log(f"  {checkpoint.name} is broken and set aside as {aside.name}: {fault}")
-    broadcast_object_list(chosen)
-    return chosen[0]
+    return agree(lambda: _find_whole(run, log, origin))
+
+
+def _find_whole(run: Path, log: Callable[[str], object], origin: Mapping[str, Any]) -> Path | None:
+    for checkpoint in list_checkpoints(run):
+        if not (fault := find_fault(checkpoint)):
+            _require_origin(checkpoint, origin)
+            log(f"  continues from {checkpoint.name}{_changed_versions(checkpoint)}")
+            return checkpoint
+        aside = _set_aside(checkpoint)
+        log(f"  {checkpoint.name} is broken and set aside as {aside.name}: {fault}")
+    return None
 
 
 def find_fault(checkpoint: Path, compare_checksums: bool = True) -> str:

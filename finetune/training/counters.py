@@ -20,7 +20,7 @@ class Counters:
     skipped_in_a_row: int = 0
     parts: int = 1  # in so many a micro-batch is computed, one after the other; more than one where memory ran out
     checkpoints: int = 0
-    checkpoint_seconds: float = 0.0  # spent in writing them
+    checkpoint_seconds: float = 0.0  # spent in writing them; in a checkpoint, those before it
 
     def write(self, checkpoint: Path) -> None:
         """Add this process's file to a checkpoint."""

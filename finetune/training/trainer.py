@@ -243,7 +243,6 @@ class Trainer(SFTTrainer):
             raise
         if self.args.should_save and self.args.save_total_limit:
             remove_older(folder, self.args.save_total_limit, self.state.best_model_checkpoint)
-        self.counters.checkpoints += 1
         self.counters.checkpoint_seconds += time.perf_counter() - started
         if self.divergence:
             raise FloatingPointError(self.divergence + newest_note(folder.parent))
@@ -259,6 +258,7 @@ class Trainer(SFTTrainer):
         if self.args.should_save:
             self.state.save_to_json(str(unfinished / "trainer_state.json"))
         self.accelerator.wait_for_everyone()  # for the folder to be there
+        self.counters.checkpoints += 1
         self.counters.write(unfinished)
         commit_checkpoint(unfinished, checkpoint, {"step": self.state.global_step, **self.origin})
 

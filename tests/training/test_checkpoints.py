@@ -6,7 +6,14 @@ from itertools import count
 
 import pytest
 
-from finetune.training.checkpoints import commit_checkpoint, find_checkpoint, find_fault, prepare_checkpoint
+from finetune.errors import UserError
+from finetune.training.checkpoints import (
+    commit_checkpoint,
+    find_checkpoint,
+    find_fault,
+    prepare_checkpoint,
+    remove_older,
+)
 
 FILES = ["adapter_model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json", "more/a.bin"]
 DAMAGES = {
@@ -109,3 +116,19 @@ def test_other_versions_are_told_where_a_run_continues(tmp_path):
 
 def test_the_arguments_that_transformers_pickles_are_not_kept(tmp_path):
     assert not (save(tmp_path, 4) / "training_args.bin").exists()
+
+
+def test_older_checkpoints_are_removed_but_the_best_and_those_that_a_broken_one_does_not_stand_for(tmp_path):
+    for step in (2, 4, 6, 8, 10):
+        save(tmp_path, step)
+    checkpoints = tmp_path / "checkpoints"
+    os.truncate(checkpoints / "checkpoint-8" / "optimizer.pt", 0)
+    remove_older(checkpoints, 2, str(checkpoints / "checkpoint-2"))
+    assert {path.name[11:] for path in checkpoints.glob("checkpoint-*")} == {"2", "6", "8", "10"}
+
+
+def test_a_checkpoint_of_other_rows_or_another_base_is_refused(tmp_path):
+    save(tmp_path, 4)
+    assert find_checkpoint(tmp_path, lambda _: None, {"data": "fingerprint"}).name == "checkpoint-4"
+    with pytest.raises(UserError, match=r"trained from other rows \(fingerprint, now changed\).*overwrite=true"):
+        find_checkpoint(tmp_path, lambda _: None, {"data": "changed"})
