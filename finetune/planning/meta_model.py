@@ -92,7 +92,7 @@ def _most_alive(tuned: TrainedModel, call: Callable[[], None]) -> Parts:
         call()
     for hook in hooks:
         hook.remove()
-    return dict(ledger.peak)
+    return dict(+ledger.peak)  # without what counts nothing
 
 
 class _Ledger(TorchDispatchMode):
@@ -110,8 +110,8 @@ class _Ledger(TorchDispatchMode):
         if func is item and isinstance(args[0], FakeTensor):
             return 1.0  # a metric that is only logged
         for tensor in tree_leaves((args, kwargs)):
-            if isinstance(tensor, torch.Tensor):  # was there before; a view of it may come out
-                self.held.setdefault(id(tensor.untyped_storage()), ("before", 0))
+            if isinstance(tensor, torch.Tensor) and id(storage := tensor.untyped_storage()) not in self.held:
+                self._hold(storage, "before", 0)  # a view of it may come out
         if func is torch.ops.aten.index.Tensor:
             args = (args[0], _without_masks(args[1]))
         result = func(*args, **(kwargs or {}))
@@ -135,11 +135,15 @@ class _Ledger(TorchDispatchMode):
         if key in self.held:
             return
         part = "logits" if tensor.dim() and tensor.shape[-1] == self.vocabulary else "activations"
-        self.held[key] = (part, size)
+        self._hold(storage, part, size)
         self.alive[part] += size
-        finalize(storage, self._forget, key)
         if self.alive.total() > self.peak.total():
             self.peak = Counter(self.alive)
+
+    def _hold(self, storage: torch.UntypedStorage, part: str, size: int) -> None:
+        """Remember a storage until it is gone, as another may then have its id."""
+        self.held[id(storage)] = (part, size)
+        finalize(storage, self._forget, id(storage))
 
     def _forget(self, key: int) -> None:
         part, size = self.held.pop(key)

@@ -71,3 +71,15 @@ def test_tensors_count_while_they_are_alive(tiny_run):
             "logits": 7 * vocabulary * size,
         }
     assert compiled is chunked_logprob._TRITON_AVAILABLE
+
+
+def test_a_tensor_counts_that_has_the_address_of_one_that_is_gone(tiny_run):
+    planned = planned_run(*tiny_run)
+    model = build_meta_model(planned.prepared.meta_model, planned.config, planned.machine)
+    before, kept = [torch.zeros(1000) for _ in range(100)], []
+
+    def use_up():
+        while before:
+            kept.append(before.pop() + 1)
+
+    assert peak_tensor_bytes(model, use_up) == {"activations": 100 * 4000}
